@@ -1,0 +1,41 @@
+"""The errors that fastgar raises beyond Python's own, and the sentence for an unknown name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+__all__ = ["TooManyFaults", "unknown"]
+
+
+class TooManyFaults(ValueError):
+    """More rows hold NaN or infinity than the rule was asked to survive.
+
+    Attributes
+    ----------
+    rows : tuple of int
+        Indices of the rows with at least one non-finite entry.
+    f : int
+        How many the rule tolerates.
+    """
+
+    def __init__(self, rows: Sequence[int], f: int) -> None:
+        self.rows = tuple(int(row) for row in rows)
+        self.f = f
+        listed = ", ".join(map(str, self.rows[:20])) + (", ..." if len(self.rows) > 20 else "")
+        plural = "" if len(self.rows) == 1 else "s"
+        super().__init__(
+            f"{len(self.rows)} row{plural} hold NaN or infinity (row{plural} {listed}) "
+            f"but the rule tolerates f = {f}"
+        )
+
+    def __reduce__(self) -> tuple[type[TooManyFaults], tuple[tuple[int, ...], int]]:
+        return type(self), (self.rows, self.f)
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
+    """Return the error for a `name` that is not among the `known` ones of its `kind`."""
+    names = sorted(known)
+    close = get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)
+    return ValueError(f"unknown {kind} {name!r}: {hint}")
