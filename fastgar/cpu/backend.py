@@ -1,0 +1,274 @@
+"""The three primitives on CPU memory: from addresses and NumPy n x n matrices to kernel calls."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgar.cpu import CHUNK
+from fastgar.cpu import columns as column_kernels
+from fastgar.cpu.combine import COMBINE
+from fastgar.cpu.combine import STEP as COMBINE_STEP
+from fastgar.cpu.distances import PARTIALS, SPAN, add_in_order, complete, overflows
+from fastgar.cpu.threads import get_threads, run
+from fastgar.cpu.vectors import CODES, ITEMSIZE, computing, lanes
+from fastgar.cpu.votes import VOTES
+
+if TYPE_CHECKING:
+    from fastgar.primitives import Statistic
+
+__all__ = [
+    "CHUNK", "ITEMSIZE", "ORIGIN", "add_distances", "add_inner", "columns", "combine", "complete",
+    "finite", "numbers", "view",
+]  # fmt: skip
+
+Matrix = NDArray[np.float64]
+Addresses = NDArray[np.int64]
+
+FIXED_ROWS = 128  # up to here a kernel for exactly n rows pays; its compile time grows with n
+PARTIAL_BYTES = 16 << 20  # for the partial matrices that wait to be added in order
+ZEROS = np.zeros(SPAN)
+ORIGIN = ZEROS.ctypes.data  # the address that stands for a row of zeros
+
+
+def address(array: NDArray[Any]) -> int:
+    """Return where a writable array begins, five times faster than ``array.ctypes.data``."""
+    memory: Any = array
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def view(place: int, count: int, dtype: str) -> NDArray[Any]:
+    """Return the `count` numbers at `place` as an array (bfloat16: as unsigned integers)."""
+    kind = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+    memory: Any = (ctypes.c_char * (count * kind.itemsize)).from_address(place)
+    values: NDArray[Any] = np.frombuffer(memory, dtype=kind, count=count)
+    return values
+
+
+def numbers(place: int, count: int, dtype: str) -> Matrix:
+    """Return the `count` numbers at `place` in double precision."""
+    values = view(place, count, dtype)
+    if dtype == "bfloat16":
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float64)
+
+
+def finite(place: int, count: int, dtype: str) -> bool:
+    """Return whether all of the `count` numbers at `place` are finite."""
+    size = ITEMSIZE[dtype]
+    return all(
+        np.isfinite(numbers(place + begin * size, min(CHUNK, count - begin), dtype)).all()
+        for begin in range(0, count, CHUNK)
+    )
+
+
+def _pieces(columns: int, step: int) -> int:
+    return columns // step or 1
+
+
+def _padded(
+    rows: Addresses, columns: int, dtype: str, width: int
+) -> tuple[Addresses, NDArray[np.uint8]]:
+    """Copy rows that are shorter than a kernel's vectors into zeroed memory of that width."""
+    size = ITEMSIZE[dtype]
+    copy = np.zeros((len(rows), width * size), dtype=np.uint8)
+    target = copy.ctypes.data + np.arange(len(rows)) * (width * size)
+    for source, place in zip(rows.tolist(), target.tolist(), strict=True):
+        ctypes.memmove(place, source, columns * size)
+    return target, copy
+
+
+def _accumulate(
+    total: Matrix, rows: Addresses, columns: int, dtype: str, *, staged: bool, products: bool,
+    fresh: bool = False, pivot: int = 0, scales: Matrix | None = None,
+) -> None:  # fmt: skip
+    """Add the partial matrices of all chunks to the upper triangle of `total`, in order."""
+    points = len(rows)
+    compute = "float64" if products else computing(dtype)
+    fixed = rows == ORIGIN  # the origin is one short row of zeros that does not move along
+    moves = (~fixed).astype(np.int64) if fixed.any() else None
+    chunks = -(-columns // CHUNK)
+    slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
+    alone = fresh and chunks == 1  # then the one partial matrix is the result
+    partials = total[np.newaxis] if alone else np.empty((slots, points, points))
+    flags = np.empty(slots, dtype=np.int64)
+
+    def compute_partials(staged: bool, compute: str, first: int, count: int, only: int) -> None:
+        constants = (int(staged), int(products), CODES[dtype], CODES[compute])
+        run(
+            PARTIALS.specialised(*constants), address(rows), 0 if moves is None else address(moves),
+            points, columns, first, count, only, address(partials), pivot,
+            0 if scales is None else address(scales), *constants, 0,
+            pieces=count,
+        )  # fmt: skip
+
+    for first in range(0, chunks, slots):
+        batch = partials[: min(slots, chunks - first)]
+        if not alone:
+            batch[:] = 0.0
+        compute_partials(staged, compute, first, len(batch), 0)
+        if compute == "float32" and overflows(batch, flags):
+            batch[flags[: len(batch)] != 0] = 0.0
+            compute_partials(True, "float64", first, len(batch), address(flags))
+        if not alone:
+            add_in_order(total, batch)
+
+
+def add_distances(
+    total: Matrix, rows: Addresses, columns: int, dtype: str, *, fresh: bool = False
+) -> None:
+    """Add squared distances to the upper triangle of `total`, NaN to the diagonal of bad rows.
+
+    `fresh` says that `total` is all zeros.
+    """
+    if columns:
+        staged = dtype in ("float16", "bfloat16")
+        _accumulate(total, rows, columns, dtype, staged=staged, products=False, fresh=fresh)
+
+
+def add_inner(
+    total: Matrix, rows: Addresses, columns: int, dtype: str, pivot: int, scales: Matrix
+) -> None:
+    """Add inner products of scales_i * (row_i - row_pivot) to the upper triangle of `total`."""
+    if columns:
+        _accumulate(
+            total, rows, columns, dtype, staged=True, products=True, pivot=pivot, scales=scales
+        )
+
+
+def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Addresses) -> None:
+    """Write the k rows of `weights` (k, n) times X at the k addresses `outs`."""
+    if not columns or not len(weights):
+        return
+    used = _read(weights)
+    if not len(used):
+        for out, row in zip(outs.tolist(), weights, strict=True):
+            view(out, columns, dtype)[:] = _not_a_number(dtype) if np.isnan(row).any() else 0
+        return
+    if len(used) < len(rows):
+        weights, rows = weights[:, used], rows[used]
+    size = ITEMSIZE[dtype]
+    narrow = np.ascontiguousarray(weights, dtype=computing(dtype))
+    width = 4 * lanes(dtype)
+    short = columns < width
+    targets, span = outs, columns
+    if short:
+        rows, _rows = _padded(rows, columns, dtype, width)
+        targets, _result = _padded(outs, 0, dtype, width)
+        span = width
+    constants = (CODES[dtype],)
+    pieces = _pieces(span, COMBINE_STEP)
+    run(
+        COMBINE.specialised(*constants), address(rows), len(rows), address(narrow),
+        narrow.strides[0], len(narrow), address(targets), span, pieces, *constants, 0,
+        pieces=pieces,
+    )  # fmt: skip
+    if short:
+        for out, target in zip(outs.tolist(), targets.tolist(), strict=True):
+            ctypes.memmove(out, target, columns * size)
+
+
+def _read(weights: Matrix) -> NDArray[np.intp]:
+    """Return which rows have a weight anywhere.
+
+    A row of weights that is NaN stands for a faulty row of the result, and needs none in
+    particular: NaN times any row is NaN.
+    """
+    nonzero = weights != 0.0
+    if len(weights) > 1 or weights[0, 0] != weights[0, 0]:
+        nonzero &= weights == weights
+    return np.flatnonzero(nonzero.any(axis=0) if len(weights) > 1 else nonzero[0])
+
+
+def _not_a_number(dtype: str) -> Any:
+    return np.uint16(0x7FC0) if dtype == "bfloat16" else np.dtype(dtype).type(np.nan)
+
+
+class _Tiers:
+    """Decides when a kernel for exactly these constants is worth its compile time.
+
+    The kernel for any number of rows gives the same bits. A combination is compiled when it comes
+    twice in a row, or for the eighth time: where n changes from call to call, nothing compiles.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[tuple[int, ...]] = Counter()
+        self.last: tuple[int, ...] | None = None
+        self.fresh = True
+
+    def worth(self, key: tuple[int, ...]) -> bool:
+        self.calls[key] += 1
+        again, self.last = self.last == key, key
+        first, self.fresh = self.fresh, False
+        return first or again or self.calls[key] >= 8
+
+
+_tiers = _Tiers()
+
+
+def columns(
+    rows: Addresses, count: int, dtype: str, statistic: Statistic, mixing: Matrix | None, out: int,
+    *, careful: bool = False,
+) -> None:  # fmt: skip
+    """Write the statistic of each of `count` columns of X, or of mixing @ X, at `out`."""
+    if not count:
+        return
+    if statistic.kind == "mean":
+        share = np.full((1, len(rows)), 1 / len(rows)) if mixing is None else mixing.mean(axis=0)
+        combine(np.atleast_2d(share), rows, count, dtype, np.array([out]))
+        return
+    narrow = None
+    if mixing is not None:
+        used = _read(mixing)
+        if len(used) < len(rows):
+            used = used if len(used) else np.zeros(1, dtype=np.intp)
+            mixing, rows = mixing[:, used], rows[used]
+        narrow = np.ascontiguousarray(mixing, dtype=computing(dtype))
+    size = ITEMSIZE[dtype]
+    width = lanes(dtype) * (1 if mixing is None else 4)
+    if count < width:
+        padded, _rows = _padded(rows, count, dtype, width)
+        result = np.empty(width * size, dtype=np.uint8)
+        _columns(padded, width, dtype, statistic, narrow, address(result), careful)
+        ctypes.memmove(out, address(result), count * size)
+    else:
+        _columns(rows, count, dtype, statistic, narrow, out, careful)
+
+
+def _columns(
+    rows: Addresses, count: int, dtype: str, statistic: Statistic, mixing: Any, out: int,
+    careful: bool,
+) -> None:  # fmt: skip
+    pieces = _pieces(count, column_kernels.STEP)
+    code, compute = CODES[dtype], CODES[computing(dtype)]
+    source: tuple[int, ...]
+    if statistic.kind in ("finite_mean", "sign"):
+        constants: tuple[int, ...] = (int(statistic.kind == "sign"), code)
+        entry = VOTES.specialised(*constants)
+        source = (address(rows), len(rows), out, count, pieces, statistic.faults)
+        run(entry, *source, *constants, 0, pieces=pieces)
+        return
+    low, high, ranks = statistic.support
+    k, faults = statistic.closest or 0, statistic.faults
+    m = len(rows) if mixing is None else len(mixing)
+    source = (address(rows), len(rows), 0, 0, 0)
+    if mixing is not None:
+        source = (address(rows), len(rows), address(mixing), mixing.strides[0], int(careful))
+    plain = mixing is None
+    constants = (m, low, high, k, code) if plain else (m, low, high, k, code, compute)
+    kernel = column_kernels.FIXED if plain else column_kernels.FIXED_MIXED
+    if ranks is None and m <= FIXED_ROWS and (kernel.known(*constants) or _tiers.worth(constants)):
+        entry = kernel.specialised(*constants)
+        source = source[:1] if plain else source
+        run(entry, *source, out, count, pieces, faults, *constants, 0, pieces=pieces)
+        return
+    constants = (code, compute)
+    weights = 0 if ranks is None else address(ranks)
+    run(
+        column_kernels.ANY.specialised(*constants), *source, out, count, pieces, faults,
+        m, low, high, k, weights, *constants, 0, pieces=pieces,
+    )  # fmt: skip

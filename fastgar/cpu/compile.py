@@ -1,0 +1,85 @@
+"""How Numba is used here: one decorator for plain compiled functions, one class for kernels.
+
+Kernels take addresses and integers, never arrays: one specialisation serves every layout, and
+nothing can write to an input by accident. What must be a compile-time constant (number of rows,
+ranks, dtype) is an argument typed as an integer literal, so that a kernel is compiled once per
+combination and found again in the disk cache by later processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from numba import njit, types
+
+__all__ = ["Kernel", "jit", "part"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def jit(function: F) -> F:
+    """Compile `function` at its first call, without the GIL, and cache it on disk if possible."""
+    try:
+        return cast(F, njit(nogil=True, cache=True)(function))
+    except RuntimeError:  # no folder to cache in: read-only package and read-only home
+        _say_uncached()
+        return cast(F, njit(nogil=True)(function))
+
+
+def part(function: Callable[..., Any]) -> Any:
+    """Compile `function` as a part of the kernels that call it (the disk cache keeps those)."""
+    return njit(nogil=True)(function)
+
+
+@cache
+def _say_uncached() -> None:
+    warnings.warn(
+        "fastgar cannot cache its compiled kernels on disk: each process compiles them again "
+        "(about 0.3 s each). Set NUMBA_CACHE_DIR to a writable folder.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+@cache
+def _fingerprint() -> int:
+    """Hash of the sources of this package: Numba's cache sees edits in one file only."""
+    digest = hashlib.blake2b(digest_size=6)
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return int.from_bytes(digest.digest(), "big")
+
+
+class Kernel:
+    """A function of integers whose last arguments are compile-time constants.
+
+    `function(*run_time, *constants, fingerprint)`: calling `specialised(*constants)` returns the
+    compiled entry point, to be called with the same arguments.
+    """
+
+    def __init__(self, function: Callable[..., Any], run_time: int) -> None:
+        self._function = jit(function)
+        self._run_time = run_time
+        self._entries: dict[tuple[int, ...], Callable[..., Any]] = {}
+
+    def known(self, *constants: int) -> bool:
+        """Whether this process has the specialisation already."""
+        return constants in self._entries
+
+    def specialised(self, *constants: int) -> Callable[..., Any]:
+        """Return the entry point for these constants, from memory, disk or the compiler."""
+        try:
+            return self._entries[constants]
+        except KeyError:
+            literal: Any = types.literal
+            literals = [literal(value) for value in (*constants, _fingerprint())]
+            signature = (types.intp,) * self._run_time + tuple(literals)
+            dispatcher = cast(Any, self._function)
+            entry = dispatcher.compile(signature)
+            self._entries[constants] = entry
+            return cast(Callable[..., Any], entry)

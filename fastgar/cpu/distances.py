@@ -1,0 +1,235 @@
+"""All pairs of rows in one pass: squared distances, or inner products about a pivot row.
+
+Pairs are taken in blocks of 4 by 4 rows: eight loads feed sixteen subtract-and-multiply-adds. Sums
+run in vectors of the computing type over SPAN columns, then in float64; each chunk of CHUNK columns
+gives one partial matrix, and partial matrices are added in order, so the bits do not depend on the
+number of threads, nor on how a long row is cut into multiples of CHUNK.
+
+A non-finite row shows as NaN on the diagonal of a partial matrix of distances.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from fastgar.cpu import CHUNK
+from fastgar.cpu.compile import Kernel, jit, part
+from fastgar.cpu.tiles import (
+    cgutils,
+    element,
+    integer_at,
+    itemsize_of,
+    lanes_of,
+    literal,
+    number_at,
+    take,
+)
+from fastgar.cpu.vectors import CODES, DTYPES, I64, Vectors
+
+DOUBLE = CODES["float64"]
+SPAN = 1024  # columns over which sums stay in vectors
+
+
+@literal
+def _pairs(
+    typingctx: Any, table: Any, i: Any, j: Any, vectors: Any, partial: Any, points: Any, a: Any,
+    b: Any, products: Any, dtype: Any,
+) -> Any:  # fmt: skip
+    """Add the block of rows i to i + a against rows j to j + b to the partial matrix.
+
+    `b` = 0 means the triangle of rows i to i + a with themselves, diagonal included.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        table_, i_, j_, vectors_, partial_, points_ = args[:6]
+        v = Vectors(builder, DTYPES[dtype.literal_value])
+        rows, others = a.literal_value, b.literal_value
+        if others:
+            pairs = [(p, q) for p in range(rows) for q in range(others)]
+        else:
+            pairs = [(p, q) for p in range(rows) for q in range(p, rows)]
+
+        def starts(first: Any, count: int) -> list[Any]:
+            return [
+                element(builder, table_, builder.add(first, ir.Constant(I64, k)))
+                for k in range(count)
+            ]
+
+        left = starts(i_, rows)
+        right = starts(j_, others) if others else left
+        totals = [cgutils.alloca_once_value(builder, v.constant(0.0)) for _ in pairs]
+        with cgutils.for_range(builder, vectors_) as loop:
+            offset = builder.mul(loop.index, ir.Constant(I64, v.stored))
+            x = [v.load(start, offset) for start in left]
+            y = [v.load(start, offset) for start in right] if others else x
+            for (p, q), total in zip(pairs, totals, strict=True):
+                before = builder.load(total, typ=v.type)
+                if products.literal_value:
+                    after = v.fma(x[p], y[q], before)
+                elif not others and p == q:
+                    after = v.fma(x[p], v.constant(0.0), before)  # NaN unless the row is finite
+                else:
+                    difference = builder.fsub(x[p], y[q])
+                    after = v.fma(difference, difference, before)
+                builder.store(after, total)
+        for (p, q), total in zip(pairs, totals, strict=True):
+            row = builder.add(i_, ir.Constant(I64, p))
+            column = builder.add(j_ if others else i_, ir.Constant(I64, q))
+            place = builder.add(builder.mul(row, points_), column)
+            pointer = builder.inttoptr(
+                builder.add(partial_, builder.mul(place, ir.Constant(I64, 8))), ir.PointerType()
+            )
+            lanes_sum = v.lane_sum(builder.load(total, typ=v.type))
+            known = builder.load(pointer, typ=ir.DoubleType())
+            builder.store(builder.fadd(known, lanes_sum), pointer)
+        return context.get_dummy_value()
+
+    signature = types.void(table, i, j, vectors, partial, points, a, b, products, dtype)
+    return signature, codegen
+
+
+@part
+def _all_pairs(table, vectors, partial, points, products, compute):  # type: ignore[no-untyped-def]
+    whole = points - points % 4
+    rest = points - whole
+    for i in range(0, whole, 4):
+        _pairs(table, i, i, vectors, partial, points, 4, 0, products, compute)
+        for j in range(i + 4, whole, 4):
+            _pairs(table, i, j, vectors, partial, points, 4, 4, products, compute)
+        if rest == 1:
+            _pairs(table, i, whole, vectors, partial, points, 4, 1, products, compute)
+        elif rest == 2:
+            _pairs(table, i, whole, vectors, partial, points, 4, 2, products, compute)
+        elif rest == 3:
+            _pairs(table, i, whole, vectors, partial, points, 4, 3, products, compute)
+    if rest == 1:
+        _pairs(table, whole, whole, vectors, partial, points, 1, 0, products, compute)
+    elif rest == 2:
+        _pairs(table, whole, whole, vectors, partial, points, 2, 0, products, compute)
+    elif rest == 3:
+        _pairs(table, whole, whole, vectors, partial, points, 3, 0, products, compute)
+
+
+@literal
+def _copy_row(
+    typingctx: Any, source: Any, count: Any, padded: Any, target: Any, pivot: Any, scale: Any,
+    dtype: Any, compute: Any,
+) -> Any:  # fmt: skip
+    """Write scale * (source - pivot), `count` numbers of the computing type, at `target`.
+
+    `pivot` 0: just the numbers. Zeros follow up to `padded`. LLVM makes vectors of these loops.
+    """
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        source_, count_, padded_, target_, pivot_, scale_ = args[:6]
+        v = Vectors(b, DTYPES[dtype.literal_value])
+        wide = Vectors(b, DTYPES[compute.literal_value])
+
+        def write(index: Any, number: Any) -> None:
+            place = wide.pointer(target_, b.mul(index, ir.Constant(I64, wide.itemsize)))
+            b.store(number, place, align=wide.itemsize)
+
+        centred = b.icmp_signed("!=", pivot_, ir.Constant(I64, 0))
+        with b.if_else(centred) as (about_pivot, plain):
+            with about_pivot, cgutils.for_range(b, count_) as loop:
+                offset = b.mul(loop.index, ir.Constant(I64, v.itemsize))
+                centre = v.load_one(pivot_, offset, wide.scalar)
+                difference = b.fsub(v.load_one(source_, offset, wide.scalar), centre)
+                write(loop.index, b.fmul(wide.narrowed(scale_), difference))
+            with plain, cgutils.for_range(b, count_) as loop:
+                offset = b.mul(loop.index, ir.Constant(I64, v.itemsize))
+                write(loop.index, v.load_one(source_, offset, wide.scalar))
+        with cgutils.for_range(b, padded_, start=count_) as loop:
+            write(loop.index, ir.Constant(wide.scalar, 0.0))
+        return context.get_dummy_value()
+
+    signature = types.void(source, count, padded, target, pivot, scale, dtype, compute)
+    return signature, codegen
+
+
+def _partials(  # type: ignore[no-untyped-def]
+    counter, rows, moves, points, columns, first, pieces, only, partials, pivot, scales,
+    staged, products, dtype, compute, _,
+):  # fmt: skip
+    """Add to the (zero) partial matrix of each piece what chunk number first + piece holds."""
+    lanes, size = lanes_of(compute), itemsize_of(dtype)
+    pitch = SPAN * itemsize_of(compute) + 64  # no power of two: rows would share cache sets
+    scratch = np.empty(points * pitch // 8 + 8)
+    tile = (scratch.ctypes.data + 63) // 64 * 64
+    local = np.empty(points, dtype=np.int64)
+    table = local.ctypes.data
+    while True:
+        piece = take(counter)
+        if piece >= pieces:
+            return
+        if only and integer_at(only, piece) == 0:
+            continue
+        start = (first + piece) * CHUNK
+        stop = min(start + CHUNK, columns)
+        partial = partials + piece * points * points * 8
+        for begin in range(start, stop, SPAN):
+            count = min(SPAN, stop - begin)
+            for i in range(points):
+                move = integer_at(moves, i) if moves else 1
+                local[i] = integer_at(rows, i) + begin * size * move
+            done = 0 if staged else count - count % lanes
+            if done:
+                _all_pairs(table, done // lanes, partial, points, products, compute)
+            if done == count:
+                continue
+            # What is widened, centred or does not fill a vector goes through a copy in the cache.
+            padded = (count - done + lanes - 1) // lanes * lanes
+            centre = local[pivot] if scales else 0
+            for i in range(points):
+                scale = number_at(scales, i, DOUBLE) if scales else 1.0
+                copied = count - done if scale != 0.0 else 0  # weight 0 is not read
+                place = tile + i * pitch
+                source = local[i] + done * size
+                _copy_row(source, copied, padded, place, centre, scale, dtype, compute)
+            for i in range(points):
+                local[i] = tile + i * pitch
+            _all_pairs(table, padded // lanes, partial, points, products, compute)
+
+
+PARTIALS = Kernel(_partials, 11)
+
+
+@jit
+def overflows(partials: Any, flags: Any) -> bool:
+    """Flag the partial matrices in which a pair of finite rows is infinitely far apart."""
+    found = False
+    for piece in range(len(partials)):
+        flags[piece] = 0
+        matrix = partials[piece]
+        for i in range(len(matrix)):
+            for j in range(i + 1, len(matrix)):
+                if matrix[i, j] == np.inf and matrix[i, i] == 0.0 and matrix[j, j] == 0.0:
+                    flags[piece] = 1
+                    found = True
+    return found
+
+
+@jit
+def add_in_order(total: Any, partials: Any) -> None:
+    """Add the upper triangles of the partial matrices to `total`, first to last."""
+    for piece in range(len(partials)):
+        for i in range(len(total)):
+            for j in range(i, len(total)):
+                total[i, j] += partials[piece, i, j]
+
+
+@jit
+def complete(total: Any, distances: bool) -> None:
+    """Fill the lower triangle; of distances, make all that concerns a faulty row +Inf."""
+    for i in range(len(total)):
+        for j in range(i + 1, len(total)):
+            if distances and (total[i, i] != 0.0 or total[j, j] != 0.0):
+                total[i, j] = np.inf
+            total[j, i] = total[i, j]
+    for i in range(len(total)):
+        if distances and total[i, i] != 0.0:
+            total[i, i] = np.inf

@@ -1,0 +1,136 @@
+"""A few helper threads that run compiled kernels beside the caller.
+
+Kernels release the GIL and take their next piece of work from a shared counter, so a slow core
+holds nobody up. This is not Numba's own parallel mode, whose thread layers abort when two Python
+threads launch at once, or break forked children. The result of a kernel never depends on how many
+threads ran it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+__all__ = ["get_threads", "run", "set_threads"]
+
+Task = tuple[Callable[..., None], tuple[Any, ...], "SimpleQueue[BaseException | None]"]
+
+
+class _Pool:
+    def __init__(self) -> None:
+        self.tasks: SimpleQueue[Task] = SimpleQueue()
+        self.lock = threading.Lock()
+        self.size = 0
+
+    def grow(self, size: int) -> None:
+        with self.lock:
+            while self.size < size:
+                name = f"fastgar-{self.size}"
+                threading.Thread(target=self._serve, name=name, daemon=True).start()
+                self.size += 1
+
+    def _serve(self) -> None:
+        tasks = self.tasks
+        while True:
+            function, arguments, done = tasks.get()
+            try:
+                function(*arguments)
+            except BaseException as error:
+                done.put(error)
+            else:
+                done.put(None)
+            del function, arguments, done  # keep nobody's memory alive while waiting
+
+
+_pool = _Pool()
+_threads: int | None = None
+
+
+def _default_threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        limits = [len(os.sched_getaffinity(0))]
+    else:
+        limits = [os.cpu_count() or 1]
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        value = os.environ.get(name, "").split(",")[0]
+        if value.isdecimal() and int(value) > 0:
+            limits.append(int(value))
+    return min(limits)
+
+
+def get_threads() -> int:
+    """Return how many threads a large computation uses on the CPU."""
+    global _threads
+    if _threads is None:
+        _threads = _default_threads()
+    return _threads
+
+
+def set_threads(threads: int | None) -> None:
+    """Set how many threads a large computation may use on the CPU.
+
+    Parameters
+    ----------
+    threads : int or None
+        At least 1. None restores the default: the cores this process may run on, or
+        ``OMP_NUM_THREADS`` or ``NUMBA_NUM_THREADS`` where they ask for fewer.
+
+    Notes
+    -----
+    Results are bitwise the same for any number of threads.
+    """
+    global _threads
+    if threads is not None:
+        if isinstance(threads, bool) or not isinstance(threads, int):
+            raise TypeError(f"threads must be an integer or None, got {type(threads).__name__}")
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+    _threads = threads
+
+
+def run(function: Callable[..., None], *arguments: Any, pieces: int) -> None:
+    """Call `function(counter, *arguments)` in several threads at once and wait for all of them.
+
+    `counter` is the address of an integer from which the threads take piece numbers, 0 upwards;
+    the function returns once it draws a number of at least `pieces`.
+    """
+    counter = ctypes.c_int64(0)
+    address = ctypes.addressof(counter)
+    helpers = min(get_threads(), pieces) - 1
+    if helpers <= 0:
+        function(address, *arguments)
+        return
+    _pool.grow(helpers)
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
+    for _ in range(helpers):
+        _pool.tasks.put((function, (address, *arguments), done))
+    interrupted: BaseException | None = None
+    try:
+        function(address, *arguments)
+    except BaseException as error:
+        interrupted = error
+    # The helpers write into memory that the caller owns: whatever happens, wait for all of them.
+    waiting = helpers
+    while waiting:
+        try:
+            interrupted = done.get() or interrupted
+            waiting -= 1
+        except KeyboardInterrupt as error:
+            counter.value = pieces  # nothing more to take: the helpers stop at the next piece
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
+
+
+def _forget() -> None:
+    """In a forked child no helper is alive: start afresh."""
+    global _pool
+    _pool = _Pool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,203 @@
+"""Vector code as LLVM IR: what the kernels say instead of loops over single numbers.
+
+One vector holds one number of each of LANES neighbouring columns. LLVM lowers these types to
+whatever the machine has. Half types are widened on load and rounded once, on store.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from llvmlite import binding, ir
+
+__all__ = ["CODES", "DTYPES", "ITEMSIZE", "Vectors", "computing", "lanes"]
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+CODES = {name: code for code, name in enumerate(DTYPES)}
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+Value = Any  # llvmlite has no type stubs
+
+
+def computing(dtype: str) -> str:
+    """Return the dtype in which columns of `dtype` are computed."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+@cache
+def _register_bytes() -> int:
+    features = binding.get_host_cpu_features()
+    return 64 if features.get("avx512f") else 32
+
+
+def lanes(dtype: str) -> int:
+    """Return how many columns of this dtype are computed at a time."""
+    return _register_bytes() // (8 if dtype == "float64" else 4)
+
+
+@dataclass
+class Vectors:
+    """Emits vector instructions for columns of one dtype into a block of LLVM IR."""
+
+    builder: Any
+    dtype: str
+
+    def __post_init__(self) -> None:
+        self.lanes = lanes(self.dtype)
+        self.itemsize = ITEMSIZE[self.dtype]
+        self.stored = self.lanes * self.itemsize  # bytes of one vector in memory
+        self.scalar = ir.DoubleType() if self.dtype == "float64" else ir.FloatType()
+        self.type = ir.VectorType(self.scalar, self.lanes)
+
+    def constant(self, value: float) -> Value:
+        return ir.Constant(self.type, [value] * self.lanes)
+
+    def spread(self, scalar: Value) -> Value:
+        """Return a vector with the same scalar in every lane."""
+        first = self.builder.insert_element(
+            ir.Constant(self.type, ir.Undefined), scalar, ir.Constant(I32, 0)
+        )
+        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(first, ir.Constant(self.type, ir.Undefined), zeros)
+
+    def narrowed(self, number: Value) -> Value:
+        """Convert a double to the computing type."""
+        if self.dtype == "float64":
+            return number
+        return self.builder.fptrunc(number, self.scalar)
+
+    def pointer(self, address: Value, offset: Value | None = None) -> Value:
+        if offset is not None:
+            address = self.builder.add(address, offset)
+        return self.builder.inttoptr(address, ir.PointerType())
+
+    def load(self, address: Value, offset: Value | None = None) -> Value:
+        """Load LANES numbers of `dtype` from address + offset (in bytes), widened."""
+        b, pointer = self.builder, self.pointer(address, offset)
+        if self.dtype == "float16":
+            narrow = b.load(pointer, typ=ir.VectorType(ir.HalfType(), self.lanes), align=2)
+            return b.fpext(narrow, self.type)
+        if self.dtype == "bfloat16":
+            narrow = b.load(pointer, typ=ir.VectorType(I16, self.lanes), align=2)
+            wide = ir.VectorType(I32, self.lanes)
+            bits = b.shl(b.zext(narrow, wide), ir.Constant(wide, [16] * self.lanes))
+            return b.bitcast(bits, self.type)
+        return b.load(pointer, typ=self.type, align=self.itemsize)
+
+    def load_one(self, address: Value, offset: Value, wide: Value) -> Value:
+        """Load a single number from address + offset, as the scalar type `wide`."""
+        b, pointer = self.builder, self.pointer(address, offset)
+        if self.dtype == "bfloat16":
+            bits = b.shl(b.zext(b.load(pointer, typ=I16), I32), ir.Constant(I32, 16))
+            number, narrow = b.bitcast(bits, ir.FloatType()), ir.FloatType()
+        else:
+            narrow = ir.HalfType() if self.dtype == "float16" else self.scalar
+            number = b.load(pointer, typ=narrow, align=self.itemsize)
+        return number if narrow == wide else b.fpext(number, wide)
+
+    def store(self, value: Value, address: Value, offset: Value | None = None) -> None:
+        """Round to `dtype` (to nearest, ties to even) and store at address + offset."""
+        b, pointer = self.builder, self.pointer(address, offset)
+        if self.dtype == "float16":
+            value = b.fptrunc(value, ir.VectorType(ir.HalfType(), self.lanes))
+        elif self.dtype == "bfloat16":
+            value = self._rounded_to_bfloat16(value)
+        b.store(value, pointer, align=self.itemsize)
+
+    def _rounded_to_bfloat16(self, value: Value) -> Value:
+        b, wide = self.builder, ir.VectorType(I32, self.lanes)
+
+        def integers(number: int) -> Value:
+            return ir.Constant(wide, [number] * self.lanes)
+
+        bits = b.bitcast(value, wide)
+        odd = b.and_(b.lshr(bits, integers(16)), integers(1))
+        rounded = b.add(bits, b.add(odd, integers(0x7FFF)))
+        quiet = b.or_(bits, integers(0x400000))  # rounding up could turn a NaN into infinity
+        bits = b.select(b.fcmp_unordered("uno", value, value), quiet, rounded)
+        return b.trunc(b.lshr(bits, integers(16)), ir.VectorType(I16, self.lanes))
+
+    def call(self, name: str, *arguments: Value) -> Value:
+        """Call an LLVM intrinsic from vectors to a vector, such as fma or fabs."""
+        module = self.builder.module
+        name = f"llvm.{name}.v{self.lanes}f{64 if self.dtype == 'float64' else 32}"
+        function = module.globals.get(name) or ir.Function(
+            module, ir.FunctionType(self.type, [self.type] * len(arguments)), name
+        )
+        return self.builder.call(function, list(arguments))
+
+    def fma(self, x: Value, y: Value, z: Value) -> Value:
+        """Return x * y + z, rounded once."""
+        return self.call("fma", x, y, z)
+
+    def exchange(self, x: Value, y: Value) -> tuple[Value, Value]:
+        """Return (smaller, larger): one vector minimum and one maximum. Loses values at NaN."""
+        b = self.builder
+        below = b.fcmp_ordered("<", x, y)
+        return b.select(below, x, y), b.select(below, y, x)
+
+    def sort(self, values: list[Value], network: Iterable[tuple[int, int]]) -> None:
+        """Apply a comparator network to `values`, in place."""
+        for i, j in network:
+            values[i], values[j] = self.exchange(values[i], values[j])
+
+    def nearer(self, high: Value, low: Value, centre: Value) -> Value:
+        """Return where `high` is strictly closer to the centre than `low`; low <= high."""
+        b = self.builder
+        return b.fcmp_ordered("<", b.fsub(high, centre), b.fsub(centre, low))
+
+    def cleaned(self, value: Value, count: Value) -> tuple[Value, Value]:
+        """Return the value with NaN made +Inf, and the count, one higher where it is not finite."""
+        b, infinity = self.builder, self.constant(math.inf)
+        value = b.select(b.fcmp_unordered("uno", value, value), infinity, value)
+        infinite = b.fcmp_ordered("==", self.call("fabs", value), infinity)
+        return value, b.select(infinite, b.fadd(count, self.constant(1.0)), count)
+
+    def poison(self, count: Value, limit: Value) -> Value:
+        """Return NaN where the count exceeds the limit (an integer), else 0."""
+        b = self.builder
+        over = b.fcmp_ordered(">", count, self.spread(b.sitofp(limit, self.scalar)))
+        return b.select(over, self.constant(math.nan), self.constant(0.0))
+
+    def poisoned(self, value: Value, poison: Value) -> Value:
+        b = self.builder
+        return b.select(b.fcmp_unordered("uno", poison, poison), poison, value)
+
+    def sum(self, terms: Sequence[Value]) -> Value:
+        """Add up in a fixed order: four interleaved partial sums, then pairwise."""
+        b = self.builder
+        partial = list(terms[:4])
+        for position, term in enumerate(terms[4:]):
+            partial[position % 4] = b.fadd(partial[position % 4], term)
+        while len(partial) > 1:
+            partial = [
+                b.fadd(partial[i], partial[i + 1]) if i + 1 < len(partial) else partial[i]
+                for i in range(0, len(partial), 2)
+            ]
+        return partial[0]
+
+    def lane_sum(self, value: Value) -> Value:
+        """Add up the lanes of one vector, in double precision and in a fixed order."""
+        b, lanes = self.builder, self.lanes
+        if self.dtype != "float64":
+            value = b.fpext(value, ir.VectorType(ir.DoubleType(), lanes))
+        while lanes > 1:
+            lanes //= 2
+            halves = [
+                b.shuffle_vector(
+                    value, value, ir.Constant(ir.VectorType(I32, lanes), list(range(k, k + lanes)))
+                )
+                for k in (0, lanes)
+            ]
+            value = b.fadd(*halves)
+        return b.extract_element(value, ir.Constant(I32, 0))
+
+    def any(self, mask: Value) -> Value:
+        """Return whether any lane of a comparison's result is true."""
+        bits = self.builder.bitcast(mask, ir.IntType(self.lanes))
+        return self.builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(self.lanes), 0))

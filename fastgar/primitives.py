@@ -1,0 +1,345 @@
+"""The three operations that read the big matrix; everything else works on n x n numbers.
+
+========================  =====================================  ==========
+operation                 gives                                  reads of X
+========================  =====================================  ==========
+``sqdist(T, refs)``       squared distances of all points        1
+``combine(W, T)``         weighted sums of the points            1
+``columns(T, statistic)`` an order statistic of every column,    1
+                          of the rows or of a mixing of them
+========================  =====================================  ==========
+
+`inner` is the distance pass once more in float64, for pipelines that meet very long rows.
+
+*Points* are the n rows of a table followed by reference vectors: one-row tables, or ``"origin"``.
+All of these split over columns: distances add up over column ranges, the rest is independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgar.cpu import CHUNK
+
+if TYPE_CHECKING:
+    from fastgar.arrays import Out, Table
+
+__all__ = [
+    "CHUNK", "Statistic", "columns", "combine", "hash64", "hash_key", "inner", "sqdist",
+    "sqdist_to", "usage",
+]  # fmt: skip
+
+CACHED = 4 << 20  # bytes of X that stay in a core's share of the cache between two uses
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What to compute of each column of n values, sorted in ascending order.
+
+    Attributes
+    ----------
+    weights : tuple of float
+        One for each of the n ranks: the statistic is the weighted sum of the sorted values.
+    closest : int, optional
+        The mean of the `closest` values that are closest to that weighted sum instead (of two
+        equally close values the smaller one).
+    faults : int
+        A column with more non-finite values than this is NaN; otherwise NaN ranks as +infinity.
+    kind : {"order", "mean", "finite_mean", "sign", "condense"}
+        ``"mean"``: the plain mean, whatever the values; ``"finite_mean"``: the mean of the
+        finite values; ``"sign"``: the sign of the sum of signs;
+        ``"condense"``: the weighted sum with `probability`, else the first row's value, by a
+        counter hash of `key` (see `hash_key`) and the column's number.
+    """
+
+    weights: tuple[float, ...]
+    closest: int | None = None
+    faults: int = 0
+    kind: str = "order"
+    probability: float = 1.0
+    key: int = 0
+
+    @staticmethod
+    @cache
+    def median(
+        n: int, middle: str = "mean", faults: int | None = None, closest: int | None = None
+    ) -> Statistic:
+        """Return the median of n values; of an even number the mean, lower or upper middle one."""
+        low, high = (n - 1) // 2, n // 2
+        if middle == "lower":
+            high = low
+        elif middle == "upper":
+            low = high
+        limit = (n - 1) // 2 if faults is None else faults
+        return Statistic.between(n, low, high + 1, limit, closest)
+
+    @staticmethod
+    @cache
+    def between(n: int, low: int, high: int, faults: int, closest: int | None = None) -> Statistic:
+        """Return the mean of the sorted values at positions low to high (excluded)."""
+        share = 1.0 / (high - low)
+        weights = tuple(share if low <= rank < high else 0.0 for rank in range(n))
+        return Statistic(weights, closest=closest, faults=faults)
+
+    @cached_property
+    def support(self) -> tuple[int, int, Matrix | None]:
+        """Range of ranks with a weight, and the weights unless all have the same share."""
+        ranks = [rank for rank, weight in enumerate(self.weights) if weight != 0.0]
+        if not ranks:
+            return 0, 1, np.zeros(len(self.weights))
+        low, high = ranks[0], ranks[-1] + 1
+        share = 1.0 / (high - low)
+        if all(weight == share for weight in self.weights[low:high]):
+            return low, high, None
+        return low, high, np.array(self.weights, dtype=np.float64)
+
+
+def hash_key(seed: int, step: int) -> int:
+    """Return the number that stands for (seed, step) in `hash64`."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+
+
+def hash64(key: int, index: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return random 64-bit numbers that depend on nothing but the key and the index."""
+    z = np.uint64(key) + index * np.uint64(0x94D049BB133111EB)
+    for _ in range(2):  # two rounds of splitmix64's finaliser
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return z
+
+
+def _cpu(T: Table) -> Any:
+    if T.device != "cpu":
+        raise NotImplementedError(
+            f"the rows are on {T.device}, and this version of fastgar computes on the CPU: "
+            "move them there first (for torch: X.cpu())"
+        )
+    from fastgar.cpu import backend  # Numba is imported here, at the first computation
+
+    return backend
+
+
+def _addresses(T: Table, refs: Sequence[Any], block: int, origin: int) -> NDArray[np.int64]:
+    """Return the addresses of all points in one block; the origin's points to zeros."""
+    rows = T.blocks[block].addresses
+    if not refs:
+        return rows
+    extra = [
+        np.array([origin]) if isinstance(ref, str) else ref.blocks[block].addresses for ref in refs
+    ]
+    return np.concatenate([rows, *extra]).astype(np.int64, copy=False)
+
+
+def sqdist(T: Table, refs: Sequence[Any] = (), start: Matrix | None = None) -> Matrix:
+    """Return the squared Euclidean distances between all points.
+
+    Parameters
+    ----------
+    T : Table
+        The n rows.
+    refs : sequence of Table or "origin"
+        Further points, each a table of one row.
+    start : ndarray, optional
+        Distances over columns that were seen before: this call's are added to them, chunk by
+        chunk, so that a vector cut at multiples of ``CHUNK`` gives the bits of the whole.
+
+    Returns
+    -------
+    ndarray, shape (n + r, n + r), float64
+        Differences are formed directly and summed in float64 over chunks. The diagonal is 0, equal
+        rows are exactly 0 apart. A point with a non-finite entry has +Inf in its row, its column
+        and on the diagonal. There is no NaN. Pairs of finite points overflow only for float64 data.
+    """
+    cpu = _cpu(T)
+    points = T.n + len(refs)
+    total = np.zeros((points, points)) if start is None else start.copy()
+    for number, block in enumerate(T.blocks):
+        rows = _addresses(T, refs, number, cpu.ORIGIN)
+        fresh = start is None and number == 0
+        cpu.add_distances(total, rows, block.columns, block.dtype, fresh=fresh)
+    cpu.complete(total, True)
+    return total
+
+
+def inner(
+    T: Table, refs: Sequence[Any], pivot: int, scale: Matrix, start: Matrix | None = None
+) -> Matrix:
+    """Return the inner products of ``scale_i * (point_i - point_pivot)``, all in float64.
+
+    A point of scale 0 is not read, and its inner products are 0.
+    """
+    cpu = _cpu(T)
+    points = T.n + len(refs)
+    scales = np.ascontiguousarray(scale, dtype=np.float64)
+    total = np.zeros((points, points)) if start is None else start.copy()
+    for number, block in enumerate(T.blocks):
+        rows = _addresses(T, refs, number, cpu.ORIGIN)
+        cpu.add_inner(total, rows, block.columns, block.dtype, pivot, scales)
+    cpu.complete(total, False)
+    return total
+
+
+def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool = False) -> None:
+    """Write W times the points to `out`. Weight 0 means not read; a row of NaN writes NaN.
+
+    `careful`: a point may be non-finite although only some of its weights are 0. What comes out
+    non-finite is then computed again by itself.
+    """
+    cpu = _cpu(T)
+    weights = np.atleast_2d(np.asarray(W, dtype=np.float64))
+    vectors = refs
+    if "origin" in {ref for ref in refs if isinstance(ref, str)}:  # it adds nothing
+        vectors = [ref for ref in refs if not isinstance(ref, str)]
+        origins = [T.n + i for i, ref in enumerate(refs) if isinstance(ref, str)]
+        weights = np.delete(weights, origins, axis=1)
+    for number, (block, target) in enumerate(zip(T.blocks, out.blocks, strict=True)):
+        rows = _addresses(T, vectors, number, 0)
+        cpu.combine(weights, rows, block.columns, block.dtype, target.addresses)
+        if careful and len(weights) > 1:
+            for i, place in enumerate(target.addresses.tolist()):
+                if not cpu.finite(place, block.columns, block.dtype):
+                    again = (weights[i : i + 1], rows, block.columns, block.dtype)
+                    cpu.combine(*again, target.addresses[i : i + 1])
+
+
+def columns(
+    T: Table, statistic: Statistic, W: Matrix | None, out: Out, *, refs: Sequence[Any] = (),
+    offset: int = 0, careful: bool = False,
+) -> None:  # fmt: skip
+    """Write the statistic of every column of the rows, or of W times the points, to `out`.
+
+    A row of NaN in W is a faulty mixed row: it ranks as +infinity in every column. `offset` is the
+    number of the first column, for ``condense``. `careful`: points with a zero weight somewhere
+    may be non-finite.
+    """
+    cpu = _cpu(T)
+    for number, (block, target) in enumerate(zip(T.blocks, out.blocks, strict=True)):
+        rows = block.addresses
+        mixing = W
+        if W is not None and len(refs):
+            origins = [T.n + i for i, ref in enumerate(refs) if isinstance(ref, str)]
+            rows = np.delete(_addresses(T, refs, number, 0), origins)
+            mixing = np.delete(W, origins, axis=1)
+        place = int(target.addresses[0])
+        cpu.columns(rows, block.columns, block.dtype, statistic, mixing, place, careful=careful)
+        if statistic.kind == "condense":
+            _first_row_instead(cpu, block, place, statistic, offset)
+        offset += block.columns
+
+
+def _takes_median(statistic: Statistic, begin: int, end: int) -> NDArray[np.bool_]:
+    """Return for the columns from number `begin` to `end` whether condense takes the median."""
+    draws = hash64(statistic.key, np.arange(begin, end, dtype=np.uint64)) >> np.uint64(11)
+    return draws * 2.0**-53 < statistic.probability
+
+
+def _first_row_instead(cpu: Any, block: Any, place: int, statistic: Statistic, offset: int) -> None:
+    """Replace the median by row 0 in the columns that the hash of their number picks."""
+    first = cpu.view(int(block.addresses[0]), block.columns, block.dtype)
+    result = cpu.view(place, block.columns, block.dtype)
+    for begin in range(0, block.columns, CHUNK):
+        part = slice(begin, min(begin + CHUNK, block.columns))
+        median = _takes_median(statistic, offset + part.start, offset + part.stop)
+        result[part] = np.where(median, result[part], first[part])
+
+
+def sqdist_to(T: Table, statistic: Statistic) -> Matrix:
+    """Return the squared distance of every row to the statistic of the columns.
+
+    Both come from one read of X, in ranges of columns that fit in the cache. Rows with a non-finite
+    entry are infinitely far.
+    """
+    cpu = _cpu(T)
+    total = np.zeros((T.n + 1, T.n + 1))
+    for block in T.blocks:
+        span = max(CHUNK, min(block.columns, CACHED // (4 * (T.n + 1)) // CHUNK * CHUNK))
+        size = cpu.ITEMSIZE[block.dtype]
+        centre = np.empty(span * size, dtype=np.uint8)
+        for begin in range(0, block.columns, span):
+            count = min(span, block.columns - begin)
+            rows = block.addresses + begin * size
+            cpu.columns(rows, count, block.dtype, statistic, None, centre.ctypes.data)
+            points = np.append(rows, centre.ctypes.data)
+            cpu.add_distances(total, points, count, block.dtype)
+    distances = total[:-1, -1].copy()
+    distances[np.diagonal(total)[:-1] != 0.0] = math.inf
+    return distances
+
+
+def usage(
+    T: Table, statistic: Statistic, refs: Sequence[Any] = (), W: Matrix | None = None
+) -> Matrix:
+    """Return the share of columns in which each row (of W times the points) was used.
+
+    Used are the values whose rank has a weight, or that are among the closest; of equal values
+    those of the lowest rows. Made for reports: it sorts with NumPy, a range of columns at a time.
+    """
+    cpu = _cpu(T)
+    m = T.n if W is None else len(W)
+    counts: Matrix = np.zeros(m)
+    seen = 0
+    step = max(1, CACHED // (8 * max(m, T.n)))
+    for number, block in enumerate(T.blocks):
+        rows = _addresses(T, refs, number, 0)
+        size = cpu.ITEMSIZE[block.dtype]
+        for begin in range(0, block.columns, step):
+            count = min(step, block.columns - begin)
+            X = np.zeros((len(rows), count))
+            for i, row in enumerate(rows.tolist()):
+                if row:
+                    X[i] = cpu.numbers(row + begin * size, count, block.dtype)
+            values = X[: T.n] if W is None else _mixed(W, X)
+            counts += _used(values, statistic, seen).sum(axis=1)
+            seen += count
+    share: Matrix = counts / max(seen, 1)
+    return share
+
+
+def _mixed(W: Matrix, X: Matrix) -> Matrix:
+    """Return W X where weight 0 is not read."""
+    mixed = np.full((len(W), X.shape[1]), math.nan)
+    for i, weights in enumerate(W):
+        if not np.isnan(weights).any():
+            mixed[i] = weights[weights != 0.0] @ X[weights != 0.0]
+    return mixed
+
+
+def _used(values: Matrix, statistic: Statistic, offset: int) -> NDArray[np.bool_]:
+    """Return which values the statistic uses; the columns are numbered from `offset` on."""
+    m, columns = values.shape
+    finite: NDArray[np.bool_] = np.isfinite(values)
+    if statistic.kind == "finite_mean":
+        return finite
+    if statistic.kind in ("mean", "sign"):
+        return np.ones_like(finite)
+    values = np.where(np.isnan(values), math.inf, values)
+    order = np.argsort(values, axis=0, kind="stable")
+    weights = np.array(statistic.weights)
+    chosen = np.zeros_like(finite)
+    if statistic.closest is None:
+        chosen[weights != 0.0] = True
+    else:
+        k = statistic.closest
+        ranked = np.take_along_axis(values, order, axis=0)
+        centre = weights[weights != 0.0] @ ranked[weights != 0.0]
+        with np.errstate(invalid="ignore"):
+            first = (ranked[k:] - centre < centre - ranked[: m - k]).sum(axis=0)
+        rank = np.arange(m)[:, None]
+        chosen = (first <= rank) & (rank < first + k)
+    chosen[:, (~finite).sum(axis=0) > statistic.faults] = False
+    used = np.zeros_like(chosen)
+    np.put_along_axis(used, order, chosen, axis=0)
+    if statistic.kind == "condense":
+        first_row = ~_takes_median(statistic, offset, offset + columns)
+        used[:, first_row] = False
+        used[0, first_row] = True
+    return used

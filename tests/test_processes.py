@@ -1,0 +1,182 @@
+"""The kernels under threads, forks, other processes, and without a place to cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastgar
+
+ROOT = Path(fastgar.__file__).parent.parent
+
+
+def python(code, **environment):
+    """Run code in a fresh interpreter and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_light_and_compiles_nothing():
+    heavy = python(
+        """
+        import sys, fastgar
+        heavy = ("numba", "llvmlite", "torch", "jax", "tensorflow", "cupy", "scipy", "sklearn")
+        print([name for name in heavy if name in sys.modules])
+        """
+    )
+    assert heavy.strip() == "[]"
+
+
+def test_python_threads_call_at_once():
+    X = np.random.default_rng(0).standard_normal((20, 300_000)).astype(np.float32)
+    want = fastgar.krum(X, f=4), fastgar.median(X)
+    wrong = []
+
+    def work():
+        for _ in range(5):
+            got = fastgar.krum(X, f=4), fastgar.median(X)
+            wrong.extend(1 for a, b in zip(got, want, strict=True) if a.tobytes() != b.tobytes())
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_forked_children_compute():
+    out = python(
+        """
+        import os, numpy as np, fastgar
+        fastgar.set_threads(2)
+        X = np.random.default_rng(0).standard_normal((11, 100_000)).astype(np.float32)
+        want = fastgar.krum(X, f=2).tobytes(), fastgar.median(X).tobytes()
+        children = []
+        for _ in range(3):
+            child = os.fork()
+            if child == 0:
+                got = fastgar.krum(X, f=2).tobytes(), fastgar.median(X).tobytes()
+                os._exit(0 if got == want else 1)
+            children.append(child)
+        print([os.waitpid(child, 0)[1] for child in children])
+        """
+    )
+    assert out.strip() == "[0, 0, 0]"
+
+
+def test_torch_keeps_its_threads():
+    pytest.importorskip("torch")
+    out = python(
+        """
+        import torch, fastgar
+        torch.set_num_threads(2)
+        fastgar.krum(torch.randn(11, 50_000), f=2)
+        fastgar.median(torch.randn(11, 50_000))
+        print(torch.get_num_threads())
+        """
+    )
+    assert out.strip() == "2"
+
+
+CACHE_PROBE = """
+    import numpy as np, fastgar, fastgar.cpu.columns as columns
+    fastgar.median(np.ones((7, 1000), np.float32))
+    stats = columns.FIXED._function.stats
+    print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+
+def test_the_disk_cache_works_across_processes(tmp_path):
+    assert python(CACHE_PROBE, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["0", "1"]
+    assert python(CACHE_PROBE, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["1", "0"]
+
+
+def test_computes_where_nothing_can_be_cached():
+    code = """
+        import warnings, numpy as np
+        from numba.core import caching
+        caching.CacheImpl._locator_classes = []  # as in a read-only package and home
+        import fastgar
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            X = np.arange(15, dtype=np.float32).reshape(5, 3)
+            print(fastgar.median(X).tolist(), fastgar.krum(X, f=1).tolist())
+        print(sum("NUMBA_CACHE_DIR" in str(one.message) for one in caught))
+    """
+    assert python(code).split("\n")[:2] == ["[6.0, 7.0, 8.0] [3.0, 4.0, 5.0]", "1"]
+
+
+def test_a_changed_number_of_rows_does_not_compile_each_time():
+    out = python(
+        """
+        import numpy as np, fastgar
+        from fastgar.cpu.columns import FIXED
+        X = np.random.default_rng(0).standard_normal((64, 100)).astype(np.float32)
+        for n in range(5, 64):
+            want = np.median(X[:n], axis=0)
+            np.testing.assert_allclose(fastgar.median(X[:n]), want, rtol=1e-5, atol=1e-7)
+        print(len(FIXED._entries))
+        for _ in range(3):
+            fastgar.median(X[:9])
+        print(len(FIXED._entries))
+        """
+    )
+    assert out.split() == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [({"OMP_NUM_THREADS": "1"}, "1"), ({"NUMBA_NUM_THREADS": "1"}, "1")],
+)
+def test_default_threads_follow_the_environment(environment, threads):
+    out = python("import fastgar; print(fastgar.get_threads())", **environment)
+    assert out.strip() == threads
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_set_threads_refuses_nonsense(threads):
+    with pytest.raises((TypeError, ValueError), match="threads must be"):
+        fastgar.set_threads(threads)
+    assert fastgar.get_threads() >= 1
+
+
+def test_ctrl_c_waits_for_the_helpers(monkeypatch):
+    """A helper writes into the caller's memory: an interrupt must not free that memory first."""
+    from fastgar.cpu import threads
+
+    running, release, left = threading.Event(), threading.Event(), []
+
+    def work(counter):
+        if threading.current_thread() is threading.main_thread():
+            running.wait(10)
+            threading.Timer(0.2, release.set).start()
+            raise KeyboardInterrupt
+        running.set()
+        release.wait(10)
+        left.append("helper done")
+
+    fastgar.set_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            threads.run(work, pieces=2)
+    finally:
+        fastgar.set_threads(None)
+    assert left == ["helper done"]
