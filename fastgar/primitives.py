@@ -123,6 +123,11 @@ def _cpu(T: Table) -> Any:
             f"the rows are on {T.device}, and this version of fastgar computes on the CPU: "
             "move them there first (for torch: X.cpu())"
         )
+    return _backend()
+
+
+@cache
+def _backend() -> Any:
     from fastgar.cpu import backend  # Numba is imported here, at the first computation
 
     return backend
@@ -164,8 +169,7 @@ def sqdist(T: Table, refs: Sequence[Any] = (), start: Matrix | None = None) -> M
     total = np.zeros((points, points)) if start is None else start.copy()
     for number, block in enumerate(T.blocks):
         rows = _addresses(T, refs, number, cpu.ORIGIN)
-        fresh = start is None and number == 0
-        cpu.add_distances(total, rows, block.columns, block.dtype, fresh=fresh)
+        cpu.add_distances(total, rows, block.columns, block.dtype)
     cpu.complete(total, True)
     return total
 
@@ -197,7 +201,7 @@ def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool
     cpu = _cpu(T)
     weights = np.atleast_2d(np.asarray(W, dtype=np.float64))
     vectors = refs
-    if "origin" in {ref for ref in refs if isinstance(ref, str)}:  # it adds nothing
+    if refs and "origin" in {ref for ref in refs if isinstance(ref, str)}:  # it adds nothing
         vectors = [ref for ref in refs if not isinstance(ref, str)]
         origins = [T.n + i for i, ref in enumerate(refs) if isinstance(ref, str)]
         weights = np.delete(weights, origins, axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -180,3 +181,33 @@ def test_ctrl_c_waits_for_the_helpers(monkeypatch):
     finally:
         fastgar.set_threads(None)
     assert left == ["helper done"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 instruction sets")
+def test_narrower_vectors_give_the_same_results(tmp_path):
+    """Machines without AVX-512 run with half the lanes and smaller blocks."""
+    code = """
+        import numpy as np, fastgar as fg
+        from fastgar.cpu.vectors import BLOCK, lanes
+        for dtype in (np.float32, np.float16):
+            X = np.random.default_rng(0).standard_normal((11, 9001)).astype(dtype)
+            W = np.random.default_rng(1).dirichlet(np.ones(11), 6)
+            print(fg.median(X).tobytes().hex(), fg.trimmed_mean(X, 2).tobytes().hex())
+            print(fg.combine(W, X).tobytes().hex(), fg.combine(W[0], X).tobytes().hex())
+            print(fg.columns(X, "median", W=W).tobytes().hex())
+            print(fg.krum(X, f=2).tobytes().hex())
+            near = ((X[:, None].astype(float) - X) ** 2).sum(axis=2)
+            print(np.allclose(fg.sqdist(X), near, rtol=1e-5))
+        print(BLOCK, lanes("float32"))
+    """
+    *here, _ = python(code).splitlines()
+    features = "sse sse2 sse3 ssse3 sse4.1 sse4.2 popcnt avx avx2 fma f16c bmi bmi2 64bit cx8 cmov"
+    *there, vectors = python(
+        code,
+        NUMBA_CPU_NAME="haswell",
+        NUMBA_CPU_FEATURES=",".join(f"+{name}" for name in features.split()),
+        NUMBA_CACHE_DIR=str(tmp_path),
+    ).splitlines()
+    assert vectors == "3 8"
+    assert there == here
+    assert here.count("True") == 2

@@ -13,9 +13,9 @@ from fastgar.cpu import CHUNK
 from fastgar.cpu import columns as column_kernels
 from fastgar.cpu.combine import COMBINE
 from fastgar.cpu.combine import STEP as COMBINE_STEP
-from fastgar.cpu.distances import PARTIALS, SPAN, add_in_order, complete, overflows
+from fastgar.cpu.distances import PARTIALS, SPAN, add_in_order, complete
 from fastgar.cpu.threads import get_threads, run
-from fastgar.cpu.vectors import CODES, ITEMSIZE, computing, lanes
+from fastgar.cpu.vectors import CODES, ITEMSIZE, WIDTH, computing, lanes
 from fastgar.cpu.votes import VOTES
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _padded(
 
 def _accumulate(
     total: Matrix, rows: Addresses, columns: int, dtype: str, *, staged: bool, products: bool,
-    fresh: bool = False, pivot: int = 0, scales: Matrix | None = None,
+    pivot: int = 0, scales: Matrix | None = None,
 ) -> None:  # fmt: skip
     """Add the partial matrices of all chunks to the upper triangle of `total`, in order."""
     points = len(rows)
@@ -93,8 +93,7 @@ def _accumulate(
     moves = (~fixed).astype(np.int64) if fixed.any() else None
     chunks = -(-columns // CHUNK)
     slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
-    alone = fresh and chunks == 1  # then the one partial matrix is the result
-    partials = total[np.newaxis] if alone else np.empty((slots, points, points))
+    partials = np.empty((slots, points, points))
     flags = np.empty(slots, dtype=np.int64)
 
     def compute_partials(staged: bool, compute: str, first: int, count: int, only: int) -> None:
@@ -107,27 +106,22 @@ def _accumulate(
         )  # fmt: skip
 
     for first in range(0, chunks, slots):
-        batch = partials[: min(slots, chunks - first)]
-        if not alone:
-            batch[:] = 0.0
-        compute_partials(staged, compute, first, len(batch), 0)
-        if compute == "float32" and overflows(batch, flags):
-            batch[flags[: len(batch)] != 0] = 0.0
-            compute_partials(True, "float64", first, len(batch), address(flags))
-        if not alone:
-            add_in_order(total, batch)
+        count = min(slots, chunks - first)
+        batch = partials[:count]
+        batch[:] = 0.0
+        compute_partials(staged, compute, first, count, 0)
+        checked = flags[:count] if compute == "float32" else flags[:0]
+        if not add_in_order(total, batch, checked):  # float32 overflowed: those again in float64
+            batch[checked != 0] = 0.0
+            compute_partials(True, "float64", first, count, address(flags))
+            add_in_order(total, batch, flags[:0])
 
 
-def add_distances(
-    total: Matrix, rows: Addresses, columns: int, dtype: str, *, fresh: bool = False
-) -> None:
-    """Add squared distances to the upper triangle of `total`, NaN to the diagonal of bad rows.
-
-    `fresh` says that `total` is all zeros.
-    """
+def add_distances(total: Matrix, rows: Addresses, columns: int, dtype: str) -> None:
+    """Add squared distances to the upper triangle of `total`, NaN to the diagonal of bad rows."""
     if columns:
         staged = dtype in ("float16", "bfloat16")
-        _accumulate(total, rows, columns, dtype, staged=staged, products=False, fresh=fresh)
+        _accumulate(total, rows, columns, dtype, staged=staged, products=False)
 
 
 def add_inner(
@@ -179,9 +173,9 @@ def _read(weights: Matrix) -> NDArray[np.intp]:
     particular: NaN times any row is NaN.
     """
     nonzero = weights != 0.0
-    if len(weights) > 1 or weights[0, 0] != weights[0, 0]:
-        nonzero &= weights == weights
-    return np.flatnonzero(nonzero.any(axis=0) if len(weights) > 1 else nonzero[0])
+    if len(weights) == 1 and weights[0, 0] == weights[0, 0]:
+        return nonzero[0].nonzero()[0]
+    return (nonzero & (weights == weights)).any(axis=0).nonzero()[0]
 
 
 def _not_a_number(dtype: str) -> Any:
@@ -229,7 +223,7 @@ def columns(
             mixing, rows = mixing[:, used], rows[used]
         narrow = np.ascontiguousarray(mixing, dtype=computing(dtype))
     size = ITEMSIZE[dtype]
-    width = lanes(dtype) * (1 if mixing is None else 4)
+    width = lanes(dtype) * (1 if mixing is None else WIDTH)
     if count < width:
         padded, _rows = _padded(rows, count, dtype, width)
         result = np.empty(width * size, dtype=np.uint8)

@@ -37,7 +37,7 @@ from fastgar.cpu.tiles import (
     store_vector,
     take,
 )  # fmt: skip
-from fastgar.cpu.vectors import DTYPES, I64, Vectors, computing
+from fastgar.cpu.vectors import DTYPES, I64, WIDTH, Vectors, computing
 
 STEP = 4096  # columns that a thread takes at a time
 
@@ -149,15 +149,15 @@ def _mix_read_only(rows, n, at, weights, place, dtype, compute):  # type: ignore
 def _mix_tile(  # type: ignore[no-untyped-def]
     rows, n, at, weights, row, careful, m, tiles, dtype, compute
 ):  # fmt: skip
-    """Fill m tile rows, four vectors wide, with W X; rows of W are `row` bytes apart."""
+    """Fill m tile rows, WIDTH vectors wide, with W X; rows of W are `row` bytes apart."""
     whole = m - m % 4
     for i in range(0, whole, 4):
-        mix(rows, n, at, weights + i * row, row, tiles + 8 * i, 0, 4, 4, dtype, compute)
+        mix(rows, n, at, weights + i * row, row, tiles + 8 * i, 0, 4, WIDTH, dtype, compute)
     for i in range(whole, m):
-        mix(rows, n, at, weights + i * row, row, tiles + 8 * i, 0, 1, 4, dtype, compute)
+        mix(rows, n, at, weights + i * row, row, tiles + 8 * i, 0, 1, WIDTH, dtype, compute)
     if careful:  # a zero weight means "not read", and 0 * NaN is NaN: look again where that shows
         for i in range(m):
-            for w in range(4):
+            for w in range(WIDTH):
                 place = integer_at(tiles, i) + w * lanes_of(dtype) * itemsize_of(compute)
                 if not finite_tile(place, 1, 0, compute):
                     here = at + w * lanes_of(dtype) * itemsize_of(dtype)
@@ -170,7 +170,7 @@ def _fixed_mixed(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     lanes, size = lanes_of(dtype), itemsize_of(dtype)
     vector = lanes * itemsize_of(compute)
-    pitch = 4 * vector
+    pitch = WIDTH * vector
     scratch = np.empty(m * pitch // 8 + 8)
     tile = (scratch.ctypes.data + 63) // 64 * 64
     table = np.empty(m, dtype=np.int64)
@@ -181,12 +181,12 @@ def _fixed_mixed(  # type: ignore[no-untyped-def]
         if piece >= pieces:
             return
         stop = columns if piece == pieces - 1 else (piece + 1) * STEP
-        for j in range(piece * STEP, stop, 4 * lanes):
-            first = min(j, columns - 4 * lanes)
+        for j in range(piece * STEP, stop, WIDTH * lanes):
+            first = min(j, columns - WIDTH * lanes)
             _mix_tile(
                 rows, n, first * size, weights, row, careful, m, table.ctypes.data, dtype, compute
             )
-            for w in range(4):
+            for w in range(WIDTH):
                 to = (first + w * lanes) * size
                 _in_registers(
                     table.ctypes.data, w * vector, out, to, faults, m, lo, hi, k, compute, dtype
@@ -280,7 +280,7 @@ def _any(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     lanes, size = lanes_of(dtype), itemsize_of(dtype)
     vector = lanes * itemsize_of(compute)
-    width = 4 if weights else 1
+    width = WIDTH if weights else 1
     pitch = width * vector
     padded = 16
     while padded < m:

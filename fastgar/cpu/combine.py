@@ -1,9 +1,10 @@
-"""Weighted sums of rows: k rows of W X in one pass, four rows by four vectors at a time."""
+"""Weighted sums of rows: k rows of W X in one pass, four rows by WIDTH vectors at a time."""
 
 from __future__ import annotations
 
 from fastgar.cpu.compile import Kernel
 from fastgar.cpu.tiles import itemsize_of, lanes_of, mix, take
+from fastgar.cpu.vectors import WIDTH
 
 STEP = 4096  # columns that a thread takes at a time
 
@@ -14,17 +15,33 @@ def _combine(  # type: ignore[no-untyped-def]
     """Write the k rows of W X at the addresses `outs`; `row` bytes separate the rows of W."""
     lanes, size = lanes_of(dtype), itemsize_of(dtype)
     whole = k - k % 4
+    vectors = WIDTH if whole else 4
     while True:
         piece = take(counter)
         if piece >= pieces:
             return
         stop = columns if piece == pieces - 1 else (piece + 1) * STEP
-        for j in range(piece * STEP, stop, 4 * lanes):
-            at = min(j, columns - 4 * lanes) * size
+        for j in range(piece * STEP, stop, vectors * lanes):
+            at = min(j, columns - vectors * lanes) * size
             for i in range(0, whole, 4):
-                mix(rows, n, at, weights + i * row, row, outs + 8 * i, at, 4, 4, dtype, dtype)
+                mix(rows, n, at, weights + i * row, row, outs + 8 * i, at, 4, WIDTH, dtype, dtype)
             for i in range(whole, k):
-                mix(rows, n, at, weights + i * row, row, outs + 8 * i, at, 1, 4, dtype, dtype)
+                if whole:
+                    mix(
+                        rows,
+                        n,
+                        at,
+                        weights + i * row,
+                        row,
+                        outs + 8 * i,
+                        at,
+                        1,
+                        WIDTH,
+                        dtype,
+                        dtype,
+                    )
+                else:  # few sums: longer runs of each row suit the memory better
+                    mix(rows, n, at, weights + i * row, row, outs + 8 * i, at, 1, 4, dtype, dtype)
 
 
 COMBINE = Kernel(_combine, 9)

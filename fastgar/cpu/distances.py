@@ -1,9 +1,9 @@
 """All pairs of rows in one pass: squared distances, or inner products about a pivot row.
 
-Pairs are taken in blocks of 4 by 4 rows: eight loads feed sixteen subtract-and-multiply-adds. Sums
-run in vectors of the computing type over SPAN columns, then in float64; each chunk of CHUNK columns
-gives one partial matrix, and partial matrices are added in order, so the bits do not depend on the
-number of threads, nor on how a long row is cut into multiples of CHUNK.
+Pairs are taken in blocks of BLOCK by BLOCK rows: with 4, eight loads feed sixteen differences and
+multiply-adds. Sums run in vectors of the computing type over SPAN columns, then in float64; each
+chunk of CHUNK columns gives one partial matrix, and partial matrices are added in order, so the
+bits do not depend on the number of threads, nor on how a long row is cut into multiples of CHUNK.
 
 A non-finite row shows as NaN on the diagonal of a partial matrix of distances.
 """
@@ -28,7 +28,7 @@ from fastgar.cpu.tiles import (
     number_at,
     take,
 )
-from fastgar.cpu.vectors import CODES, DTYPES, I64, Vectors
+from fastgar.cpu.vectors import BLOCK, CODES, DTYPES, I64, Vectors
 
 DOUBLE = CODES["float64"]
 SPAN = 1024  # columns over which sums stay in vectors
@@ -94,18 +94,18 @@ def _pairs(
 
 @part
 def _all_pairs(table, vectors, partial, points, products, compute):  # type: ignore[no-untyped-def]
-    whole = points - points % 4
+    whole = points - points % BLOCK
     rest = points - whole
-    for i in range(0, whole, 4):
-        _pairs(table, i, i, vectors, partial, points, 4, 0, products, compute)
-        for j in range(i + 4, whole, 4):
-            _pairs(table, i, j, vectors, partial, points, 4, 4, products, compute)
+    for i in range(0, whole, BLOCK):
+        _pairs(table, i, i, vectors, partial, points, BLOCK, 0, products, compute)
+        for j in range(i + BLOCK, whole, BLOCK):
+            _pairs(table, i, j, vectors, partial, points, BLOCK, BLOCK, products, compute)
         if rest == 1:
-            _pairs(table, i, whole, vectors, partial, points, 4, 1, products, compute)
+            _pairs(table, i, whole, vectors, partial, points, BLOCK, 1, products, compute)
         elif rest == 2:
-            _pairs(table, i, whole, vectors, partial, points, 4, 2, products, compute)
+            _pairs(table, i, whole, vectors, partial, points, BLOCK, 2, products, compute)
         elif rest == 3:
-            _pairs(table, i, whole, vectors, partial, points, 4, 3, products, compute)
+            _pairs(table, i, whole, vectors, partial, points, BLOCK, 3, products, compute)
     if rest == 1:
         _pairs(table, whole, whole, vectors, partial, points, 1, 0, products, compute)
     elif rest == 2:
@@ -177,49 +177,49 @@ def _partials(  # type: ignore[no-untyped-def]
                 move = integer_at(moves, i) if moves else 1
                 local[i] = integer_at(rows, i) + begin * size * move
             done = 0 if staged else count - count % lanes
-            if done:
-                _all_pairs(table, done // lanes, partial, points, products, compute)
-            if done == count:
-                continue
-            # What is widened, centred or does not fill a vector goes through a copy in the cache.
-            padded = (count - done + lanes - 1) // lanes * lanes
-            centre = local[pivot] if scales else 0
-            for i in range(points):
-                scale = number_at(scales, i, DOUBLE) if scales else 1.0
-                copied = count - done if scale != 0.0 else 0  # weight 0 is not read
-                place = tile + i * pitch
-                source = local[i] + done * size
-                _copy_row(source, copied, padded, place, centre, scale, dtype, compute)
-            for i in range(points):
-                local[i] = tile + i * pitch
-            _all_pairs(table, padded // lanes, partial, points, products, compute)
+            for copied in range(done == 0, 1 + (done < count)):
+                vectors = done // lanes
+                if copied:  # widened, centred or too few for a vector: a copy in the cache
+                    rest = count - done
+                    vectors = (rest + lanes - 1) // lanes
+                    centre = local[pivot] if scales else 0
+                    for i in range(points):
+                        scale = number_at(scales, i, DOUBLE) if scales else 1.0
+                        read = rest if scale != 0.0 else 0  # scale 0 means not read
+                        source, place = local[i] + done * size, tile + i * pitch
+                        _copy_row(
+                            source, read, vectors * lanes, place, centre, scale, dtype, compute
+                        )
+                    for i in range(points):
+                        local[i] = tile + i * pitch
+                _all_pairs(table, vectors, partial, points, products, compute)
 
 
 PARTIALS = Kernel(_partials, 11)
 
 
 @jit
-def overflows(partials: Any, flags: Any) -> bool:
-    """Flag the partial matrices in which a pair of finite rows is infinitely far apart."""
-    found = False
-    for piece in range(len(partials)):
-        flags[piece] = 0
+def add_in_order(total: Any, partials: Any, flags: Any) -> bool:
+    """Add the upper triangles of the partial matrices to `total`, first to last.
+
+    Unless a pair of finite rows is infinitely far apart somewhere: then those matrices are flagged,
+    nothing is added, and the result is False. No `flags`, no such check.
+    """
+    sound = True
+    for piece in range(len(flags)):
         matrix = partials[piece]
+        flags[piece] = 0
         for i in range(len(matrix)):
             for j in range(i + 1, len(matrix)):
                 if matrix[i, j] == np.inf and matrix[i, i] == 0.0 and matrix[j, j] == 0.0:
                     flags[piece] = 1
-                    found = True
-    return found
-
-
-@jit
-def add_in_order(total: Any, partials: Any) -> None:
-    """Add the upper triangles of the partial matrices to `total`, first to last."""
-    for piece in range(len(partials)):
-        for i in range(len(total)):
-            for j in range(i, len(total)):
-                total[i, j] += partials[piece, i, j]
+                    sound = False
+    if sound:
+        for piece in range(len(partials)):
+            for i in range(len(total)):
+                for j in range(i, len(total)):
+                    total[i, j] += partials[piece, i, j]
+    return sound
 
 
 @jit

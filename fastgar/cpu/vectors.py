@@ -13,8 +13,9 @@ from functools import cache
 from typing import Any
 
 from llvmlite import binding, ir
+from numba import config
 
-__all__ = ["CODES", "DTYPES", "ITEMSIZE", "Vectors", "computing", "lanes"]
+__all__ = ["BLOCK", "CODES", "DTYPES", "ITEMSIZE", "WIDTH", "Vectors", "computing", "lanes"]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 CODES = {name: code for code, name in enumerate(DTYPES)}
@@ -31,8 +32,15 @@ def computing(dtype: str) -> str:
 
 @cache
 def _register_bytes() -> int:
-    features = binding.get_host_cpu_features()
-    return 64 if features.get("avx512f") else 32
+    features = config.CPU_FEATURES  # what Numba was told to compile for, if anything
+    if features is None:
+        features = binding.get_host_cpu_features().flatten()
+    return 64 if "+avx512f" in features else 32
+
+
+# Sixteen or nine sums in registers at a time: with AVX-512 there are 32 registers, else often 16.
+BLOCK = 4 if _register_bytes() == 64 else 3  # rows against rows, for distances
+WIDTH = 4 if _register_bytes() == 64 else 2  # vectors by four rows, for weighted sums
 
 
 def lanes(dtype: str) -> int:
