@@ -1,0 +1,59 @@
+"""Robust aggregation of gradients and models, at the speed of averaging.
+
+>>> X = np.array([[2.0, 2.0], [3.0, 1.0], [1.0, 3.0], [np.inf, -1e9], [2.0, 4.0]])
+>>> fg.krum(X, f=1)  # a rule: rows in, one row out, whatever one of the rows holds
+array([2., 2.])
+>>> fg.rule("nnm | trimmed_mean", f=1)(X)  # a pipeline: mixing steps, then a rule
+array([2. , 2.5])
+"""
+
+from __future__ import annotations
+
+from . import rules
+from .api import columns, combine, get_threads, set_threads, sqdist
+from .bounds import kappa, list_rules, max_f, min_n, variance_ratio
+from .errors import TooManyFaults
+from .pipeline import Rule, rule
+from .primitives import CHUNK
+from .report import Report, inspect
+from .rules import (
+    aksel,
+    arc,
+    bucketing,
+    bulyan,
+    caf,
+    centered_clipping,
+    cge,
+    clip,
+    condense,
+    dnc,
+    fltrust,
+    geometric_median,
+    krum,
+    mda,
+    meamed,
+    mean,
+    median,
+    monna,
+    multi_krum,
+    mva,
+    nan_mean,
+    nnm,
+    phocas,
+    rfa,
+    sign_majority,
+    smea,
+    trimmed_mean,
+)
+from .streaming import Streaming
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CHUNK", "Report", "Rule", "Streaming", "TooManyFaults", "aksel", "arc", "bucketing", "bulyan",
+    "caf", "centered_clipping", "cge", "clip", "columns", "combine", "condense", "dnc", "fltrust",
+    "geometric_median", "get_threads", "inspect", "kappa", "krum", "list_rules", "max_f", "mda",
+    "mean", "meamed", "median", "min_n", "monna", "multi_krum", "mva", "nan_mean", "nnm", "phocas",
+    "rfa", "rule", "rules", "set_threads", "sign_majority", "smea", "sqdist", "trimmed_mean",
+    "variance_ratio",
+]  # fmt: skip

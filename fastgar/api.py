@@ -1,0 +1,188 @@
+"""The three primitives as public functions, for people who write rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import primitives
+from .arrays import Table, reference, table
+from .errors import unknown
+from .geometry import Decision
+from .pipeline import Rule, Stage
+from .rules.registry import lookup, registered
+
+__all__ = ["columns", "combine", "get_threads", "set_threads", "sqdist"]
+
+References = Sequence[Any]
+
+
+def sqdist(X: Any, refs: References = ()) -> NDArray[np.float64]:
+    """Return the squared distances between rows, and to further points.
+
+    Parameters
+    ----------
+    X : array of shape (n, ...), sequence of n arrays, or sequence of n structures
+        Of any array library: float16, bfloat16, float32 or float64.
+    refs : sequence, optional
+        Further points: each like one row of X, or "origin".
+
+    Returns
+    -------
+    (n + r, n + r) array of float64
+        Differences are formed directly, never from norms, so equal rows are exactly 0 apart. A row
+        with a non-finite value has +Inf in its row, its column and on the diagonal.
+
+    Notes
+    -----
+    One pass over X.
+
+    Examples
+    --------
+    >>> fg.sqdist(np.array([[0.0, 0.0], [3.0, 4.0], [np.nan, 0.0]]))
+    array([[ 0., 25., inf],
+           [25.,  0., inf],
+           [inf, inf, inf]])
+    """
+    T = table(X)
+    return primitives.sqdist(T, _points(T, refs))
+
+
+def combine(W: Any, X: Any, refs: References = ()) -> Any:
+    """Return weighted sums of rows.
+
+    Parameters
+    ----------
+    W : (n,) or (k, n) array, or (n + r,) or (k, n + r) with refs
+        Finite weights, in any float dtype. Weight 0 means that the row is not read.
+    X : array of shape (n, ...), sequence of n arrays, or sequence of n structures
+    refs : sequence, optional
+        Further points: each like one row of X, or "origin".
+
+    Returns
+    -------
+    like one row of X, or a stack of k rows
+
+    Raises
+    ------
+    ValueError
+        If W is not finite or has another shape.
+
+    Notes
+    -----
+    One pass over X. Sums are formed in float32 or wider.
+
+    Examples
+    --------
+    >>> fg.combine([0.5, 0.5, 0.0], np.array([[1.0, 2.0], [3.0, 4.0], [np.nan, 0.0]]))
+    array([2., 3.])
+    """
+    T = table(X)
+    points = _points(T, refs)
+    weights = _weights("W", W, T.n + len(points), (1, 2))
+    out = T.empty(None if weights.ndim == 1 else len(weights))
+    primitives.combine(weights, T, points, out)
+    return out.value()
+
+
+def columns(X: Any, statistic: str, f: int | None = None, *, W: Any = None, **options: Any) -> Any:
+    """Return an order statistic of each coordinate, of the rows or of a mixture of them.
+
+    Parameters
+    ----------
+    X : array of shape (n, ...), sequence of n arrays, or sequence of n structures
+    statistic : str
+        The name of a column rule, such as "trimmed_mean".
+    f : int, optional
+        How many rows may hold anything, where the rule takes it.
+    W : (m, n) array, optional
+        The statistic is of the m rows of W X, which is never stored. Finite; weight 0 means that
+        the row is not read.
+    **options
+        Of the rule.
+
+    Returns
+    -------
+    like one row of X
+
+    Raises
+    ------
+    ValueError
+        If there is no such column rule, too few rows, or W is not finite or has another shape.
+
+    Notes
+    -----
+    One pass over X.
+
+    Examples
+    --------
+    >>> X = np.array([[1.0], [2.0], [4.0], [90.0]])
+    >>> fg.columns(X, "trimmed_mean", f=1)
+    array([3.])
+    >>> fg.columns(X, "median", W=[[0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]])
+    array([2.])
+    """
+    known = [spec.name for spec in registered() if spec.kind == "column"]
+    if statistic not in known:
+        raise unknown("column rule", statistic, known)
+    rule = Rule((Stage(lookup(statistic), options),), f)
+    T = table(X)
+    mix = None if W is None else _weights("W", W, T.n, (2,))
+    n = T.n if mix is None else len(mix)
+    decision = Decision(mix=mix, statistic=rule.decide(n=n).statistic)
+    if mix is not None:  # a row that some mixed row leaves out may hold anything
+        decision.faulty = np.ones(T.n, bool)
+    return rule.apply(decision, T).value()
+
+
+def _points(T: Table, refs: References) -> tuple[Any, ...]:
+    if isinstance(refs, str):
+        refs = [refs]
+    points: list[Any] = []
+    for i, ref in enumerate(refs):
+        if isinstance(ref, str):
+            if ref != "origin":
+                raise unknown("point", ref, ["origin"])
+            points.append(ref)
+        else:
+            points.append(reference(T, ref, f"refs[{i}]"))
+    return tuple(points)
+
+
+def _weights(name: str, W: Any, points: int, dimensions: tuple[int, ...]) -> NDArray[np.float64]:
+    weights = np.asarray(W, dtype=np.float64)
+    if weights.ndim not in dimensions or weights.shape[-1] != points or weights.size == 0:
+        shapes = {1: f"({points},)", 2: f"(k, {points})"}
+        wanted = " or ".join(shapes[d] for d in dimensions)
+        raise ValueError(f"{name} must have shape {wanted}, got {weights.shape}")
+    if not np.isfinite(weights).all():
+        raise ValueError(f"{name} must be finite; to leave a row out, give it weight 0")
+    return weights
+
+
+def set_threads(threads: int | None) -> None:
+    """Set how many threads a large computation may use on the CPU.
+
+    Parameters
+    ----------
+    threads : int or None
+        At least 1. None restores the default: the cores this process may run on, or
+        ``OMP_NUM_THREADS`` or ``NUMBA_NUM_THREADS`` where they ask for fewer.
+
+    Notes
+    -----
+    Results are bitwise the same for any number of threads.
+    """
+    from .cpu import threads as pool
+
+    pool.set_threads(threads)
+
+
+def get_threads() -> int:
+    """Return how many threads a large computation uses on the CPU."""
+    from .cpu import threads as pool
+
+    return pool.get_threads()

@@ -1,0 +1,148 @@
+"""The docstring of a public rule: its own words, and what all rules share, said once."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .registry import Spec
+
+__all__ = ["document"]
+
+X = """\
+X : array of shape (n, ...), sequence of n arrays, or sequence of n structures
+    One row per worker: float16, bfloat16, float32 or float64, of any array library. A structure
+    is a state_dict or another nesting of mappings and sequences. Never written."""
+
+F = """\
+f : int
+    How many rows may hold anything."""
+
+F_OPTIONAL = """\
+f : int, optional
+    How many rows may hold anything; (n-1)//2 by default."""
+
+STEP = """\
+step : int
+    Which draw. `fastgar.rule` gives an object that counts its steps instead."""
+
+START = """\
+start : like one row of X, optional
+    Where to start, such as the last aggregate; the origin by default."""
+
+REFERENCE = """\
+reference : like one row of X
+    The vector that is trusted. It must be finite."""
+
+BUFFERS = """\
+buffers : {"median", "first", "error"}
+    What becomes of integer leaves of structures."""
+
+DISTANCE_ON = """\
+distance_on : "all" or callable
+    For structures: a function of a leaf's path that says whether the leaf counts in distances.
+    The result has all leaves."""
+
+NON_FINITE = {
+    "column": "A non-finite value ranks as the most extreme on its side (NaN as +infinity). A "
+    "coordinate with more than f of them is NaN.",
+    "other": "A row with a non-finite value is infinitely far from all others and gets no weight. "
+    "More than f such rows raise `TooManyFaults`.",
+    "open": "Not robust: non-finite values may reach the result.",
+}
+
+
+def _section(title: str, body: str) -> str:
+    return f"{title}\n{'-' * len(title)}\n{body}"
+
+
+def _split(docstring: str) -> tuple[str, dict[str, str]]:
+    """Split a docstring into its text and its sections."""
+    lines = inspect.cleandoc(docstring).split("\n")
+    parts: dict[str, list[str]] = {"": []}
+    title = ""
+    for number, line in enumerate(lines):
+        following = lines[number + 1] if number + 1 < len(lines) else ""
+        if line and following == "-" * len(line):
+            title = line
+            parts[title] = []
+        elif not (title and line and line == "-" * len(title)):
+            parts[title].append(line)
+    sections = {name: "\n".join(body).strip() for name, body in parts.items()}
+    return sections.pop(""), sections
+
+
+def document(spec: Spec) -> str:
+    """Return the numpydoc text of a rule."""
+    text, sections = _split(spec.mathematics.__doc__ or f"Aggregate by {spec.name}.")
+    parameters = [X]
+    if spec.f != "no":
+        parameters.append(F if spec.f == "required" else F_OPTIONAL)
+    if "Options" in sections:
+        parameters.append(sections["Options"])
+    if spec.randomised:
+        parameters.append(STEP)
+    if "start" in spec.references:
+        parameters.append(START)
+    if "reference" in spec.references:
+        parameters.append(REFERENCE)
+    if spec.variants:
+        choices = ", ".join(f'"{name}"' for name in ("paper", *spec.variants))
+        presets = "; ".join(
+            f"{name}: " + ", ".join(f"{option}={value!r}" for option, value in preset.items())
+            for name, preset in spec.variants.items()
+        )
+        parameters.append(
+            f"variant : {{{choices}}}\n    Options as published code has them ({presets}).\n"
+            "    Options that are given count more."
+        )
+    parameters.append(BUFFERS)
+    if spec.kind != "column":
+        parameters.append(DISTANCE_ON)
+    if spec.kind == "mixing":
+        result = (
+            "stack of rows\n    The mixed rows, in the library, dtype and structure of X: an array "
+            "if X is one, else\n    a list. Always new memory."
+        )
+    else:
+        result = (
+            "aggregate\n    In the library, device, dtype, structure and shape of one row of X; "
+            "always new memory."
+        )
+    raises = "TypeError, ValueError\n    Where X, f or an option cannot be right; before any work."
+    if spec.kind != "column":
+        raises += "\nTooManyFaults\n    More than f rows hold a non-finite value."
+    if not spec.robust and spec.kind == "column":
+        handling = NON_FINITE["open"]
+    else:
+        handling = NON_FINITE["column" if spec.kind == "column" else "other"]
+    if not spec.robust and spec.kind == "distance":
+        handling += " Not robust all the same: finite lies may pass."
+    third = ""
+    if spec.inner:
+        third = f" (one more when a row is over {1000} times as far away as is usual)"
+    needs = spec.needs_text()
+    reads = "1 pass" if spec.reads == 1 else f"{spec.reads} passes"
+    facts = [
+        f"Needs {needs}. Breakdown point {spec.breakdown}.",
+        f"Cost: {reads} over X{third}.",
+        handling,
+        f"Reference: {spec.paper}." if spec.paper else "",
+    ]
+    parts = [
+        text,
+        _section("Parameters", "\n".join(parameters)),
+        _section("Returns", result),
+        _section("Raises", raises),
+        _section("Notes", "\n".join(_wrapped(fact) for fact in facts if fact)),
+    ]
+    if "Examples" in sections:
+        parts.append(_section("Examples", sections["Examples"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    import textwrap
+
+    return textwrap.fill(text, 96)

@@ -1,0 +1,457 @@
+"""What a rule declares about itself, and how a declaration becomes a public function.
+
+A rule is a function of a few lines under one of three decorators. Its first parameter says what it
+sees: `n` (a column rule), a `Geometry` (a distance or mixing rule), or `D`, the n x n squared
+distances, for those who need no more. If it has a parameter `f`, it is told how many rows may lie.
+Its keyword-only parameters are its options. Its result is what follows:
+
+column rule    weights over the ascending sorted column, or (k, weights): the mean of the k values
+               closest to that weighted sum
+distance rule  weights of the rows, or of the rows and references
+mixing rule    a matrix W: row i of the next stage is the sum over j of W[i, j] * row j
+
+>>> import fastgar as fg
+>>> @fg.rules.column_rule(needs="2f + 1", paper="of your own", robust=True)
+... def second_smallest(n: int, f: int) -> list[float]:
+...     "Return the second smallest value of each column."
+...     return [0.0, 1.0] + [0.0] * (n - 2)
+>>> second_smallest(np.array([[4.0], [1.0], [2.0]]), f=1)
+array([2.])
+>>> fg.rule("nnm | second_smallest", f=1).reads
+2
+>>> fg.rules.forget("second_smallest")
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+from ..errors import unknown
+from .describe import document
+from .options import Option, read_options
+
+__all__ = ["PublicRule", "Spec", "column_rule", "distance_rule", "forget", "lookup", "mixing_rule"]
+
+Kind = Literal["column", "distance", "mixing"]
+Options = Mapping[str, Any]
+Needs = str | tuple[str, ...] | Callable[[Options], tuple[str, ...]]
+
+ENTRY_POINTS = "fastgar.rules"
+CALL_OPTIONS = ("buffers", "distance_on")
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """Everything that is known about a rule.
+
+    Attributes
+    ----------
+    name, kind, mathematics
+        The function as it was written, and whether it sees columns or distances.
+    f : {"required", "optional", "no"}
+        Whether it takes f; where optional, the default is (n-1)//2.
+    options
+        Its keyword-only options with defaults and checks.
+    needs
+        The least number of rows, such as "2f + 3"; several conditions, or a function of the options
+        to them, where one is not enough.
+    references
+        Extra points whose distances it looks at: "origin", "start" (the origin unless the caller
+        passes one) or "reference" (the caller's).
+    centre
+        For a rule that looks only at the distances of the rows to a column statistic of theirs (n,
+        f and the options to the statistic).
+    inner
+        Whether it forms inner products, so that a row over 1000 times longer than the others costs
+        a third read.
+    keeps_far
+        Whether a row that far may keep a weight.
+    robust
+        Whether it survives f rows of anything.
+    breakdown, paper : str
+    kappa, variance_ratio
+        Functions of (n, f) where a bound is known.
+    variants
+        Options as published code has them, by name.
+    rows_after
+        For a mixing rule that changes the number of rows: the new number from the old.
+    takes_f
+        Whether the mathematics depends on f. If not, f only says how many faulty rows to survive.
+    randomised
+        Whether the mathematics takes a step, which a `Rule` counts.
+    """
+
+    name: str
+    kind: Kind
+    mathematics: Callable[..., Any]
+    f: Literal["required", "optional", "no"]
+    options: Mapping[str, Option]
+    sees: str
+    needs: Needs
+    breakdown: str
+    paper: str
+    robust: bool
+    references: tuple[str, ...] = ()
+    centre: Callable[..., Any] | None = None
+    inner: bool | Callable[[Options], bool] = False
+    keeps_far: bool = False
+    kappa: Callable[[int, int], float] | None = None
+    variance_ratio: Callable[[int, int], float] | None = None
+    variants: Mapping[str, Options] = field(default_factory=dict)
+    rows_after: Callable[[int, Options], int] | None = None
+    takes_f: bool = False
+    randomised: bool = False
+
+    @property
+    def reads(self) -> int:
+        """Passes over the data when the rule stands alone (one more for rows that are far off)."""
+        return 1 if self.kind == "column" else 2
+
+    def resolve(self, given: Options) -> dict[str, Any]:
+        """Return every option's value: what was given, else the variant's, else the default."""
+        given = dict(given)
+        variant = given.pop("variant", "paper")
+        if variant != "paper" and variant not in self.variants:
+            raise unknown(f"variant of {self.name}", variant, {"paper", *self.variants})
+        for name in given:
+            if name not in self.options:
+                raise unknown(f"option of {self.name}", name, self.options)
+        preset = self.variants.get(variant, {})
+        values = {}
+        for name, option in self.options.items():
+            value = given.get(name, preset.get(name, option.default))
+            if name not in given and name not in preset and option.required:
+                raise TypeError(f"{self.name} needs the option {name}")
+            values[name] = option.check(self.name, value)
+        return values
+
+    def conditions(self, options: Options) -> tuple[str, ...]:
+        """Return the conditions on n, each as a sum such as "2f + 3"."""
+        needs = self.needs(options) if callable(self.needs) else self.needs
+        return (needs,) if isinstance(needs, str) else needs
+
+    def needs_text(self) -> str:
+        """Return what it needs with default options, such as "n >= 2f + 3"."""
+        options = {name: option.default for name, option in self.options.items()}
+        return " and ".join(f"n >= {needs}" for needs in self.conditions(options))
+
+    def min_n(self, f: int, options: Options) -> int:
+        """Return the least number of rows that the rule can aggregate."""
+        return max(least(needs, f, options) for needs in self.conditions(options))
+
+    def complaint(self, n: int, f: int, options: Options) -> str | None:
+        """Return None if `n` rows are enough, else the sentence that says how many are."""
+        for needs in self.conditions(options):
+            rows = least(needs, f, options)
+            if n < rows:
+                known = {"f": f, **options}
+                names = [name for _, name in terms(needs) if name]
+                given = ", ".join(f"{name}={known[name]}" for name in names)
+                reason = f": with {given} that is {rows} rows" if given else ""
+                return f"{self.name} needs n >= {needs}{reason}, got {n}"
+        return None
+
+
+def terms(needs: str) -> Iterator[tuple[int, str]]:
+    """Split "2f + m + 3" into (2, "f"), (1, "m"), (3, "")."""
+    for term in needs.split("+"):
+        match = re.fullmatch(r"(\d*)([a-z_]*)", term.strip())
+        if match is None or not match[0]:
+            raise ValueError(f"needs must be a sum such as '2f + 3', got {needs!r}")
+        yield int(match[1] or 1), match[2]
+
+
+def least(needs: str, f: int, options: Options) -> int:
+    """Evaluate a condition such as "2f + 3"."""
+    known = {"f": f, **options}
+    return sum(count * (known[name] if name else 1) for count, name in terms(needs))
+
+
+# -------------------------------------------------------------------------------------- registry
+
+_specs: dict[str, Spec] = {}
+_entry_points_loaded = False
+
+
+def _load_entry_points() -> bool:
+    """Import the rules that other distributions offer; True if that happened now."""
+    global _entry_points_loaded
+    if _entry_points_loaded:
+        return False
+    _entry_points_loaded = True
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()  # its decorators register what it defines
+    return True
+
+
+def lookup(name: str) -> Spec:
+    """Return the declaration of the rule of this name."""
+    if name not in _specs:
+        _load_entry_points()
+    if name not in _specs:
+        raise unknown("rule", name, _specs)
+    return _specs[name]
+
+
+def registered() -> tuple[Spec, ...]:
+    """Return every declaration, in the order of registration."""
+    _load_entry_points()
+    return tuple(_specs.values())
+
+
+def forget(name: str) -> None:
+    """Take a rule out of the registry (a notebook cell that defines one can then run again)."""
+    lookup(name)
+    del _specs[name]
+    _configured.cache_clear()
+
+
+# ------------------------------------------------------------------------------------ decorators
+
+
+class PublicRule(Protocol):
+    """A rule as users call it; `spec` holds its declaration."""
+
+    spec: Spec
+    __name__: str
+    __doc__: str | None
+
+    def __call__(self, X: Any, *args: Any, **keywords: Any) -> Any:
+        """Return the aggregate of the rows of X (for a mixing rule the stack of mixed rows)."""
+
+
+Decorator = Callable[[Callable[..., Any]], PublicRule]
+
+
+@lru_cache(maxsize=512, typed=True)  # typed: f=2.0 and f=True must not be taken for f=2 or 1
+def _configured(name: str, f: Any, /, **options: Any) -> Any:
+    from ..pipeline import Rule, Stage
+
+    return Rule((Stage(lookup(name), options),), f)
+
+
+def _call(spec: Spec, X: Any, f: Any, keywords: dict[str, Any]) -> Any:
+    if not keywords and not spec.randomised and (f is None or type(f) is int):
+        return _configured(spec.name, f)(X)
+    at_call = {
+        key: keywords.pop(key)
+        for key in (*CALL_OPTIONS, "start", "reference", "step")
+        if key in keywords
+    }
+    step = at_call.pop("step", 0)
+    try:
+        rule = _configured(spec.name, f, **keywords)
+    except TypeError:  # an unhashable value: let its own check complain
+        rule = _configured.__wrapped__(spec.name, f, **keywords)
+    if spec.randomised:
+        rule = rule.at(step)
+    elif step != 0:
+        raise unknown(f"option of {spec.name}", "step", spec.options)
+    return rule(X, **at_call)
+
+
+def _public(spec: Spec) -> PublicRule:
+    """Return the function that users call: the rule, run by the pipeline."""
+    if spec.f == "no":
+
+        def public(X: Any, **keywords: Any) -> Any:
+            return _call(spec, X, None, keywords)
+
+    elif spec.f == "optional":
+
+        def public(X: Any, f: Any = None, **keywords: Any) -> Any:  # type: ignore[misc]
+            return _call(spec, X, f, keywords)
+
+    else:
+
+        def public(X: Any, f: Any, **keywords: Any) -> Any:  # type: ignore[misc]
+            return _call(spec, X, f, keywords)
+
+    wrapper: Any = public
+    wrapper.spec = spec
+    wrapper.__name__ = wrapper.__qualname__ = spec.name
+    wrapper.__module__ = spec.mathematics.__module__
+    wrapper.__signature__ = _signature(spec)
+    wrapper.__doc__ = document(spec)
+    result: PublicRule = wrapper
+    return result
+
+
+def _signature(spec: Spec) -> inspect.Signature:
+    keyword, ordinary = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("X", ordinary)]
+    if spec.f == "required":
+        parameters.append(inspect.Parameter("f", ordinary))
+    elif spec.f == "optional":
+        parameters.append(inspect.Parameter("f", ordinary, default=None))
+    for option in spec.options.values():
+        parameters.append(inspect.Parameter(option.name, keyword, default=option.default))
+    extra: dict[str, Any] = {}
+    if spec.randomised:
+        extra["step"] = 0
+    if "start" in spec.references:
+        extra["start"] = None
+    if "reference" in spec.references:
+        extra["reference"] = inspect.Parameter.empty
+    if spec.variants:
+        extra["variant"] = "paper"
+    extra["buffers"] = "median"
+    if spec.kind != "column":
+        extra["distance_on"] = "all"
+    parameters += [inspect.Parameter(name, keyword, default=value) for name, value in extra.items()]
+    # Parameters without a default come first: keyword-only ones may stand in any order.
+    return inspect.Signature(parameters)
+
+
+def _decorator(kind: Kind, needs: Needs, f: str | None, declared: dict[str, Any]) -> Decorator:
+    def decorate(mathematics: Callable[..., Any]) -> PublicRule:
+        name = mathematics.__name__
+        if name in _specs:
+            raise ValueError(f"a rule named {name!r} is already registered")
+        parameters = list(inspect.signature(mathematics).parameters)
+        takes_f = f or ("required" if "f" in parameters[1:2] else "no")
+        options = read_options(mathematics)
+        if isinstance(needs, str):
+            strange = {variable for _, variable in terms(needs)} - {"", "f", *options}
+            if strange:
+                raise ValueError(f"needs={needs!r}: {name} has no option {min(strange)!r}")
+        declared.setdefault("breakdown", _breakdown(needs) if declared["robust"] else "0")
+        spec = Spec(
+            name=name,
+            kind=kind,
+            mathematics=mathematics,
+            f=takes_f,  # type: ignore[arg-type]
+            options=options,
+            sees=parameters[0],
+            needs=needs,
+            takes_f="f" in parameters[1:2],
+            randomised="step" in parameters,
+            **declared,
+        )
+        public = _public(spec)
+        _specs[name] = spec
+        return public
+
+    return decorate
+
+
+def _breakdown(needs: Needs) -> str:
+    """Return the largest tolerated share of rows that a condition such as "2f + 3" stands for."""
+    if isinstance(needs, str):
+        for count, name in terms(needs):
+            if name == "f":
+                return f"1/{count}"
+    return "1/2"
+
+
+def column_rule(
+    *,
+    needs: Needs = "1",
+    f: Literal["required", "optional", "no"] | None = None,
+    paper: str = "",
+    robust: bool = False,
+    **declared: Any,
+) -> Decorator:
+    """Register a rule that treats every coordinate on its own.
+
+    Parameters
+    ----------
+    needs : str
+        The least number of rows, such as "2f + 1".
+    f : {"required", "optional", "no"}, optional
+        Whether the rule takes f; by default, whether the function has a parameter `f`.
+    paper : str
+        Where the rule comes from.
+    robust : bool
+        Whether it survives f rows of anything; then a column with more than f non-finite entries
+        gives NaN.
+    **declared
+        Further attributes of `Spec`: breakdown, kappa, variance_ratio, variants.
+
+    Returns
+    -------
+    decorator
+        For a function of (n[, f], *, options) that returns n weights over the ascending sorted
+        column, or (k, weights): the mean of the k values closest to that weighted sum. It gives
+        back the function that users call.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
+    """
+    return _decorator("column", needs, f, {"paper": paper, "robust": robust, **declared})
+
+
+def distance_rule(
+    *,
+    needs: Needs = "1",
+    f: Literal["required", "optional", "no"] | None = None,
+    paper: str = "",
+    robust: bool = False,
+    **declared: Any,
+) -> Decorator:
+    """Register a rule that weighs rows by what it knows of their distances.
+
+    Parameters
+    ----------
+    needs, f, paper, robust
+        As for `column_rule`.
+    **declared
+        Further attributes of `Spec`: references, inner, keeps_far, breakdown, kappa,
+        variance_ratio, variants.
+
+    Returns
+    -------
+    decorator
+        For a function of (g[, f], *, options), with g a `Geometry`, or of (D[, f], *, options),
+        with D the n x n squared distances (a faulty row, its column and its diagonal are +Inf),
+        that returns weights: n of them, or one per point if the rule has references.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
+    """
+    return _decorator("distance", needs, f, {"paper": paper, "robust": robust, **declared})
+
+
+def mixing_rule(
+    *,
+    needs: Needs = "1",
+    f: Literal["required", "optional", "no"] | None = None,
+    paper: str = "",
+    robust: bool = False,
+    **declared: Any,
+) -> Decorator:
+    """Register a step before a rule, that replaces the rows by combinations of them.
+
+    Parameters
+    ----------
+    needs, f, paper, robust
+        As for `column_rule`.
+    **declared
+        Further attributes of `Spec`: references, inner, keeps_far, kappa, and `rows_after` for a
+        step that changes the number of rows.
+
+    Returns
+    -------
+    decorator
+        For a function of (g or D[, f], *, options) that returns the matrix W with one row per row
+        of the next stage; a row of NaN is a faulty row.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
+    """
+    # Rows that are far may cancel each other in a mixed row, so products are formed by default.
+    declared.setdefault("inner", True)
+    return _decorator("mixing", needs, f, {"paper": paper, "robust": robust, **declared})

@@ -1,0 +1,100 @@
+"""Rules that search all sets of n-f rows for the most compact one; exactly, and with a limit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .options import Count
+from .registry import distance_rule
+
+if TYPE_CHECKING:
+    from ..geometry import Decision, Geometry
+
+__all__ = ["mda", "mva", "smea"]
+
+NODES = 10_000_000  # a few seconds
+
+
+@distance_rule(
+    needs="2f + 1",
+    robust=True,
+    paper="El Mhamdi et al., Genuinely distributed Byzantine machine learning, PODC 2020, "
+    "section 3.1",
+    variance_ratio=lambda n, f: (n - f) / (8**0.5 * f) if f else float("inf"),
+)
+def mda(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
+    """Return the mean of the n-f rows of least diameter (minimum-diameter averaging, "brute").
+
+    Among several sets of the least diameter, the lexicographically first.
+
+    Options
+    -------
+    node_limit : int
+        How many nodes the search may visit before it gives up with an error.
+
+    Examples
+    --------
+    >>> fg.mda(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
+    array([2.])
+    """
+    from ..cpu.subsets import minimum_diameter_subset
+
+    rows = g.sound()
+    D = g.finite_distances(rows)
+    return g.mean_of(rows[np.asarray(minimum_diameter_subset(D, g.n - f, node_limit))])
+
+
+@distance_rule(
+    needs="2f + 1",
+    robust=True,
+    paper="El Mhamdi, Guerraoui and Rouault, Distributed momentum for Byzantine-resilient SGD, "
+    "ICLR 2021 (minimum-variance averaging)",
+)
+def mva(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
+    """Return the mean of the n-f rows of least variance (the trace of their covariance).
+
+    Options
+    -------
+    node_limit : int
+        How many nodes the search may visit before it gives up with an error.
+
+    Examples
+    --------
+    >>> fg.mva(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
+    array([2.])
+    """
+    from ..cpu.subsets import minimum_variance_subset
+
+    rows = g.sound()
+    D = g.finite_distances(rows)
+    return g.mean_of(rows[np.asarray(minimum_variance_subset(D, g.n - f, node_limit))])
+
+
+@distance_rule(
+    needs="2f + 1",
+    robust=True,
+    inner=True,
+    paper="Allouah et al., On the privacy-robustness-utility trilemma in distributed learning, "
+    "ICML 2023, section 4",
+    kappa=lambda n, f: 4 * f / (n - f) * (1 + f / (n - 2 * f)) ** 2,
+)
+def smea(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
+    """Return the mean of the n-f rows whose covariance has the least largest eigenvalue.
+
+    Options
+    -------
+    node_limit : int
+        How many nodes the search may visit before it gives up with an error.
+
+    Examples
+    --------
+    >>> fg.smea(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
+    array([2.])
+    """
+    from ..cpu.subsets import minimum_spectral_subset
+
+    rows = g.sound()
+    K = g.gram_of(rows)
+    return g.mean_of(rows[np.asarray(minimum_spectral_subset(K, g.n - f, node_limit))])

@@ -1,0 +1,107 @@
+"""Rules that lean on one vector: a trusted row, a trusted reference, or the median of the rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ..geometry import Decision
+from ..primitives import Statistic
+from .options import Index
+from .registry import distance_rule
+
+if TYPE_CHECKING:
+    from ..geometry import Geometry
+
+__all__ = ["aksel", "fltrust", "monna"]
+
+
+@distance_rule(
+    needs=("2f + 1", "pivot + 1"),
+    robust=True,
+    paper="Farhadkhani et al., Robust collaborative learning with linear gradient overhead, "
+    "ICML 2023, section 3",
+)
+def monna(g: Geometry, f: int, *, pivot: Index = 0) -> Decision:
+    """Return the mean of the n-f rows nearest to a trusted row, itself included.
+
+    Options
+    -------
+    pivot : int
+        Index of the trusted row. It must be finite.
+
+    Examples
+    --------
+    >>> fg.monna(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
+    array([2.])
+    """
+    if g.faulty[pivot]:
+        raise ValueError(f"monna trusts row {pivot} (pivot={pivot}), which holds NaN or infinity")
+    distances = g.D[pivot]
+    return g.mean_of(g.nearest()[pivot, : g.n - f], distances)
+
+
+def _median(n: int, f: int) -> Statistic:
+    return Statistic.median(n, faults=f)
+
+
+@distance_rule(
+    needs="2f + 1",
+    robust=True,
+    references=("median",),
+    centre=_median,
+    paper="Boussetta et al., AKSEL: fast Byzantine SGD, OPODIS 2020, algorithm 1",
+)
+def aksel(g: Geometry, f: int, *, mode: Literal["mid", "n-f"] = "mid") -> Decision:
+    """Return the mean of the rows nearest to the median of each coordinate.
+
+    Options
+    -------
+    mode : {"mid", "n-f"}
+        How many rows: (n+1)//2, or n-f.
+
+    Examples
+    --------
+    >>> fg.aksel(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
+    array([2.5])
+    """
+    distances = g.distance_to("median")
+    count = (g.n + 1) // 2 if mode == "mid" else g.n - f
+    return g.mean_of(g.order(distances)[:count], distances)
+
+
+@distance_rule(
+    needs="f + 1",
+    f="optional",
+    robust=True,
+    references=("origin", "reference"),
+    inner=True,
+    keeps_far=True,
+    breakdown="1",
+    paper="Cao et al., FLTrust, NDSS 2021, algorithm 2",
+)
+def fltrust(g: Geometry) -> Decision:
+    """Return the average of the rows, weighted by agreement with a trusted reference.
+
+    Each row is brought to the length of the reference and weighted by its cosine with it, where
+    that is positive. Without any such row the result is zeros.
+
+    Examples
+    --------
+    >>> X = np.array([[4.0, 0.0], [0.0, 2.0], [-1.0, -1.0]])
+    >>> fg.fltrust(X, reference=np.array([1.0, 0.0]))
+    array([1., 0.])
+    """
+    origin, reference = g.n + g.names.index("origin"), g.n + g.names.index("reference")
+    cosine = g.cosines(origin, reference)
+    lengths = g.distance_to("origin")
+    trusted = float(g.length_between(origin, reference))
+    weights = np.zeros(g.n + len(g.names))
+    weight = np.maximum(cosine, 0.0)
+    total = weight.sum()
+    if total > 0 and trusted > 0:
+        used = weight > 0
+        weights[: g.n][used] = weight[used] / total * (trusted / lengths[used])
+    weights[origin] = 1.0 - weights.sum()
+    return Decision(weights, scores=-cosine)
