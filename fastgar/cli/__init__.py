@@ -1,0 +1,7 @@
+"""The command ``fastgar``: train, bench, rules."""
+
+from __future__ import annotations
+
+from .main import main
+
+__all__ = ["main"]

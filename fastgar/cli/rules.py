@@ -1,0 +1,69 @@
+"""``fastgar rules``: the table of rules."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+import fastgar as fg
+
+from .tables import markdown_table, text_table
+
+__all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
+
+NAME = "rules"
+SUMMARY = "List every rule: how many rows it needs, how many may lie, what it costs, the paper."
+WIDTH = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, with every field")
+    form.add_argument("--markdown", action="store_true", help="print the table of the README")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table."""
+    rules = sorted(fg.list_rules(), key=lambda rule: (ORDER.index(rule.kind), not rule.robust))
+    if options.json:
+        json.dump([asdict(rule) for rule in rules], sys.stdout, indent=1)
+        print()
+        return 0
+    if options.markdown:
+        print(markdown())
+        return 0
+    print("n rows, of which f may hold anything. Cost: passes over the data (a mixing step adds")
+    print("none to the rule that follows it, and makes a column rule cost 2).")
+    for kind, title in zip(ORDER, TITLES, strict=True):
+        rows = [
+            (rule.name, rule.needs, rule.breakdown, str(rule.reads), rule.paper)
+            for rule in rules
+            if rule.kind == kind
+        ]
+        print(f"\n{title}\n")
+        print(text_table(HEADS, rows, right=(3,), width=WIDTH))
+    print("\nBreakdown 0: not robust. `fastgar rules --json` has summaries and options as well.")
+    return 0
+
+
+ORDER = ("column", "distance", "mixing")
+TITLES = (
+    "COLUMN RULES treat every coordinate on its own",
+    "DISTANCE RULES weigh whole rows",
+    "MIXING STEPS come before a rule, as in nnm | krum",
+)
+HEADS = ("rule", "needs", "breakdown", "cost", "paper")
+
+
+def markdown() -> str:
+    """Return the table of the README."""
+    rules = sorted(fg.list_rules(), key=lambda rule: (ORDER.index(rule.kind), not rule.robust))
+    rows = [
+        (f"`{rule.name}`", rule.kind, rule.summary, rule.needs, rule.breakdown, str(rule.reads))
+        for rule in rules
+    ]
+    heads = ("rule", "kind", "what it returns", "needs", "breakdown", "passes")
+    return markdown_table(heads, rows, right=(5,))

@@ -1,0 +1,144 @@
+"""The file of results: one line of JSON per evaluation and one per run, written as they come.
+
+The first line holds what all runs share. A file can be taken up again: finished runs are kept,
+what an interrupted run left is dropped and that run starts again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import Any
+
+import fastgar as fg
+
+from .loop import Config, Evaluation, Run
+
+__all__ = ["Mismatch", "Results"]
+
+
+class Mismatch(ValueError):
+    """The file holds results of other settings."""
+
+
+class Results:
+    """An open file of results.
+
+    Attributes
+    ----------
+    runs : list of dict
+        The lines of finished runs, in the order of the file.
+    evaluations : list of dict
+        The lines of all evaluations.
+    """
+
+    def __init__(self, path: Path, config: Config, *, fresh: bool = False) -> None:
+        head = {"kind": "config", "fastgar": fg.__version__, **asdict(config)}
+        kept: list[dict[str, Any]] = [] if fresh else _read(path)
+        if kept:
+            _compare(path, kept[0], head)
+        finished = {_key(line) for line in kept if line["kind"] == "run"}
+        kept = [head, *(line for line in kept[1:] if _key(line) in finished)]
+        self.runs = [line for line in kept if line["kind"] == "run"]
+        self.evaluations = [line for line in kept if line["kind"] == "evaluation"]
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(map(_line, kept)))
+        os.replace(part, path)
+        self._file = path.open("a")
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def finished(self, rule: str, attack: str) -> dict[str, Any] | None:
+        """Return the line of a finished run, or None."""
+        found = [run for run in self.runs if _key(run) == (rule, attack)]
+        return found[0] if found else None
+
+    def evaluation(self, rule: str, attack: str, evaluation: Evaluation) -> None:
+        """Append one evaluation."""
+        line = {"kind": "evaluation", "rule": rule, "attack": attack, **asdict(evaluation)}
+        self.evaluations.append(line)
+        self._append(line)
+
+    def run(self, rule: str, attack: str, run: Run, seconds: float) -> dict[str, Any]:
+        """Append a finished run, and return its line."""
+        line = summary(rule, attack, run, seconds)
+        self.runs.append(line)
+        self._append(line)
+        return line
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self._file.write(_line(line))
+        self._file.flush()
+
+
+def summary(rule: str, attack: str, run: Run, seconds: float) -> dict[str, Any]:
+    """Return what a run has come to, finished or not."""
+    last = run.evaluations[-1] if run.evaluations else None
+    return {
+        "kind": "run",
+        "rule": rule,
+        "attack": attack,
+        "steps": last.step if last else 0,
+        "accuracy": fmean(run.late) if last else None,  # mean over the last third
+        "lowest": min(run.late) if last else None,
+        "final": last.accuracy if last else None,
+        "milliseconds": run.milliseconds,
+        "weight": run.weight,
+        "seconds": seconds,
+        "stopped": run.stopped,
+    }
+
+
+def _key(line: dict[str, Any]) -> tuple[Any, Any]:
+    return line.get("rule"), line.get("attack")
+
+
+def _line(record: dict[str, Any]) -> str:
+    """Return a record as one line; JSON has no NaN, so it becomes null."""
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file; a last line that was cut off while being written is dropped."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            assert isinstance(record, dict) and isinstance(record["kind"], str)
+        except (ValueError, KeyError, AssertionError):
+            if records and number == len(lines):
+                break
+            raise Mismatch(f"line {number} of {path} is no record of a training run") from None
+        records.append(record)
+    return records
+
+
+def _compare(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    if old["kind"] != "config":
+        raise Mismatch(f"{path} does not begin with the settings of its runs")
+    differing = [key for key in new if old.get(key) != new[key]]
+    if differing:
+        theirs = ", ".join(f"{key}={old.get(key)}" for key in differing)
+        ours = ", ".join(f"{key}={new[key]}" for key in differing)
+        raise Mismatch(f"{path} holds runs with {theirs}, and these would have {ours}")
