@@ -133,9 +133,7 @@ def columns(X: Any, statistic: str, f: int | None = None, *, W: Any = None, **op
     mix = None if W is None else _weights("W", W, T.n, (2,))
     n = T.n if mix is None else len(mix)
     decision = Decision(mix=mix, statistic=rule.decide(n=n).statistic)
-    if mix is not None:  # a row that some mixed row leaves out may hold anything
-        decision.faulty = np.ones(T.n, bool)
-    return rule.apply(decision, T).value()
+    return rule.apply(decision, T, careful=True).value()
 
 
 def _points(T: Table, refs: References) -> tuple[Any, ...]:

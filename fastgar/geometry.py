@@ -152,6 +152,13 @@ def _pairs(m: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return np.triu_indices(m, 1)
 
 
+@lru_cache(maxsize=64)
+def _none_faulty(n: int) -> NDArray[np.bool_]:
+    none = np.zeros(n, bool)
+    none.flags.writeable = False
+    return none
+
+
 class Geometry:
     """What a distance or mixing rule may know of the rows that reach it.
 
@@ -183,14 +190,19 @@ class Geometry:
         self._frame: Frame | None = None
         self._usual = 0.0
         faults = D.diagonal()[:n]
-        self.any_faulty = bool(faults.any())
-        self.faulty: NDArray[np.bool_] = faults != 0 if self.any_faulty else np.zeros(n, bool)
+        self.any_faulty = bool(faults @ faults)  # a third of the time of any()
+        self.faulty: NDArray[np.bool_] = faults != 0 if self.any_faulty else _none_faulty(n)
         if inner is not None:
             gram, scale = inner
             self._usual = float(np.sqrt(medoid(D, n)[1]))
             self._frame = _in_own_units(gram, scale, self._usual)
 
     # ------------------------------------------------------------------------- what can be seen
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the current rows are combinations of the original ones."""
+        return self._rows is not None
 
     @property
     def all_distances(self) -> Array:
@@ -213,20 +225,18 @@ class Geometry:
         """The points about a central row: exact however long some of them are."""
         if self._frame is None:
             D = self.all_distances
-            if self.any_faulty or not np.isfinite(D).all():
-                D = np.minimum(D, 1e290)  # faulty rows get no weight; a finite one is merely far
             pivot, _ = medoid(D, self.n)
+            if self.any_faulty or not np.isfinite(D).all():
+                D = np.minimum(D, 1e290)  # a finite row whose square overflows is merely far
             central = D[pivot]
             gram = central + central[:, None]
             gram -= D
             gram *= 0.5
+            if self.any_faulty:
+                gram[: self.n][self.faulty] = 0.0
+                gram[:, : self.n][:, self.faulty] = 0.0
             self._frame = Frame(gram, np.ones(len(gram)))
         return self._frame
-
-    def finite_distances(self, rows: NDArray[np.intp]) -> Array:
-        """Return a copy of the squared distances between rows, where overflow is merely far."""
-        D: Array = np.minimum(self.D[np.ix_(rows, rows)], 1e290)
-        return D
 
     def length_between(self, first: int, second: int) -> float:
         """Return the distance (not squared) between two points."""
@@ -297,13 +307,14 @@ class Geometry:
             distance[self.faulty] = np.inf
         return distance
 
-    def gram_of(self, rows: NDArray[np.intp]) -> Array:
-        """Return the inner products of rows about a central row; far rows are merely very far."""
+    @property
+    def gram(self) -> Array:
+        """Inner products of the rows about a central row: (n, n). Those of faulty rows are 0."""
         gram, length = self.frame
-        gram, length = gram[np.ix_(rows, rows)], length[rows]
+        gram, length = gram[: self.n, : self.n], length[: self.n]
         usual = float(np.sqrt(gram.diagonal().max(initial=0.0)))
         length = np.minimum(length, 1e140 / max(usual, 1e-140))  # so that no square overflows
-        products: Array = gram * length * length[:, None]
+        products: Array = gram * (length * length[:, None])
         return products
 
     def order(self, scores: Array) -> NDArray[np.intp]:
@@ -396,7 +407,14 @@ def _in_own_units(gram: Array, scale: Array, usual: float) -> Frame:
     if np.isfinite(usual):
         np.divide(usual, size, out=shrink, where=(size > 0) & (scale == BEYOND))
         shrink = np.maximum(shrink, length / LONGEST)
-    return Frame(gram * shrink * shrink[:, None], length / shrink)
+    return Frame(_scaled(gram, shrink), length / shrink)
+
+
+def _scaled(gram: Array, by: Array) -> Array:
+    """Return by_i * gram_ij * by_j, exactly symmetric."""
+    gram = gram * by * by[:, None]  # the product of the two factors might underflow
+    scaled: Array = (gram + gram.T) * 0.5
+    return scaled
 
 
 def _mixed_frame(points: Array, frame: Frame, usual: float) -> Frame:
@@ -412,16 +430,14 @@ def _mixed_frame(points: Array, frame: Frame, usual: float) -> Frame:
     largest[largest == 0] = 1.0
     B /= largest[:, None]  # so that no square overflows
     gram = B @ gram @ B.T
-    gram = (gram + gram.T) * 0.5
     if np.isfinite(usual):
         unsure = largest * ROUNDING > 0.01
         gram.ravel()[:: len(gram) + 1] += unsure * (ROUNDING * usual) ** 2
     size = np.sqrt(np.maximum(gram.diagonal(), 0.0))
-    if not np.isfinite(usual):
-        return Frame(gram, largest)
-    own = np.clip(largest * (size / usual), 1.0, LONGEST)
-    shrink = largest / own
-    return Frame(gram * shrink * shrink[:, None], own)
+    own = largest
+    if np.isfinite(usual):
+        own = np.clip(largest * (size / usual), 1.0, LONGEST)
+    return Frame(_scaled(gram, largest / own), own)
 
 
 def _apart(frame: Frame) -> Array:

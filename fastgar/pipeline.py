@@ -404,14 +404,19 @@ class Rule:
             raise TooManyFaults(np.flatnonzero(faulty).tolist(), tolerated)
 
     def apply(
-        self, decision: Decision, T: Table, points: tuple[Any, ...] = (), *, offset: int = 0
+        self,
+        decision: Decision,
+        T: Table,
+        points: tuple[Any, ...] = (),
+        *,
+        offset: int = 0,
+        careful: bool = False,
     ) -> Out:
-        """Carry a decision out on a range of columns, the first of which is number `offset`."""
+        """Carry a decision out on a range of columns, the first of which is number `offset`.
+
+        `careful`: a row that has weight 0 in one mixed row, but not in all, may be non-finite.
+        """
         statistic, mix = decision.statistic, decision.mix
-        if statistic is not None and is_mean(statistic):
-            rows = np.eye(T.n) if mix is None else mix
-            decision = Decision(weights=rows.mean(axis=0))
-            statistic = mix = None
         if statistic is None:
             weights = decision.weights if mix is None else mix
             assert weights is not None
@@ -426,18 +431,8 @@ class Rule:
         if mix is None:
             primitives.columns(T, statistic, None, out, offset=offset)
         else:
-            careful = decision.faulty is not None and bool(decision.faulty.any())
             primitives.columns(T, statistic, mix, out, refs=points, offset=offset, careful=careful)
         return out
-
-
-def is_mean(statistic: Statistic) -> bool:
-    """Whether a statistic is the plain average, non-finite values and all."""
-    n = len(statistic.weights)
-    if statistic.kind != "order" or statistic.closest is not None or statistic.faults < n:
-        return False
-    low, high, ranks = statistic.support
-    return ranks is None and (low, high) == (0, n)
 
 
 def _add_faults(D: Array, T: Table, points: tuple[Any, ...], seen: tuple[str, ...]) -> None:
@@ -453,6 +448,8 @@ def _add_faults(D: Array, T: Table, points: tuple[Any, ...], seen: tuple[str, ..
 
 def _over_original(g: Geometry, decision: Decision) -> Decision:
     """Return a decision over current points as one over the original points."""
+    if not g.is_mixed:
+        return decision
     if decision.weights is not None:
         return Decision(g.over_original(decision.weights), scores=decision.scores)
     assert decision.mix is not None

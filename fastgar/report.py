@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from . import primitives
 from .arrays import table
 from .geometry import Decision
-from .pipeline import DistanceOn, Rule, is_mean, rule
+from .pipeline import DistanceOn, Rule, rule
 
 __all__ = ["Report", "inspect"]
 
@@ -140,10 +140,8 @@ def _weights(decision: Decision, T: Any, points: tuple[Any, ...]) -> NDArray[np.
     statistic, mix = decision.statistic, decision.mix
     if mix is None:
         assert statistic is not None
-        if is_mean(statistic):
-            return np.full(T.n, 1.0 / T.n)
         return primitives.usage(T, statistic)
-    if statistic is None or is_mean(statistic):
+    if statistic is None:
         used = np.full(len(mix), 1.0 / len(mix))
     else:
         used = primitives.usage(T, statistic, points, mix)

@@ -153,10 +153,19 @@ def test_one_dimensional_input_gives_one_number() -> None:
     assert fg.nnm(X, f=1).shape == (5,)
 
 
-@pytest.mark.parametrize("spec", [*SELECTING, *WEIGHING, *PIPELINES, "nnm", "arc", *SEARCHING])
+# These depend on which row is which, on a draw, or on ties (of the nearest pair: Bulyan).
+ORDERED = ("monna", "bucketing", "condense", "fltrust", "bulyan")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        spec
+        for spec in [*SELECTING, *WEIGHING, *PIPELINES, "nnm", "arc", *SEARCHING]
+        if not any(word in spec for word in ORDERED)
+    ],
+)
 def test_row_order_does_not_matter(spec: str) -> None:
-    if any(word in spec for word in ("monna", "bucketing", "condense", "fltrust", "bulyan")):
-        pytest.skip("depends on which row is which, on a draw, or on ties (of nearest pairs)")
     X = draw(11, 37, np.float64, seed=5)
     order = np.random.default_rng(0).permutation(11)
     first, second = fg.rule(spec, 2)(X), fg.rule(spec, 2)(X[order])
@@ -165,10 +174,15 @@ def test_row_order_does_not_matter(spec: str) -> None:
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("spec", [*SELECTING, *SEARCHING, "geometric_median", "caf", "dnc", "nnm"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        spec
+        for spec in [*SELECTING, *SEARCHING, "geometric_median", "caf", "dnc", "nnm"]
+        if "arc" not in spec and spec != "cge"  # lengths change when everything moves
+    ],
+)
 def test_moves_and_grows_with_the_rows(spec: str) -> None:
-    if "arc" in spec or spec == "cge":
-        pytest.skip("lengths change when everything moves")
     X = draw(11, 37, np.float64, seed=6)
     shift = np.full(37, 3.0)
     moved = fg.rule(spec, 2)(X * 4.0 + shift)
@@ -263,7 +277,7 @@ def test_ties_go_to_the_lowest_row() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", [*SELECTING, *WEIGHING[:-1], *SEARCHING, "nnm | krum", "arc | caf"])
+@pytest.mark.parametrize("spec", [*SELECTING, *WEIGHING[:-1], *SEARCHING, "nnm | krum"])
 def test_equal_rows_give_that_row(spec: str) -> None:
     row = draw(1, 37, np.float32)[0]
     X = np.stack([row] * 11)
@@ -352,7 +366,9 @@ def test_randomised_rules_draw_by_seed_and_step() -> None:
         np.testing.assert_array_equal(got, reference.condense(X, 2, p=0.5, seed=5, step=step))
     rule = fg.rule("bucketing(s=2, seed=5)", 1)
     steps = [rule(X) for _ in range(3)]
-    np.testing.assert_allclose(steps, [reference.bucketing(X, s=2, seed=5, step=k) for k in range(3)])
+    np.testing.assert_allclose(
+        steps, [reference.bucketing(X, s=2, seed=5, step=k) for k in range(3)]
+    )
 
 
 # ---------------------------------------------------------------------------------------- theory

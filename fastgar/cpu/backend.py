@@ -172,10 +172,13 @@ def _read(weights: Matrix) -> NDArray[np.intp]:
     A row of weights that is NaN stands for a faulty row of the result, and needs none in
     particular: NaN times any row is NaN.
     """
-    nonzero = weights != 0.0
+    nonzero: NDArray[np.bool_] = weights != 0.0
     if len(weights) == 1 and weights[0, 0] == weights[0, 0]:
-        return nonzero[0].nonzero()[0]
-    return (nonzero & (weights == weights)).any(axis=0).nonzero()[0]
+        nonzero = nonzero[0]
+    else:
+        nonzero = (nonzero & (weights == weights)).any(axis=0)
+    (used,) = nonzero.nonzero()
+    return used
 
 
 def _not_a_number(dtype: str) -> Any:

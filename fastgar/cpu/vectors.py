@@ -32,7 +32,8 @@ def computing(dtype: str) -> str:
 
 @cache
 def _register_bytes() -> int:
-    features = config.CPU_FEATURES  # what Numba was told to compile for, if anything
+    settings: Any = config  # filled in while Numba is imported
+    features = settings.CPU_FEATURES  # what Numba was told to compile for, if anything
     if features is None:
         features = binding.get_host_cpu_features().flatten()
     return 64 if "+avx512f" in features else 32

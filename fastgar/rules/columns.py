@@ -21,7 +21,7 @@ __all__ = [
 Middle = Literal["mean", "lower", "upper"]
 
 
-@column_rule(paper="Polyak and Juditsky, Acceleration of stochastic approximation, 1992")
+@column_rule()
 def mean(n: int) -> Statistic:
     """Return the average of the rows.
 
@@ -35,7 +35,7 @@ def mean(n: int) -> Statistic:
     return replace(Statistic.between(n, 0, n, n), kind="mean")
 
 
-@column_rule(paper="Damaskinos et al., AggregaThor, MLSys 2019, section 4.2")
+@column_rule(paper="Damaskinos et al., AggregaThor, MLSys 2019 (average-nan)")
 def nan_mean(n: int) -> Statistic:
     """Return, for each coordinate, the average of its finite values.
 
@@ -97,7 +97,7 @@ def trimmed_mean(n: int, f: int) -> Statistic:
 
 @column_rule(
     needs="2f + 1",
-    paper="Xie et al., Generalized Byzantine-tolerant SGD, 2018, definition 8",
+    paper="Xie et al., Generalized Byzantine-tolerant SGD, 2018 (mean around median)",
     robust=True,
     variants={"aggregathor": {"middle": "upper"}},
 )
@@ -121,7 +121,7 @@ def meamed(n: int, f: int, *, middle: Middle = "mean") -> Statistic:
 
 @column_rule(
     needs="2f + 1",
-    paper="Xie et al., Phocas: dimensional Byzantine-resilient SGD, 2018, definition 7",
+    paper="Xie et al., Phocas: dimensional Byzantine-resilient SGD, 2018",
     robust=True,
 )
 def phocas(n: int, f: int) -> Statistic:
@@ -139,7 +139,7 @@ def phocas(n: int, f: int) -> Statistic:
 
 @column_rule(
     needs="2f + 2",
-    paper="Guerraoui et al., Garfield, DSN 2021, section 4 (condense)",
+    paper="Guerraoui et al., Garfield, DSN 2021",
 )
 def condense(n: int, f: int, *, p: Probability = 0.9, seed: Seed = 0, step: int = 0) -> Statistic:
     """Return, for each coordinate, the median with probability p, else the value of row 0.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -93,10 +94,8 @@ def document(spec: Spec) -> str:
             f"{name}: " + ", ".join(f"{option}={value!r}" for option, value in preset.items())
             for name, preset in spec.variants.items()
         )
-        parameters.append(
-            f"variant : {{{choices}}}\n    Options as published code has them ({presets}).\n"
-            "    Options that are given count more."
-        )
+        meaning = f"Options as published code has them ({presets}). Options that are given win."
+        parameters.append(f"variant : {{{choices}}}\n" + _wrapped(meaning, "    "))
     parameters.append(BUFFERS)
     if spec.kind != "column":
         parameters.append(DISTANCE_ON)
@@ -119,9 +118,9 @@ def document(spec: Spec) -> str:
         handling = NON_FINITE["column" if spec.kind == "column" else "other"]
     if not spec.robust and spec.kind == "distance":
         handling += " Not robust all the same: finite lies may pass."
-    third = ""
-    if spec.inner:
-        third = f" (one more when a row is over {1000} times as far away as is usual)"
+    third = (
+        " (one more where a row is over 1000 times as far away as is usual)" if spec.inner else ""
+    )
     needs = spec.needs_text()
     reads = "1 pass" if spec.reads == 1 else f"{spec.reads} passes"
     facts = [
@@ -142,7 +141,5 @@ def document(spec: Spec) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _wrapped(text: str) -> str:
-    import textwrap
-
-    return textwrap.fill(text, 96)
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 96, initial_indent=indent, subsequent_indent=indent)

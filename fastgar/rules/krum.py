@@ -44,8 +44,10 @@ def _variance_ratio(n: int, f: int) -> float:
 
 def _scores(g: Geometry, f: int, neighbours: Neighbours, squared: bool) -> NDArray[np.float64]:
     """Sum, for each row, the least distances to the other rows (its own, 0, comes first)."""
-    nearest = np.sort(g.D, axis=1)[:, : g.n - f - (1 if neighbours == "n-f-2" else 0)]
-    scores: NDArray[np.float64] = (nearest if squared else np.sqrt(nearest)).sum(axis=1)
+    nearest = g.D.copy()
+    nearest.sort(axis=1)
+    nearest = nearest[:, : g.n - f - (1 if neighbours == "n-f-2" else 0)]
+    scores: NDArray[np.float64] = np.add.reduce(nearest if squared else np.sqrt(nearest), 1)
     return scores
 
 
@@ -84,7 +86,7 @@ def krum(
 
 @distance_rule(
     needs=_needs_for_m,
-    paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017, section 6",
+    paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017",
     robust=True,
     variants=PUBLISHED,
 )
@@ -150,9 +152,9 @@ def bulyan(
 
     Examples
     --------
-    >>> X = np.array([[4.0], [5.0], [6.0], [90.0], [4.0], [5.0], [4.0]])
+    >>> X = np.array([[4.0], [5.0], [6.0], [90.0], [3.0], [5.0], [4.0]])
     >>> fg.bulyan(X, f=1).round(3)
-    array([4.333])
+    array([4.667])
     """
     pick = _repeated_krum if selection == "repeated" else _averaged_krum
     mix = pick(g, f)

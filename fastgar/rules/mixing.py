@@ -21,7 +21,7 @@ __all__ = ["bucketing", "nnm"]
     needs="2f + 1",
     robust=True,
     inner=False,  # a far row is the neighbour of no other, so it is never mixed into one
-    paper="Allouah et al., Fixing by mixing, AISTATS 2023, algorithm 2",
+    paper="Allouah et al., Fixing by mixing, AISTATS 2023",
 )
 def nnm(g: Geometry, f: int) -> NDArray[np.float64]:
     """Replace each row by the mean of its n-f nearest rows, itself included.

@@ -19,7 +19,7 @@ __all__ = ["arc", "cge", "clip"]
 @distance_rule(
     needs="f + 1",
     references=("origin",),
-    paper="Gupta, Liu and Vaidya, Byzantine fault-tolerant SGD by norm filtering, 2021, section 2",
+    paper="Gupta, Liu and Vaidya, Byzantine fault-tolerant SGD by norm filtering, 2021",
 )
 def cge(g: Geometry, f: int) -> Decision:
     """Return the mean of the n-f shortest rows (comparative gradient elimination).
@@ -79,8 +79,7 @@ def clip(g: Geometry, *, c: Positive) -> NDArray[np.float64]:
     inner=True,
     keeps_far=True,
     robust=True,
-    paper="Allouah et al., Adaptive gradient clipping for robust federated learning, ICLR 2025, "
-    "algorithm 2",
+    paper="Allouah et al., Adaptive gradient clipping for robust federated learning, ICLR 2025",
 )
 def arc(g: Geometry, f: int) -> NDArray[np.float64]:
     """Scale the 2f(n-f)//n longest rows to the length of the next below them.

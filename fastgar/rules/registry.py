@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -187,7 +188,10 @@ def _load_entry_points() -> bool:
     from importlib.metadata import entry_points
 
     for entry in entry_points(group=ENTRY_POINTS):
-        entry.load()  # its decorators register what it defines
+        try:
+            entry.load()  # its decorators register what it defines
+        except Exception as error:  # another distribution's fault must not take ours down
+            warnings.warn(f"rules of {entry} could not be loaded: {error!r}", stacklevel=4)
     return True
 
 
@@ -322,7 +326,7 @@ def _decorator(kind: Kind, needs: Needs, f: str | None, declared: dict[str, Any]
             strange = {variable for _, variable in terms(needs)} - {"", "f", *options}
             if strange:
                 raise ValueError(f"needs={needs!r}: {name} has no option {min(strange)!r}")
-        declared.setdefault("breakdown", _breakdown(needs) if declared["robust"] else "0")
+        known = {"breakdown": _breakdown(needs) if declared["robust"] else "0", **declared}
         spec = Spec(
             name=name,
             kind=kind,
@@ -333,7 +337,7 @@ def _decorator(kind: Kind, needs: Needs, f: str | None, declared: dict[str, Any]
             needs=needs,
             takes_f="f" in parameters[1:2],
             randomised="step" in parameters,
-            **declared,
+            **known,
         )
         public = _public(spec)
         _specs[name] = spec

@@ -35,7 +35,7 @@ def _centred(K: Array, share: Array) -> Array:
     inner=True,
     keeps_far=True,
     paper="Allouah, Guerraoui and Stephan, Towards trustworthy federated learning with untrusted "
-    "participants, ICML 2025, algorithm 2",
+    "participants, ICML 2025",
 )
 def caf(g: Geometry, f: int) -> Decision:
     """Return a weighted mean whose covariance has been made small in every direction.
@@ -50,7 +50,7 @@ def caf(g: Geometry, f: int) -> Decision:
     >>> fg.caf(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1).round(3)
     array([2.008])
     """
-    K = g.gram_of(np.arange(g.n))
+    K = g.gram
     c = np.where(g.faulty, 0.0, 1.0)
     least, chosen = np.inf, c
     while True:
@@ -78,14 +78,14 @@ def caf(g: Geometry, f: int) -> Decision:
     robust=True,
     inner=True,
     keeps_far=True,
-    paper="Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021, algorithm 2 "
-    "(one pass, all coordinates)",
+    paper="Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021 (divide and conquer; "
+    "here one pass over all coordinates)",
 )
 def dnc(g: Geometry, f: int) -> Decision:
     """Return the mean without the f rows that stand out most along the main direction of spread.
 
-    That is the top singular vector of the centred rows; a row's score is its squared projection on
-    it (divide and conquer).
+    That is the top singular vector of the centred rows; a row's score is the length of its
+    projection on it.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def dnc(g: Geometry, f: int) -> Decision:
     array([2.])
     """
     rows = g.sound()
-    centred = _centred(g.gram_of(rows), np.full(len(rows), 1.0 / len(rows)))
+    centred = _centred(g.gram[np.ix_(rows, rows)], np.full(len(rows), 1.0 / len(rows)))
     _, vectors = np.linalg.eigh(centred)
     scores = np.full(g.n, np.inf)
     scores[rows] = np.abs(centred @ vectors[:, -1])

@@ -21,7 +21,7 @@ __all__ = ["aksel", "fltrust", "monna"]
     needs=("2f + 1", "pivot + 1"),
     robust=True,
     paper="Farhadkhani et al., Robust collaborative learning with linear gradient overhead, "
-    "ICML 2023, section 3",
+    "ICML 2023",
 )
 def monna(g: Geometry, f: int, *, pivot: Index = 0) -> Decision:
     """Return the mean of the n-f rows nearest to a trusted row, itself included.
@@ -51,7 +51,7 @@ def _median(n: int, f: int) -> Statistic:
     robust=True,
     references=("median",),
     centre=_median,
-    paper="Boussetta et al., AKSEL: fast Byzantine SGD, OPODIS 2020, algorithm 1",
+    paper="Boussetta et al., AKSEL: fast Byzantine SGD, OPODIS 2020",
 )
 def aksel(g: Geometry, f: int, *, mode: Literal["mid", "n-f"] = "mid") -> Decision:
     """Return the mean of the rows nearest to the median of each coordinate.
@@ -79,7 +79,7 @@ def aksel(g: Geometry, f: int, *, mode: Literal["mid", "n-f"] = "mid") -> Decisi
     inner=True,
     keeps_far=True,
     breakdown="1",
-    paper="Cao et al., FLTrust, NDSS 2021, algorithm 2",
+    paper="Cao et al., FLTrust, NDSS 2021",
 )
 def fltrust(g: Geometry) -> Decision:
     """Return the average of the rows, weighted by agreement with a trusted reference.

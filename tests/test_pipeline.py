@@ -1,0 +1,505 @@
+"""Rules as objects: what a string means, what is refused, what a call does, what a report says."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastgar as fg
+from fastgar import primitives
+from fastgar.arrays import table
+
+
+def rows(n: int = 11, d: int = 17, seed: int = 0, dtype: Any = np.float64) -> np.ndarray:
+    return (np.random.default_rng([n, d, seed]).normal(size=(n, d)) + 1.0).astype(dtype)
+
+
+# ------------------------------------------------------------------------------------ the string
+
+
+def test_a_string_is_stages_with_literals() -> None:
+    rule = fg.rule(" bucketing( s = 2 ,seed=7)|krum(neighbours='n-f-1') ", f=1)
+    assert [stage.name for stage in rule.stages] == ["bucketing", "krum"]
+    assert rule.stages[0].options == {"s": 2, "seed": 7}
+    assert rule.stages[1].options == {"neighbours": "n-f-1", "squared": True}
+    assert repr(rule) == "fastgar.rule(\"bucketing(s=2, seed=7) | krum(neighbours='n-f-1')\", f=1)"
+    assert eval(repr(rule), {"fastgar": fg}) == rule
+
+
+def test_a_string_is_the_call() -> None:
+    X = rows()
+    np.testing.assert_array_equal(fg.rule("krum", 2)(X), fg.krum(X, 2))
+    np.testing.assert_array_equal(
+        fg.rule("nnm | trimmed_mean", 2)(X), fg.rule("nnm|trimmed_mean", f=2)(X)
+    )
+    np.testing.assert_allclose(
+        fg.rule("nnm | trimmed_mean", 2)(X), fg.trimmed_mean(fg.nnm(X, 2), 2), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        fg.rule("arc | nnm | krum", 2)(X), fg.krum(fg.nnm(fg.arc(X, 2), 2), 2), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("krumm", "unknown rule 'krumm': did you mean 'krum'"),
+        ("nnm | trimed_mean", "did you mean 'trimmed_mean'"),
+        (
+            "krum(neighbors='n-f-2')",
+            "unknown option of krum 'neighbors': did you mean 'neighbours'",
+        ),
+        ("krum(neighbours='n-f-3')", "neighbours must be 'n-f-2' or 'n-f-1', got 'n-f-3'"),
+        ("krum(variant='byzf')", "unknown variant of krum 'byzf': did you mean 'byzfl'"),
+        ("krum(n-f-2)", "name the options of krum"),
+        ("krum(**{'squared': True})", "name the options of krum"),
+        ("krum(f=2)", "f is not an option"),
+        ("multi_krum(m=m)", r"multi_krum\(m=...\) must be a literal"),
+        ("multi_krum(m=__import__('os'))", "must be a literal"),
+        ("multi_krum(m=0)", "m must be an integer at least 1 or None, got 0"),
+        ("clip(c=-1.0)", "c must be a finite number above 0, got -1.0"),
+        ("clip(c=1e999)", "c must be a finite number above 0, got inf"),
+        ("condense(p=1.5)", "p must be a finite number between 0 and 1, got 1.5"),
+        ("bucketing(s=0)", "s must be an integer at least 1, got 0"),
+        ("monna(pivot=-1)", "pivot must be an integer at least 0"),
+        ("", "is no rule"),
+        ("nnm |", "is no rule"),
+        ("| krum", "is no rule"),
+        ("nnm || krum", "is no rule"),
+        ("nnm & krum", "is no rule"),
+        ("nnm | 'krum'", "is no rule"),
+        ("fg.krum", "is no rule"),
+        ("krum()()", "is no rule"),
+        ("(" * 1500, "is no rule"),
+        ("krum" * 1000, "at most 2000"),
+        ("krum | nnm", "krum gives one row, so it must be the last"),
+        ("median | krum", "median gives one row"),
+        ("nnm | aksel", "aksel looks at the rows themselves"),
+        ("nnm\x00", "is no rule"),
+    ],
+)
+def test_a_string_that_is_none(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fg.rule(spec, f=1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("krum(squared=1)", "squared must be True or False, got 1"),
+        ("krum(neighbours=2)", "neighbours must be 'n-f-2' or 'n-f-1', got 2"),
+        ("multi_krum(m=2.0)", "m must be an integer at least 1 or None, got 2.0"),
+        ("multi_krum(m=True)", "m must be an integer"),
+        ("multi_krum(m='2')", "m must be an integer"),
+        ("clip(c='1')", "c must be a finite number"),
+        ("clip(c=True)", "c must be a finite number"),
+        ("clip(c=None)", "c must be a finite number"),
+        ("clip", "clip needs the option c"),
+        ("centered_clipping", "centered_clipping needs the option tau"),
+    ],
+)
+def test_an_option_of_a_wrong_type(spec: str, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        fg.rule(spec, f=1)
+
+
+def test_options_of_a_call_are_checked_alike() -> None:
+    X = rows()
+    with pytest.raises(ValueError, match="did you mean 'neighbours'"):
+        fg.krum(X, 2, neighbors="n-f-1")
+    with pytest.raises(TypeError, match="squared must be True or False"):
+        fg.krum(X, 2, squared=[])
+    with pytest.raises(ValueError, match="unknown option of krum 'step'"):
+        fg.krum(X, 2, step=3)
+    with pytest.raises(TypeError):
+        fg.krum(X, 2, "n-f-1")  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        fg.mean(X, 2)
+    with pytest.raises(TypeError, match="needs the option tau"):
+        fg.centered_clipping(X)
+    assert (fg.multi_krum(X, 2, m=np.int64(3)) == fg.multi_krum(X, 2, m=3)).all()
+    assert (fg.clip(X, c=np.float32(2.0)) == fg.clip(X, c=2)).all()
+
+
+def test_a_rule_may_be_given_as_a_rule() -> None:
+    rule = fg.rule("krum", 2)
+    assert fg.rule(rule) is rule
+    assert fg.rule(rule, 3) == fg.rule("krum", 3)
+    with pytest.raises(TypeError, match="described by a string, got int"):
+        fg.rule(3)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------ what it is
+
+
+def test_equality_hash_and_pickle() -> None:
+    rule = fg.rule("krum(variant='byzfl')", 2)
+    same = fg.rule("krum(neighbours='n-f-1')", 2)
+    assert rule == same and hash(rule) == hash(same)
+    assert rule != fg.rule("krum", 2)
+    assert rule != fg.rule("krum(variant='byzfl')", 3)
+    assert rule != "krum"
+    randomised = fg.rule("bucketing(s=2, seed=3) | median", 1)
+    X = rows()
+    randomised(X)
+    copy = pickle.loads(pickle.dumps(randomised))
+    assert copy == randomised and copy.step == 1
+    np.testing.assert_array_equal(copy(X), randomised(X))
+
+
+def test_randomised_stages_draw_anew_at_each_step() -> None:
+    X = rows(12, 40)
+    rule = fg.rule("bucketing(s=3)", 1)
+    first, second = rule(X), rule(X)
+    assert rule.step == 2
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(rule.at(0)(X), first)
+    np.testing.assert_array_equal(rule.at(1)(X), second)
+    np.testing.assert_array_equal(fg.bucketing(X, s=3, step=1), second)
+    np.testing.assert_array_equal(fg.bucketing(X, s=3), first)
+    np.testing.assert_array_equal(fg.bucketing(X, s=3), first)
+
+
+def test_a_refused_call_is_no_step() -> None:
+    rule = fg.rule("bucketing(s=2) | median", 1)
+    X = rows()
+    X[:2] = np.nan
+    with pytest.raises(fg.TooManyFaults):
+        rule(X)
+    assert rule.step == 0
+
+
+def test_check_and_min_n() -> None:
+    assert fg.rule("bulyan", 2).check(11) is None
+    sentence = "bulyan needs n >= 4f + 3: with f=2 that is 11 rows, got 9"
+    assert fg.rule("bulyan", 2).check(9) == sentence
+    assert fg.rule("bulyan", 2).min_n == 11
+    bucketed = fg.rule("bucketing(s=3) | krum", 1)
+    assert bucketed.min_n == 13
+    assert bucketed.check(13) is None
+    assert bucketed.check(12) == (
+        "bucketing(s=3) makes 4 of 12 rows, and krum needs n >= 2f + 3: with f=1 that is 5 rows, "
+        "got 4"
+    )
+    assert fg.rule("multi_krum(m=5)", 2).check(8) == (
+        "multi_krum needs n >= m + f + 2: with m=5, f=2 that is 9 rows, got 8"
+    )
+    assert fg.rule("multi_krum(m=7, neighbours='n-f-1')", 2).min_n == 9
+    assert fg.rule("monna(pivot=8)", 1).check(5) == (
+        "monna needs n >= pivot + 1: with pivot=8 that is 9 rows, got 5"
+    )
+    assert fg.rule("mean").min_n == 1
+    assert fg.rule("median").min_n == 1
+    with pytest.raises(ValueError, match="krum needs n >= 2f"):
+        fg.rule("krum", 2)(rows(6))
+
+
+def test_min_n_and_max_f_agree() -> None:
+    specs = ["krum", "multi_krum", "bulyan", "median", "trimmed_mean", "mda", "cge", "condense",
+             "nnm | krum", "bucketing(s=2) | trimmed_mean", "geometric_median", "fltrust",
+             "krum(neighbours='n-f-1')"]  # fmt: skip
+    for spec in specs:
+        for f in range(6):
+            n = fg.min_n(spec, f)
+            assert fg.rule(spec, f).check(n) is None
+            if n > 1:
+                assert fg.rule(spec, f).check(n - 1) is not None
+            assert fg.max_f(spec, n) >= f
+            assert fg.rule(spec, fg.max_f(spec, n) + 1).check(n) is not None
+    assert fg.max_f("krum", n=11) == 4 and fg.min_n("krum", f=4) == 11
+    assert fg.max_f("mean", n=7) == 0
+    with pytest.raises(ValueError, match="krum needs n >= 2f \\+ 3: with f=0 that is 3 rows"):
+        fg.max_f("krum", n=2)
+
+
+def test_reads() -> None:
+    expected = {"median": 1, "mean": 1, "krum": 2, "nnm | trimmed_mean": 2, "arc | nnm | krum": 2,
+                "aksel": 2, "nnm": 2, "bulyan": 2}  # fmt: skip
+    for spec, reads in expected.items():
+        assert fg.rule(spec, None if spec == "mean" else 1).reads == reads
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["median", "mean", "nan_mean", "krum", "bulyan", "mda", "geometric_median", "nnm | krum",
+     "nnm | trimmed_mean", "arc | nnm | geometric_median", "aksel", "fltrust", "caf", "arc",
+     "centered_clipping(tau=1.0, iters=3)"],
+)  # fmt: skip
+def test_the_data_is_read_as_often_as_promised(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    for name in ("sqdist", "inner", "combine", "columns", "usage", "sqdist_to"):
+        original = getattr(primitives, name)
+
+        def counting(
+            *args: Any, name: str = name, original: Any = original, **keywords: Any
+        ) -> Any:
+            counted.append(name)
+            return original(*args, **keywords)
+
+        monkeypatch.setattr(primitives, name, counting)
+    X = rows()
+    at_call = {"reference": X[0]} if spec == "fltrust" else {}
+    rule = fg.rule(spec, None if "mean" in spec and "|" not in spec else 2)
+    rule(X, **at_call)
+    assert len(counted) == rule.reads
+    counted.clear()
+    X[3] *= 1e6
+    rule(X, **at_call)
+    assert len(counted) == rule.reads + ("inner" in counted)
+    selecting = ("median", "mean", "nan_mean", "krum", "bulyan", "mda", "nnm | krum", "aksel",
+                 "nnm | trimmed_mean")  # fmt: skip
+    assert ("inner" in counted) == (spec not in selecting)
+
+
+def test_refs() -> None:
+    assert fg.rule("krum", 1).refs == ()
+    assert fg.rule("arc | nnm | krum", 1).refs == ("origin",)
+    assert fg.rule("arc | centered_clipping(tau=1.0)", 1).refs == ("origin", "start")
+    assert fg.rule("fltrust").refs == ("origin", "reference")
+    assert fg.rule("aksel", 1).refs == ()
+
+
+# ------------------------------------------------------------------------------------ what it does
+
+
+def test_references_are_checked() -> None:
+    X = rows(dtype=np.float32)
+    with pytest.raises(ValueError, match="krum takes no reference"):
+        fg.rule("krum", 2)(X, reference=X[0])
+    with pytest.raises(ValueError, match="median takes no start"):
+        fg.rule("median", 2)(X, start=X[0])
+    with pytest.raises(TypeError, match="needs reference="):
+        fg.rule("fltrust")(X)
+    with pytest.raises(ValueError, match="shape"):
+        fg.fltrust(X, reference=X[0, :5])
+    with pytest.raises(TypeError, match="float64"):
+        fg.fltrust(X, reference=X[0].astype(np.float64))
+    with pytest.raises(ValueError, match="shape"):
+        fg.centered_clipping(X, tau=1.0, start=X)
+
+
+def test_decide_reads_no_data() -> None:
+    X = rows()
+    rule = fg.rule("nnm | geometric_median", 2)
+    decision = rule.decide(fg.sqdist(X))
+    assert decision.weights is not None
+    np.testing.assert_allclose(fg.combine(decision.weights, X), rule(X), rtol=1e-12)
+    assert decision.weights.sum() == pytest.approx(1.0)
+    column = fg.rule("trimmed_mean", 2).decide(n=11)
+    assert column.statistic is not None and column.statistic.faults == 2
+    with pytest.raises(ValueError, match="needs the distances"):
+        fg.rule("krum", 2).decide(n=11)
+    with pytest.raises(ValueError, match="2f \\+ 3"):
+        fg.rule("krum", 5).decide(fg.sqdist(X))
+
+
+def test_a_decision_survives_without_the_third_read() -> None:
+    """A caller that cannot read again gets a finite decision, only a coarser one."""
+    X = rows()
+    X[2] *= 1e200
+    for spec in ("geometric_median", "caf", "nnm | krum", "bucketing(s=2) | median", "dnc"):
+        decision = fg.rule(spec, 2).decide(fg.sqdist(X))
+        chosen = decision.weights if decision.weights is not None else decision.mix
+        assert chosen is not None and np.isfinite(chosen).all()
+
+
+def test_partial_distances_add_up() -> None:
+    X = rows(9, 60)
+    for spec in ("krum", "aksel", "arc | krum"):
+        rule = fg.rule(spec, 2)
+        parts = []
+        for part in (X[:, :25], X[:, 25:]):
+            T = table(np.ascontiguousarray(part))
+            D = rule.measure(T, rule.points(T))
+            assert D is not None
+            parts.append(D)
+        decision = rule.decide(parts[0] + parts[1])
+        assert decision.weights is not None
+        refs = ("origin",) if "origin" in rule.refs else ()
+        np.testing.assert_allclose(fg.combine(decision.weights, X, refs), rule(X), rtol=1e-12)
+
+
+def structure(seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "head": {"weight": rng.normal(size=(3, 2)), "steps": np.array(seed)},
+        "body": [rng.normal(size=4).astype(np.float32), rng.normal(size=0)],
+    }
+
+
+def test_structures_are_one_long_vector() -> None:
+    X = [structure(seed) for seed in range(9)]
+    flat = np.stack(
+        [np.concatenate([x["head"]["weight"].ravel(), x["body"][0].astype(float)]) for x in X]
+    )
+    for spec in ("median", "krum", "geometric_median", "nnm | trimmed_mean", "bulyan"):
+        f = 1 if spec == "bulyan" else 2
+        got, expected = fg.rule(spec, f)(X), fg.rule(spec, f)(flat)
+        np.testing.assert_allclose(got["head"]["weight"].ravel(), expected[:6], rtol=1e-6)
+        np.testing.assert_allclose(got["body"][0], expected[6:], rtol=1e-5, atol=1e-6)
+        assert got["body"][0].dtype == np.float32
+        assert got["head"]["steps"] == 4
+    mixed = fg.nnm(X, 2)
+    assert len(mixed) == 9 and mixed[0]["head"]["weight"].shape == (3, 2)
+
+
+def test_distance_on_some_leaves() -> None:
+    X = [structure(seed) for seed in range(9)]
+    for x in X[:3]:
+        x["body"][0] += 100.0
+    by_head = fg.rule("krum", 2)(X, distance_on=lambda path: path.startswith("head"))
+    heads = np.stack([x["head"]["weight"].ravel() for x in X])
+    chosen = fg.inspect("krum", heads, 2).selected[0]
+    np.testing.assert_array_equal(by_head["head"]["weight"], X[chosen]["head"]["weight"])
+    np.testing.assert_array_equal(by_head["body"][0], X[chosen]["body"][0])
+    X[chosen]["body"][0][1] = np.nan  # faulty, though not where distances look
+    again = fg.krum(X, 2, distance_on=lambda path: path.startswith("head"))
+    assert np.isfinite(again["body"][0]).all()
+    assert fg.inspect("krum", X, 2, distance_on=lambda p: p.startswith("head")).faulty == (chosen,)
+    with pytest.raises(ValueError, match="no leaf is selected"):
+        fg.krum(X, 2, distance_on=lambda path: False)
+    with pytest.raises(TypeError, match="distance_on must be 'all' or a function"):
+        fg.krum(X, 2, distance_on="head")
+
+
+def test_a_sequence_of_arrays() -> None:
+    X = rows()
+    for spec in ("median", "krum", "nnm | median", "arc"):
+        np.testing.assert_array_equal(fg.rule(spec, 2)(list(X)), fg.rule(spec, 2)(X))
+
+
+# -------------------------------------------------------------------------------- who was believed
+
+
+def test_a_report_on_a_distance_rule() -> None:
+    X = rows()
+    X[4] += 50.0
+    report = fg.inspect("multi_krum", X, f=2)
+    np.testing.assert_array_equal(report.aggregate, fg.multi_krum(X, 2))
+    assert report.weights.sum() == pytest.approx(1.0)
+    assert set(report.selected) | set(report.excluded) == set(range(11))
+    assert not set(report.selected) & set(report.excluded)
+    assert 4 in report.excluded
+    assert report.scores is not None and report.scores.argmax() == 4
+    lines = str(report).splitlines()
+    assert lines[0] == "multi_krum, n = 11, f = 2"
+    assert len(lines) == 13
+    assert lines[6].split()[:2] == ["4", "0.000"] and "rank 11 of 11" in lines[6]
+    assert repr(report) == str(report)
+
+
+def test_a_report_on_a_column_rule_counts_coordinates() -> None:
+    X = rows(5, 400)
+    X[3] = 1e9
+    report = fg.inspect("median", X)
+    order = np.argsort(X, axis=0)[2]
+    np.testing.assert_allclose(report.weights, np.bincount(order, minlength=5) / 400)
+    assert report.weights[3] == 0 and report.excluded == (3,)
+    assert report.scores is None
+    assert fg.inspect("trimmed_mean", X, f=1).weights.sum() == pytest.approx(3.0)
+    np.testing.assert_allclose(fg.inspect("mean", X).weights, 1.0)
+    lost = X.copy()
+    lost[1, :100] = np.nan
+    assert fg.inspect("nan_mean", lost).weights[1] == pytest.approx(0.75)
+
+
+def test_a_report_maps_mixing_back_to_rows() -> None:
+    X = rows()
+    X[2] += 40.0
+    for spec in ("nnm | krum", "nnm | trimmed_mean", "nnm | mean", "nnm", "bulyan", "arc | mda",
+                 "bucketing(s=2) | median", "clip(c=3.0) | geometric_median"):  # fmt: skip
+        report = fg.inspect(spec, X, f=2)
+        total = report.weights.sum() + sum(report.references.values())
+        assert total == pytest.approx(1.0), spec
+    report = fg.inspect("nnm | krum", X, f=2)
+    np.testing.assert_allclose(report.weights @ X, report.aggregate)
+    assert 2 in report.excluded
+    assert fg.inspect("bucketing(s=2) | krum(neighbours='n-f-1')", X, f=2).scores is None
+
+
+def test_a_report_names_references_and_faults() -> None:
+    X = rows()
+    X[6, 2] = np.inf
+    report = fg.inspect("centered_clipping(tau=0.5)", X, f=2, start=X[0])
+    assert report.references["start"] > 0.1
+    assert report.faulty == (6,)
+    assert "not finite" in str(report).splitlines()[8]
+    assert str(report).splitlines()[-1].startswith("start: ")
+    rule = fg.rule("krum", 2)
+    assert fg.inspect(rule, X).rule is rule
+
+
+# ----------------------------------------------------------------------- the public primitives
+
+
+def test_combine_checks_its_weights() -> None:
+    X = rows(3, 4)
+    np.testing.assert_allclose(fg.combine([[1, 0, -2.0], [0, 0, 0]], X)[0], X[0] - 2 * X[2])
+    assert fg.combine(np.array([1, 0, 0]), X).shape == (4,)
+    for W in (np.ones(4), np.ones((2, 4)), np.ones((1, 1, 3)), 3.0, np.ones((0, 3))):
+        with pytest.raises(ValueError, match=r"W must have shape \(3,\) or \(k, 3\), got"):
+            fg.combine(W, X)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="W must be finite; to leave a row out"):
+            fg.combine([1.0, bad, 0.0], X)
+    shifted = fg.combine([0.5, 0, 0, 0.25, 0.25], X, refs=["origin", X[1]])
+    np.testing.assert_allclose(shifted, 0.5 * X[0] + 0.25 * X[1])
+
+
+def test_columns_of_a_mixture() -> None:
+    X = rows(7, 33)
+    W = np.abs(np.random.default_rng(0).normal(size=(5, 7)))
+    W[:, 2] = 0.0
+    clean = np.sort(W @ X, axis=0)
+    X[2] = np.nan  # read by nobody
+    np.testing.assert_allclose(fg.columns(X, "median", W=W), clean[2])
+    np.testing.assert_allclose(fg.columns(X, "trimmed_mean", 1, W=W), clean[1:4].mean(axis=0))
+    np.testing.assert_array_equal(fg.columns(X, "median", 2), fg.median(X, 2))
+    np.testing.assert_array_equal(
+        fg.columns(X, "median", 2, middle="lower"), fg.median(X, 2, middle="lower")
+    )
+    W[4, 2] = 0.5  # read by one mixed row, which is NaN and ranks as the greatest
+    clean = np.sort(W[:4] @ np.nan_to_num(X), axis=0)
+    np.testing.assert_allclose(fg.columns(X, "median", W=W), clean[2])
+    with pytest.raises(ValueError, match="unknown column rule 'krum'"):
+        fg.columns(X, "krum", 1)
+    with pytest.raises(ValueError, match="W must be finite"):
+        fg.columns(X, "median", W=np.full((2, 7), np.nan))
+    with pytest.raises(ValueError, match=r"W must have shape \(k, 7\)"):
+        fg.columns(X, "median", W=np.ones(7))
+    with pytest.raises(ValueError, match="trimmed_mean needs n >= 2f"):
+        fg.columns(X, "trimmed_mean", 3, W=np.ones((5, 7)))
+
+
+def test_sqdist_checks_its_references() -> None:
+    X = rows(3, 4)
+    with pytest.raises(ValueError, match="unknown point 'orgin': did you mean 'origin'"):
+        fg.sqdist(X, refs=["orgin"])
+    with pytest.raises(ValueError, match=r"refs\[1\]"):
+        fg.sqdist(X, refs=["origin", X[0, :2]])
+
+
+# ------------------------------------------------------------------------------------- the import
+
+
+def test_the_import_is_light() -> None:
+    code = (
+        "import sys, fastgar; "
+        "print([m for m in ('numba', 'llvmlite', 'torch', 'jax', 'tensorflow', 'sklearn', "
+        "'matplotlib') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists() -> None:
+    for name in fg.__all__:
+        assert hasattr(fg, name)
+    for rule in fg.list_rules():
+        assert rule.name in fg.__all__
+    assert fg.__version__ == "0.1.0"
