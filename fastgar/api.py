@@ -12,8 +12,9 @@ from . import primitives
 from .arrays import Table, reference, table
 from .errors import unknown
 from .geometry import Decision
-from .pipeline import Rule, Stage
+from .pipeline import Rule
 from .rules.registry import lookup, registered
+from .stages import Stage
 
 __all__ = ["columns", "combine", "get_threads", "set_threads", "sqdist"]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from .pipeline import Rule, rule
 from .rules import RULES
-from .rules.registry import Spec, registered
+from .rules.registry import registered
+from .rules.spec import Spec
 
 __all__ = ["Listing", "kappa", "list_rules", "max_f", "min_n", "variance_ratio"]
 

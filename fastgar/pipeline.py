@@ -6,10 +6,7 @@ mathematics decides on n x n numbers, `primitives` applies the decision.
 
 from __future__ import annotations
 
-import ast
-import operator
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -20,71 +17,14 @@ from .arrays import Out, Table, reference, table
 from .errors import TooManyFaults
 from .geometry import Decision, Geometry, rescaling
 from .primitives import Statistic
-from .rules.registry import Spec, lookup
+from .stages import Stage, argument_for, as_decision, as_mixing, as_statistic, parse, whole
 
-__all__ = ["Rule", "Stage", "parse", "rule"]
+__all__ = ["Rule", "rule"]
 
 Array = NDArray[np.float64]
 DistanceOn = Literal["all"] | Callable[[str], bool]
 
 WITHOUT_MIXTURE = ("finite_mean", "sign", "condense")  # statistics without a fused kernel
-
-
-class Stage:
-    """One rule of a pipeline with its options.
-
-    Attributes
-    ----------
-    spec : Spec
-        The rule's declaration.
-    given : dict
-        The options that were named.
-    options : dict
-        Every option with its value.
-    """
-
-    __slots__ = ("given", "options", "spec")
-
-    def __init__(self, spec: Spec, given: Mapping[str, Any]) -> None:
-        self.spec = spec
-        self.given = dict(given)
-        self.options = spec.resolve(given)
-
-    @property
-    def name(self) -> str:
-        """The rule's name."""
-        return self.spec.name
-
-    @property
-    def inner(self) -> bool:
-        """Whether it forms inner products."""
-        inner = self.spec.inner
-        return inner(self.options) if callable(inner) else inner
-
-    def f(self, f: int | None, n: int) -> int:
-        """Return the f that this stage works with among n rows."""
-        return (n - 1) // 2 if f is None else f
-
-    def rows_after(self, n: int) -> int:
-        """Return how many rows the next stage sees."""
-        return n if self.spec.rows_after is None else self.spec.rows_after(n, self.options)
-
-    def run(self, first: Any, f: int, step: int) -> Any:
-        """Call the mathematics."""
-        keywords = {**self.options, "step": step} if self.spec.randomised else self.options
-        arguments = (first, f) if self.spec.takes_f else (first,)
-        return self.spec.mathematics(*arguments, **keywords)
-
-    def __str__(self) -> str:
-        named = ", ".join(f"{name}={value!r}" for name, value in self.given.items())
-        return f"{self.name}({named})" if named else self.name
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _stage, (self.name, self.given)
-
-
-def _stage(name: str, given: Mapping[str, Any]) -> Stage:
-    return Stage(lookup(name), given)
 
 
 class Rule:
@@ -108,7 +48,7 @@ class Rule:
 
     def __init__(self, stages: tuple[Stage, ...], f: Any = None) -> None:
         self.stages = stages
-        self.f = _whole("f", f)
+        self.f = whole("f", f)
         self.step = 0
         for stage in stages[:-1]:
             if stage.spec.kind != "mixing":
@@ -163,7 +103,7 @@ class Rule:
     def at(self, step: int) -> Rule:
         """Return a rule like this one that has aggregated `step` times."""
         other = Rule(self.stages, self.f)
-        other.step = _whole("step", step) or 0
+        other.step = whole("step", step) or 0
         return other
 
     def check(self, n: int) -> str | None:
@@ -185,6 +125,8 @@ class Rule:
         high = 1
         while self.check(high) is not None:
             high *= 2
+            if high > 1 << 40:
+                raise ValueError(f"{self} with f={self.f} can aggregate no number of rows")
         low = high // 2  # too few, or 0
         while high - low > 1:
             middle = (low + high) // 2
@@ -279,19 +221,19 @@ class Rule:
         if self._columns_only:
             return self.decide(n=T.n)
         if distance_on == "all":
-            seen, near = T, points
+            part, near = T, points
         else:
             if not callable(distance_on):
                 raise TypeError(
                     f"distance_on must be 'all' or a function of a leaf's path, got {distance_on!r}"
                 )
-            seen = T.select(distance_on)
+            part = T.select(distance_on)
             near = tuple(p if isinstance(p, str) else p.select(distance_on) for p in points)
-        D = self.measure(seen, near)
-        if D is not None and seen is not T and seen.columns < T.columns:
-            _add_faults(D, T, points, seen.paths)
+        D = self.measure(part, near)
+        if D is not None and part is not T and part.columns < T.columns:
+            _add_faults(D, T, points, part.paths)
         rescale = self.wants_inner(D)
-        inner = None if rescale is None else primitives.inner(seen, near, *rescale)
+        inner = None if rescale is None else primitives.inner(part, near, *rescale)
         return self.decide(D, inner)
 
     def measure(
@@ -334,6 +276,8 @@ class Rule:
         if D is None or not (self._inner or self._overflow) or self._centre is not None:
             return None
         n = D.shape[0] - len(self._names)
+        if self._too_many(D.diagonal()[:n]):
+            return None  # which `decide` will say
         if not self._inner:
             sound = D.diagonal() == 0
             if np.isfinite(D).all() or np.isfinite(D[np.ix_(sound, sound)]).all():
@@ -376,32 +320,33 @@ class Rule:
         g = Geometry(D, self._names, read)
         self.require(g.n)
         faulty = g.faulty
-        if g.any_faulty:
-            self._tolerate(faulty)
+        if g.any_faulty and self._too_many(faulty):
+            raise TooManyFaults(np.flatnonzero(faulty).tolist(), self._tolerated(g.n))
         if self._names:
             for name, infinite in zip(self._names, D.diagonal()[g.n :], strict=True):
                 if infinite != 0 and name != "median":
                     raise ValueError(f"{name} holds NaN or infinity")
         for stage in self._mixing:
-            W = stage.run(_seen(stage, g), stage.f(self.f, g.n), self.step)
-            g = g.mix(_as_mixing(stage, g, W))
+            W = stage.run(argument_for(stage, g), stage.f(self.f, g.n), self.step)
+            g = g.mix(as_mixing(stage, g, W))
         last = self._last
         if last.spec.kind == "mixing":
             decision = Decision(mix=g.rows_over_original())
         elif last.spec.kind == "column":
             decision = Decision(mix=g.rows_over_original(), statistic=self._statistic(g.n))
         else:
-            given = last.run(_seen(last, g), last.f(self.f, g.n), self.step)
-            decision = _over_original(g, _as_decision(last, g, given))
+            given = last.run(argument_for(last, g), last.f(self.f, g.n), self.step)
+            decision = _over_original(g, as_decision(last, g, given))
         if self._centre is not None and decision.weights is not None:
             decision.weights = decision.weights[: g.n]  # the median is no point to be read
         decision.faulty = faulty
         return decision
 
-    def _tolerate(self, faulty: NDArray[np.bool_]) -> None:
-        tolerated = (len(faulty) - 1) // 2 if self.f is None else self.f
-        if np.count_nonzero(faulty) > tolerated:
-            raise TooManyFaults(np.flatnonzero(faulty).tolist(), tolerated)
+    def _tolerated(self, n: int) -> int:
+        return (n - 1) // 2 if self.f is None else self.f
+
+    def _too_many(self, faulty: NDArray[Any]) -> bool:
+        return int(np.count_nonzero(faulty)) > self._tolerated(len(faulty))
 
     def apply(
         self,
@@ -458,86 +403,6 @@ def _over_original(g: Geometry, decision: Decision) -> Decision:
     )
 
 
-# --------------------------------------------------- what a rule's mathematics may take and give
-
-
-def _seen(stage: Stage, g: Geometry) -> Any:
-    return g.D.copy() if stage.spec.sees == "D" else g
-
-
-def as_statistic(stage: Stage, n: int, f: int, given: Any) -> Statistic:
-    """Return what a column rule gave as a `Statistic`."""
-    if isinstance(given, Statistic):
-        return given
-    closest = None
-    if isinstance(given, tuple) and len(given) == 2 and np.ndim(given[1]) == 1:
-        closest, given = _whole(f"{stage.name}: the number of closest values", given[0]), given[1]
-        if closest is None or not 1 <= closest <= n:
-            raise ValueError(f"{stage.name}: from 1 to {n} values can be closest, got {closest}")
-    weights = np.asarray(given, dtype=np.float64)
-    if weights.shape != (n,) or not np.isfinite(weights).all():
-        raise ValueError(f"{stage.name} must give {n} finite weights, got shape {weights.shape}")
-    _sums_to_one(stage, weights)
-    faults = 0 if stage.spec.f == "no" else f
-    return Statistic(tuple(weights.tolist()), closest=closest, faults=faults)
-
-
-def _as_decision(stage: Stage, g: Geometry, given: Any) -> Decision:
-    """Return what a distance rule gave as a `Decision` over the current points."""
-    if isinstance(given, Decision):
-        return given
-    weights = np.asarray(given, dtype=np.float64)
-    points = g.n + len(g.names)
-    if weights.shape == (g.n,):
-        weights = np.concatenate([weights, np.zeros(points - g.n)])
-    if weights.shape != (points,) or not np.isfinite(weights).all():
-        raise ValueError(
-            f"{stage.name} must give {g.n} finite weights, got shape {np.shape(given)}"
-        )
-    _sums_to_one(stage, weights)
-    if weights[: g.n][g.faulty].any():
-        raise ValueError(f"{stage.name} gave a weight to a faulty row, which must have weight 0")
-    return Decision(weights)
-
-
-def _as_mixing(stage: Stage, g: Geometry, given: Any) -> Array:
-    """Return what a mixing rule gave as a matrix over the current points."""
-    W = np.asarray(given, dtype=np.float64)
-    points = g.n + len(g.names)
-    if W.ndim == 2 and W.shape[1] == g.n and points > g.n:
-        W = np.concatenate([W, np.zeros((len(W), points - g.n))], axis=1)
-    expected = stage.rows_after(g.n)
-    if W.shape != (expected, points):
-        raise ValueError(
-            f"{stage.name} must give a ({expected}, {g.n}) matrix, got shape {np.shape(given)}"
-        )
-    return W
-
-
-def _sums_to_one(stage: Stage, weights: Array) -> None:
-    total = float(weights.sum())
-    if abs(total - 1.0) > 1e-9:
-        raise ValueError(f"the weights that {stage.name} gives must sum to 1, not {total:g}")
-
-
-def _whole(name: str, value: Any) -> int | None:
-    """Return a non-negative integer, or None; anything else is an error that says so."""
-    if value is None:
-        return None
-    if type(value).__name__ in ("bool", "bool_"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    try:
-        whole = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if whole < 0:
-        raise ValueError(f"{name} must be at least 0, got {whole}")
-    return whole
-
-
-# ------------------------------------------------------------------------------------- the string
-
-
 def rule(spec: str | Rule, f: int | None = None) -> Rule:
     """Return the rule that a string describes.
 
@@ -572,47 +437,3 @@ def rule(spec: str | Rule, f: int | None = None) -> Rule:
     if isinstance(spec, Rule):
         return spec if f is None or f == spec.f else Rule(spec.stages, f)
     return Rule(parse(spec), f)
-
-
-@lru_cache(maxsize=256)
-def _parse(spec: str) -> tuple[tuple[str, dict[str, Any]], ...]:
-    what = f"{spec!r} is no rule"
-    if len(spec) > 2000:
-        raise ValueError("a rule's string has at most 2000 characters")
-    try:
-        tree = ast.parse(spec.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(f"{what}: write name(option=value) | name") from None
-    stages: list[ast.expr] = []
-    while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
-        stages.insert(0, tree.right)
-        tree = tree.left
-    stages.insert(0, tree)
-    found = []
-    for stage in stages:
-        options = {}
-        name = stage.func if isinstance(stage, ast.Call) else stage
-        if not isinstance(name, ast.Name):
-            raise ValueError(f"{what}: write name(option=value) | name")
-        if isinstance(stage, ast.Call):
-            if stage.args or any(keyword.arg is None for keyword in stage.keywords):
-                raise ValueError(f"{what}: name the options of {name.id}, as in option=value")
-            for keyword in stage.keywords:
-                assert keyword.arg is not None
-                if keyword.arg == "f":
-                    raise ValueError(f"{what}: f is not an option, pass it as rule(..., f=...)")
-                try:
-                    options[keyword.arg] = ast.literal_eval(keyword.value)
-                except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-                    raise ValueError(
-                        f"{what}: {name.id}({keyword.arg}=...) must be a literal, such as 2 or 'a'"
-                    ) from None
-        found.append((name.id, options))
-    return tuple(found)
-
-
-def parse(spec: str) -> tuple[Stage, ...]:
-    """Return the stages that a string describes."""
-    if not isinstance(spec, str):
-        raise TypeError(f"a rule is described by a string, got {type(spec).__name__}")
-    return tuple(Stage(lookup(name), options) for name, options in _parse(spec))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fastgar as fg
-from fastgar.cli import main
+from fastgar.cli import main, measure
 from fastgar.cli.measure import interleaved
 from fastgar.cli.tables import markdown_table, text_table
 
@@ -145,17 +145,18 @@ def test_measurements_interleave_and_rotate_buffers() -> None:
 
         return call
 
-    import fastgar.cli.measure as measure
+    def broken(buffer: int) -> None:
+        raise RuntimeError("not enough memory")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "perf_counter", lambda: now[0])
-        timings, rounds = interleaved(
-            [contestant("fast", 0.01), contestant("slow", 1.5)], [0, 1, 2], repeat=6, budget=4.0
-        )
+        takers = [contestant("fast", 0.01), broken, contestant("slow", 1.5)]
+        timings, rounds = interleaved(takers, [0, 1, 2], repeat=6, budget=4.0)
         calls.clear()
         left = list(rounds)
     assert left == [5, 4, 3, 2, 1, 0]
-    fast, slow = timings
+    fast, failure, slow = timings
+    assert failure == "not enough memory"
     assert len(fast.seconds) == 6 and len(slow.seconds) == slow.turns == 2
     assert fast.median == pytest.approx(0.01) and slow.median == pytest.approx(1.5)
     names = [name for name, _ in calls]

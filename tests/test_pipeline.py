@@ -199,6 +199,15 @@ def test_check_and_min_n() -> None:
         fg.rule("krum", 2)(rows(6))
 
 
+def test_too_many_faults_cost_no_third_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(primitives, "inner")
+    X = rows()
+    X[0] *= 1e9
+    X[1:4] = np.nan
+    with pytest.raises(fg.TooManyFaults):
+        fg.geometric_median(X, 2)
+
+
 def test_min_n_and_max_f_agree() -> None:
     specs = ["krum", "multi_krum", "bulyan", "median", "trimmed_mean", "mda", "cge", "condense",
              "nnm | krum", "bucketing(s=2) | trimmed_mean", "geometric_median", "fltrust",

@@ -160,6 +160,21 @@ def test_inner_products_about_a_pivot():
     assert np.array_equal(K[3], np.zeros(8))
 
 
+@pytest.mark.parametrize("n", [128, 300])
+def test_scratch_memory_lives_as_long_as_the_kernel(n):
+    """Numba frees an array after its last use by name, though its address is still in use."""
+    for dtype in ("float32", "bfloat16"):
+        X = sample(n, 50, dtype)
+        np.testing.assert_allclose(primitives.sqdist(arrays.table(X)), distances(X), rtol=2e-5)
+        W = np.random.default_rng(n).dirichlet(np.ones(n), n)
+        for mixing in (None, W, W[:100]):
+            m = n if mixing is None else len(mixing)
+            values = X.astype(float) if mixing is None else mixing @ X.astype(float)
+            want, _ = expected(values, Statistic.median(m))
+            got = columns(X, Statistic.median(m), mixing).astype(float)
+            np.testing.assert_allclose(got, want, rtol=UNIT[dtype] + n * 2e-7)
+
+
 # --------------------------------------------------------------------------------------- combine
 
 

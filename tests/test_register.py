@@ -97,6 +97,13 @@ def test_a_mixing_rule() -> None:
     )
     assert fg.rule("neighbours_in_line | krum", 1).min_n == 6
 
+    @mixing_rule(rows_after=lambda n, options: 2)
+    def halves(D):  # type: ignore[no-untyped-def]
+        return np.ones((2, len(D))) / len(D)
+
+    with pytest.raises(ValueError, match="can aggregate no number of rows"):
+        _ = fg.rule("halves | krum", 1).min_n
+
 
 def test_column_rules() -> None:
     @column_rule(needs="2f + 1", robust=True)

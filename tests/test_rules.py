@@ -277,6 +277,26 @@ def test_ties_go_to_the_lowest_row() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "spec",
+    ["krum", "krum(neighbours='n-f-1')", "multi_krum", "multi_krum(m=2)", "bulyan", "mda", "mva",
+     "bulyan(variant='epfl')", "cge", "monna", "aksel", "aksel(mode='n-f')", "meamed", "phocas",
+     "nnm", "arc", "nnm | trimmed_mean"],
+)  # fmt: skip
+def test_small_integers_tie_as_the_oracle_says(spec: str) -> None:
+    """Everything is exact among small integers, and ties are everywhere."""
+    rng = np.random.default_rng(0)
+    tested = 0
+    for _ in range(80):
+        n, d = int(rng.integers(5, 13)), int(rng.integers(1, 4))
+        f = int(rng.integers(0, (n + 1) // 2))
+        X = rng.integers(-2, 3, size=(n, d)).astype(rng.choice(["float32", "float64"]))
+        if fg.rule(spec, f).check(n) is None:
+            np.testing.assert_allclose(fg.rule(spec, f)(X), oracle(spec, X, f), atol=1e-6)
+            tested += 1
+    assert tested > 15
+
+
 @pytest.mark.parametrize("spec", [*SELECTING, *WEIGHING[:-1], *SEARCHING, "nnm | krum"])
 def test_equal_rows_give_that_row(spec: str) -> None:
     row = draw(1, 37, np.float32)[0]

@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fastgar.cpu.bitsets import find_cover, pack, unpack
-from fastgar.cpu.subsets import (
-    SearchLimit,
-    minimum_diameter_subset,
-    minimum_spectral_subset,
-    minimum_variance_subset,
-)
+from fastgar.cpu.diameter import minimum_diameter_subset
+from fastgar.cpu.spectrum import minimum_spectral_subset
+from fastgar.cpu.subsets import SearchLimit
+from fastgar.cpu.variance import minimum_variance_subset
 
 SEARCHES = [minimum_diameter_subset, minimum_variance_subset, minimum_spectral_subset]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import fastgar as fg
 
-from .contestants import BASELINE, RULES, contestants, with_byzfl
+from .contestants import BASELINE, RULES, Contestant, contestants, with_byzfl
+from .measure import Timing, interleaved, read_bandwidth
 from .refuse import Refused, refusing
 from .tables import markdown_table, text_table
 
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         if threads < 1:
             raise ValueError(f"--threads must be at least 1, got {threads}")
         _writable(options.json, options.plot)
-    report: Record = {"machine": {}, "results": []}
+    report: Record = {"machine": {}, "results": [], "failed": []}
     torch.set_num_threads(threads)
     fg.set_threads(threads)
     try:
@@ -116,8 +117,6 @@ def _measure(
 ) -> None:
     import torch
 
-    from .measure import interleaved, read_bandwidth
-
     byzfl = None if options.no_byzfl else with_byzfl()
     bandwidth = read_bandwidth()
     report["machine"] = _machine(threads, bandwidth)
@@ -139,18 +138,17 @@ def _measure(
         for left in rounds:
             _status(f"n={n} d={d}: {left} rounds to go")
         _status("")
-        base = timings[0].median
-        size = n * d * dtype.itemsize
-        records = [
-            {
-                "n": n, "f": f, "d": d, "dtype": options.dtype, "name": c.name, "peer": c.peer,
-                "seconds": t.median, "least": min(t.seconds), "turns": len(t.seconds),
-                "ratio": t.median / base, "reads": c.reads,
-                "bytes_per_second": c.reads * size / t.median,
-                "share_of_bandwidth": c.reads * size / t.median / bandwidth,
-            }
-            for c, t in zip(taking_part, timings, strict=True)
-        ]  # fmt: skip
+        records = []
+        for contestant, timing in zip(taking_part, timings, strict=True):
+            size = {"n": n, "f": f, "d": d, "dtype": options.dtype}
+            if isinstance(timing, Timing):
+                records.append({**size, **_record(contestant, timing, n * d * dtype.itemsize)})
+            else:
+                report["failed"].append({**size, "name": contestant.name, "error": timing})
+                print(f"n={n} d={d}: {contestant.name} failed: {timing}", file=sys.stderr)
+        for record in records:
+            record["ratio"] = record["seconds"] / records[0]["seconds"]
+            record["share_of_bandwidth"] = record["bytes_per_second"] / bandwidth
         report["results"] += records
         if options.json:
             part = options.json.with_name(options.json.name + ".part")
@@ -158,6 +156,19 @@ def _measure(
             os.replace(part, options.json)
         if not options.markdown:
             print(f"\nn = {n}, f = {f}, d = {d:,}\n\n{_table(records)}", flush=True)
+
+
+def _record(contestant: Contestant, timing: Timing, size: int) -> Record:
+    """Return what is known of one contestant, apart from the others; `size` is X in bytes."""
+    return {
+        "name": contestant.name,
+        "peer": contestant.peer,
+        "reads": contestant.reads,
+        "seconds": timing.median,
+        "least": min(timing.seconds),
+        "turns": len(timing.seconds),
+        "bytes_per_second": contestant.reads * size / timing.median,
+    }
 
 
 def _status(text: str) -> None:

@@ -17,6 +17,7 @@ __all__ = ["Timing", "interleaved", "read_bandwidth"]
 
 SHORT = 1e-3  # a turn calls again until it has taken that long
 LONG = 0.1  # from here on the untimed call costs more than it helps
+ENDLESS = 5.0  # from here on one turn has to do
 
 
 class Timing:
@@ -26,7 +27,7 @@ class Timing:
         self.calls = max(1, min(1000, round(SHORT / first)))
         self.warm_up = first < LONG
         spent = first * (self.calls + self.warm_up)
-        self.turns = max(2, min(repeat, int(budget / spent)))
+        self.turns = min(repeat, max(1 if first > ENDLESS else 2, int(budget / spent)))
         self.seconds: list[float] = []
 
     @property
@@ -37,7 +38,7 @@ class Timing:
 
 def interleaved(
     calls: Sequence[Callable[[Any], Any]], buffers: Sequence[Any], repeat: int, budget: float
-) -> tuple[list[Timing], Iterator[int]]:
+) -> tuple[list[Timing | str], Iterator[int]]:
     """Prepare an interleaved measurement of functions on equal buffers.
 
     Parameters
@@ -49,32 +50,36 @@ def interleaved(
     repeat : int
         Turns of each.
     budget : float
-        Seconds for one contestant; slow ones get fewer turns, but at least 2, spread over the rest.
+        Seconds for one contestant; slow ones get fewer turns, but at least 2 (1 if a call takes 5
+        seconds), spread over the rest.
 
     Returns
     -------
-    timings : list of Timing
+    timings : list of Timing or str
+        In place of a function that cannot do it, such as for want of memory, the error's words.
     rounds : iterator
         Consume it to measure; it yields the number of rounds still to go.
     """
-    timings = []
+    timings: list[Timing | str] = []
     for call in calls:
-        first = _seconds(call, [buffers[0]])
+        try:
+            first = _seconds(call, [buffers[0]])
+        except (MemoryError, RuntimeError) as error:  # torch has the latter for both
+            timings.append(str(error))
+            continue
         for _ in range(3):  # the first may have held a compilation, the next a kernel's change
             if first < 1.0:
                 first = min(first, _seconds(call, [buffers[-1]]))
         timings.append(Timing(first, repeat, budget))
-    return timings, _rounds(calls, timings, cycle(buffers), repeat)
+    able = [(c, t) for c, t in zip(calls, timings, strict=True) if isinstance(t, Timing)]
+    return timings, _rounds(able, cycle(buffers), repeat)
 
 
 def _rounds(
-    calls: Sequence[Callable[[Any], Any]],
-    timings: Sequence[Timing],
-    buffers: Iterator[Any],
-    repeat: int,
+    able: Sequence[tuple[Callable[[Any], Any], Timing]], buffers: Iterator[Any], repeat: int
 ) -> Iterator[int]:
     for turn in range(repeat):
-        for call, timing in zip(calls, timings, strict=True):
+        for call, timing in able:
             # Spread the fewer turns of a slow contestant evenly over the rounds.
             if turn * timing.turns // repeat == (turn - 1) * timing.turns // repeat:
                 continue

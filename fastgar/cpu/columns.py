@@ -28,6 +28,7 @@ from fastgar.cpu.tiles import (
     flip,
     integer_at,
     itemsize_of,
+    keep,
     lanes_of,
     literal,
     load_tile,
@@ -132,9 +133,6 @@ def _fixed(  # type: ignore[no-untyped-def]
             _in_registers(rows, at, out, at, faults, n, lo, hi, k, dtype, dtype)
 
 
-FIXED = Kernel(_fixed, 6)
-
-
 @part
 def _mix_read_only(rows, n, at, weights, place, dtype, compute):  # type: ignore[no-untyped-def]
     """Leave at `place` one vector of one mixed row, without reading rows of weight zero."""
@@ -179,7 +177,7 @@ def _fixed_mixed(  # type: ignore[no-untyped-def]
     while True:
         piece = take(counter)
         if piece >= pieces:
-            return
+            break
         stop = columns if piece == pieces - 1 else (piece + 1) * STEP
         for j in range(piece * STEP, stop, WIDTH * lanes):
             first = min(j, columns - WIDTH * lanes)
@@ -191,6 +189,8 @@ def _fixed_mixed(  # type: ignore[no-untyped-def]
                 _in_registers(
                     table.ctypes.data, w * vector, out, to, faults, m, lo, hi, k, compute, dtype
                 )
+    keep(scratch)
+    keep(table)
 
 
 @part
@@ -298,7 +298,7 @@ def _any(  # type: ignore[no-untyped-def]
     while True:
         piece = take(counter)
         if piece >= pieces:
-            return
+            break
         stop = columns if piece == pieces - 1 else (piece + 1) * STEP
         for j in range(piece * STEP, stop, width * lanes):
             first = min(j, columns - width * lanes) * size
@@ -323,6 +323,8 @@ def _any(  # type: ignore[no-untyped-def]
                     add_weighted(centre, totals, 1.0, compute)
                     _average_closest(tile, pitch, m, k, centre, totals, compute)
                 store_vector(totals, poison, out + to, dtype)
+    keep(scratch)
+    keep(tiles)
 
 
 FIXED = Kernel(_fixed, 6)

@@ -23,6 +23,7 @@ from fastgar.cpu.tiles import (
     element,
     integer_at,
     itemsize_of,
+    keep,
     lanes_of,
     literal,
     number_at,
@@ -165,7 +166,7 @@ def _partials(  # type: ignore[no-untyped-def]
     while True:
         piece = take(counter)
         if piece >= pieces:
-            return
+            break
         if only and integer_at(only, piece) == 0:
             continue
         start = (first + piece) * CHUNK
@@ -193,6 +194,8 @@ def _partials(  # type: ignore[no-untyped-def]
                     for i in range(points):
                         local[i] = tile + i * pitch
                 _all_pairs(table, vectors, partial, points, products, compute)
+    keep(scratch)
+    keep(local)
 
 
 PARTIALS = Kernel(_partials, 11)

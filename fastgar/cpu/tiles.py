@@ -19,8 +19,8 @@ from fastgar.cpu.vectors import DTYPES, I64, Vectors, computing
 
 __all__ = [
     "add_slot", "add_weighted", "cgutils", "clean", "element", "fill", "finish", "finite_tile",
-    "flip", "integer_at", "itemsize_of", "lanes_of", "literal", "load_tile", "mix", "network",
-    "number_at", "store_vector", "take",
+    "flip", "integer_at", "itemsize_of", "keep", "lanes_of", "literal", "load_tile", "mix",
+    "network", "number_at", "store_vector", "take",
 ]  # fmt: skip
 
 cgutils: Any = numba_cgutils  # Numba is hardly typed, and compiled code not at all
@@ -95,6 +95,19 @@ def number_at(typingctx: Any, table: Any, index: Any, dtype: Any) -> Any:
         return number if v.dtype == "float64" else b.fpext(number, ir.DoubleType())
 
     return types.float64(table, index, dtype), codegen
+
+
+@intrinsic
+def keep(typingctx: Any, array: Any) -> Any:
+    """Do nothing, up to where the array is alive: Numba frees it after its last use by name.
+
+    That its address is still in use, Numba cannot see.
+    """
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(array), codegen
 
 
 @literal

@@ -18,7 +18,6 @@ from .mixing import bucketing, nnm
 from .norms import arc, cge, clip
 from .registry import (
     PublicRule,
-    Spec,
     column_rule,
     distance_rule,
     forget,
@@ -26,6 +25,7 @@ from .registry import (
     mixing_rule,
     registered,
 )
+from .spec import Spec
 from .spectral import caf, dnc
 from .subsets import mda, mva, smea
 from .trust import aksel, fltrust, monna

@@ -198,7 +198,7 @@ def _least_sum_of_distances(frame: Frame, tol: float, max_iter: int) -> tuple[Ar
     point = _Point(weights + (1 - len(held_by) / pull) * step, frame, central)
     gap, stalled, least = 1.0, 0, np.inf
     for _ in range(max_iter):
-        inverse = 1.0 / np.maximum(point.nearness, 1e-150)
+        inverse = 1.0 / np.maximum(point.nearness, 1e-90)  # its cube is finite
         total = float((inverse / length).sum())
         step = _weiszfeld(inverse, length) - point.weights
         at = step * length

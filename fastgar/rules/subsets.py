@@ -36,7 +36,7 @@ def mda(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     >>> fg.mda(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
     array([2.])
     """
-    from ..cpu.subsets import minimum_diameter_subset
+    from ..cpu.diameter import minimum_diameter_subset
 
     return g.mean_of(minimum_diameter_subset(g.D, g.n - f, node_limit))
 
@@ -59,7 +59,7 @@ def mva(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     >>> fg.mva(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
     array([2.])
     """
-    from ..cpu.subsets import minimum_variance_subset
+    from ..cpu.variance import minimum_variance_subset
 
     return g.mean_of(minimum_variance_subset(g.D, g.n - f, node_limit))
 
@@ -85,6 +85,6 @@ def smea(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     >>> fg.smea(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
     array([2.])
     """
-    from ..cpu.subsets import minimum_spectral_subset
+    from ..cpu.spectrum import minimum_spectral_subset
 
     return g.mean_of(minimum_spectral_subset(g.gram, g.n - f, node_limit, ~g.faulty))

@@ -1,0 +1,93 @@
+"""Exact search for the subset of rows with the least diameter (MDA)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastgar.cpu.bitsets import find_cover, pack
+from fastgar.cpu.subsets import (
+    KEPT,
+    NODE_LIMIT,
+    REMOVED,
+    Find,
+    Flags,
+    Limit,
+    Matrix,
+    Rows,
+    Status,
+    among,
+    first_in_order,
+    usable,
+)
+
+__all__ = ["minimum_diameter_subset", "within"]
+
+
+def within(D: Matrix, distance: float, size: int, limit: Limit) -> Find:
+    """Return the search for `size` rows of which no two are further apart than the distance.
+
+    They exist if and only if some cover of the pairs that are holds no more rows than may go.
+    """
+    far = np.greater(D, distance)
+    graph = pack(far)
+
+    def find(status: Status) -> Flags | None:
+        present, kept = status != REMOVED, status == KEPT
+        covered = present & far[kept].any(axis=0)
+        if covered[kept].any():
+            return None
+        budget = int(np.count_nonzero(present) - np.count_nonzero(covered)) - size
+        cover, nodes = find_cover(graph, present & ~kept & ~covered, budget, limit.left)
+        limit.spend(nodes)
+        return None if cover is None else present & ~covered & ~cover
+
+    return find
+
+
+def minimum_diameter_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) -> Rows:
+    """Return the `size` rows with the least largest distance between two of them.
+
+    Ties go to the lexicographically first set of indices; distances are compared as they are.
+
+    Parameters
+    ----------
+    D : (n, n) float64
+        Squared distances, symmetric. A row with an infinite diagonal entry is faulty and never
+        chosen; a pair of other rows may be infinitely far apart.
+    size : int
+        Rows to choose, n - f.
+    node_limit : int
+        Branches that may be tried.
+
+    Returns
+    -------
+    rows : (size,) int64
+        Indices, ascending.
+
+    Raises
+    ------
+    SearchLimit
+        The limit was met.
+    ValueError
+        Fewer than `size` rows are usable.
+
+    Notes
+    -----
+    As at least half of the rows stay, few pairs are far at the threshold that matters, and the
+    reductions of `find_cover` leave little to branch on: under a millisecond at n = 100.
+    """
+    rows = usable(np.isfinite(np.diagonal(D)), size)
+    limit = Limit("mda", len(D), size, node_limit)
+    D = among(rows, D)
+    undecided = np.zeros(len(D), np.int8)
+    distances = np.unique(np.append(D[np.triu_indices(len(D), 1)], 0.0))
+    low, high, subset = 0, len(distances) - 1, np.ones(len(D), bool)
+    while low < high:
+        middle = (low + high) // 2
+        found = within(D, distances[middle], size, limit)(undecided)
+        if found is None:
+            low = middle + 1
+        else:
+            high, subset = middle, found
+    find = within(D, distances[high], size, limit)
+    return rows[first_in_order(subset, size, find)]

@@ -1,0 +1,298 @@
+"""Exact search for the subset of rows with the least variance (MVA).
+
+The cost of a subset is the sum of the squared distances inside it (its variance
+times size^2). Removing the set Q from all rows saves
+    sum over i in Q of (sums_i - sum over j in Q of split_ij),
+where sums_i is the sum of row i of D, and split any matrix with split_ij + split_ji = D_ij. So if
+row i alone could choose the other rows of Q it would save at most its `score`, sums_i minus its
+|Q| - 1 smallest split_ij, and the |Q| largest scores bound the saving from above. With the split
+that makes this bound least the gap is so small that most rows are decided without branching.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastgar.cpu.compile import jit
+from fastgar.cpu.diameter import within
+from fastgar.cpu.subsets import (
+    FREE,
+    KEPT,
+    NODE_LIMIT,
+    REMOVED,
+    TIE,
+    Flags,
+    Limit,
+    Matrix,
+    Rows,
+    Status,
+    among,
+    first_in_order,
+    largest,
+    usable,
+)
+
+__all__ = ["minimum_variance_subset"]
+
+
+@jit
+def _cost(D: Any, status: Any) -> Any:
+    """Return the sum of the squared distances between the kept rows, in the order of indices."""
+    total = 0.0
+    for i in range(status.size):
+        if status[i] == KEPT:
+            for j in range(i + 1, status.size):
+                if status[j] == KEPT:
+                    total += D[i, j]
+    return total
+
+
+@jit
+def _swap(D: Any, status: Any, sums: Any) -> None:
+    """Exchange the kept and the removed row that lower the cost most, while any two do."""
+    n = status.size
+    while True:
+        for i in range(n):
+            sums[i] = 0.0
+            for j in range(n):
+                if status[j] == KEPT:
+                    sums[i] += D[i, j]
+        best, leaves, enters = 0.0, -1, -1
+        for i in range(n):
+            if status[i] == KEPT:
+                for j in range(n):
+                    gain = sums[i] - sums[j] + D[i, j]
+                    if status[j] == REMOVED and gain > best + TIE * sums[i]:
+                        best, leaves, enters = gain, i, j
+        if leaves < 0:
+            return
+        status[leaves], status[enters] = REMOVED, KEPT
+
+
+@jit
+def _score(split: Any, order: Any, status: Any, sums: Any, removals: Any, score: Any) -> None:
+    """Write the score of every free row, when `removals` of the free rows are to go."""
+    for i in range(status.size):
+        if status[i] == FREE:
+            score[i], left, position = sums[i], removals - 1, 0
+            while left > 0:
+                j = order[i, position]
+                position += 1
+                if status[j] == FREE:
+                    score[i] -= split[i, j]
+                    left -= 1
+
+
+@jit
+def _sort(split: Any, order: Any) -> None:
+    """Sort the neighbours of each row by its part of the distance: quick where little changed."""
+    for i in range(len(split)):
+        for a in range(1, order.shape[1]):
+            j, place = order[i, a], a
+            while place > 0 and split[i, order[i, place - 1]] > split[i, j]:
+                order[i, place] = order[i, place - 1]
+                place -= 1
+            order[i, place] = j
+
+
+@jit
+def _balance(split: Any, order: Any, sums: Any, removals: Any, cost: Any, scratch: Any) -> None:
+    """Shift the split towards the one with the least bound, and sort `order` by it.
+
+    A hundred subgradient steps: where row i chose row j but not the other way round, i's part
+    grows and j's shrinks, by Polyak's step length for a target at the known `cost`.
+    """
+    score, top, status, chosen = scratch  # all zeros: every row is free
+    n = status.size
+    total = 0.0
+    for i in range(n):
+        total += 0.5 * sums[i]
+    pace = 1.5
+    for step in range(1, 101):
+        _sort(split, order)
+        _score(split, order, status, sums, removals, score)
+        largest(score, status, removals, top)
+        gap = cost - total
+        for t in range(removals):
+            gap += score[top[t]]
+            for u in range(removals - 1):
+                chosen[top[t], order[top[t], u]] = step
+        pairs = 0
+        for i in range(n):
+            for j in range(i):
+                pairs += (chosen[i, j] == step) != (chosen[j, i] == step)
+        if gap <= TIE * cost or pairs == 0:
+            return
+        length = pace * gap / pairs
+        pace *= 0.97
+        for i in range(n):
+            for j in range(i):
+                if (chosen[i, j] == step) != (chosen[j, i] == step):
+                    change = length if chosen[i, j] == step else -length
+                    split[i, j] += change
+                    split[j, i] -= change
+    _sort(split, order)
+
+
+@jit
+def _remove(D: Any, status: Any, sums: Any, row: Any) -> Any:
+    """Remove a row, and return what that saves."""
+    status[row] = REMOVED
+    for j in range(status.size):
+        sums[j] -= D[row, j]
+    return sums[row]
+
+
+@jit
+def _settle(
+    problem: Any, status: Any, sums: Any, total: Any, removals: Any, most: Any, scratch: Any
+) -> Any:
+    """Decide the rows on which every subset of cost at most `most` agrees.
+
+    Returns the cost of all rows still present, how many are yet to go (-1: there is no such
+    subset) and the row to branch on (-1: all are decided).
+    """
+    D, split, order = problem
+    score, top = scratch
+    while True:
+        free = 0
+        for i in range(status.size):
+            free += status[i] == FREE
+        if removals < 0 or free < removals:
+            return total, -1, -1
+        if removals == 0 or free == removals:
+            for i in range(status.size):
+                if status[i] == FREE:
+                    status[i] = KEPT if removals == 0 else REMOVED
+            return total, 0, -1
+        _score(split, order, status, sums, removals, score)
+        largest(score, status, removals + 1, top)
+        slack = most - total
+        for t in range(removals):
+            slack += score[top[t]]
+        if slack < 0:
+            return total, -1, -1
+        worst, next_worst = score[top[removals - 1]], score[top[removals]]
+        changed = False
+        for i in range(status.size):
+            if status[i] == FREE and score[i] - next_worst > slack:  # staying costs too much
+                total -= _remove(D, status, sums, i)
+                removals -= 1
+                changed = True
+            elif status[i] == FREE and worst - score[i] > slack:  # going saves too little
+                status[i] = KEPT
+                changed = True
+        if not changed:
+            return total, removals, top[0]
+
+
+@jit
+def _lighter(problem: Any, levels: Any, most: Any, room: Any, node_limit: Any, scratch: Any) -> Any:
+    """Search depth first for a subset of cost at most `most`; each level removes one more row.
+
+    `room` is what rounding may have added to a bound. Returns whether there is such a subset
+    (1, 0; -1: the limit came first), the branches tried, and the level of `states` that holds it.
+    """
+    D = problem[0]
+    states, sums, totals, left, choices = levels
+    level, nodes = 0, 0
+    while True:
+        state = states[level]
+        totals[level], left[level], row = _settle(
+            problem, state, sums[level], totals[level], left[level], most + room, scratch
+        )
+        if left[level] == 0 and _cost(D, state) <= most:
+            return 1, nodes, level
+        if left[level] > 0:  # first try without the row, and on return (below) with it
+            nodes += 1
+            if nodes > node_limit:
+                return -1, nodes, level
+            choices[level] = row
+            for i in range(state.size):
+                states[level + 1, i], sums[level + 1, i] = state[i], sums[level, i]
+            totals[level + 1] = totals[level] - _remove(D, states[level + 1], sums[level + 1], row)
+            left[level + 1] = left[level] - 1
+            level += 1
+        elif level == 0:
+            return 0, nodes, level
+        else:
+            level -= 1
+            states[level, choices[level]] = KEPT
+
+
+def _ball(D: Matrix, size: int) -> Flags:
+    """Return the flags of a row and the `size` - 1 nearest to it, for the row with least radius."""
+    centre = np.argmin(np.partition(D, size - 1, axis=1)[:, size - 1])
+    flags = np.zeros(len(D), bool)
+    flags[np.argsort(D[centre], kind="stable")[:size]] = True
+    return flags
+
+
+def minimum_variance_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) -> Rows:
+    """Return the `size` rows with the least variance: the trace of their covariance.
+
+    That is the least sum of squared distances inside the subset. Sums within a relative 1e-12 of
+    the least are ties, of which the lexicographically first set of indices is taken. A subset with
+    an infinitely far pair is worse than any without; where there are no others, the first rows are
+    taken.
+
+    Parameters, result and errors are those of `minimum_diameter_subset`. About 1 ms at n = 51,
+    f = 12 and 5 ms at n = 100, f = 24, with or without an attack; up to 0.5 s at n = 100, f = 49.
+    """
+    rows = usable(np.isfinite(np.diagonal(D)), size)
+    limit = Limit("mva", len(D), size, node_limit)
+    D = among(rows, D)
+    n = len(D)
+    removals = n - size
+    if removals == 0:
+        return rows
+    subset = _ball(D, size)
+    if np.isinf(D[np.ix_(subset, subset)]).any():
+        finite = within(D, np.finfo(float).max, size, limit)(np.zeros(n, np.int8))
+        if finite is None:
+            return rows[:size]
+        subset = finite & (np.cumsum(finite) <= size)
+    # In units of the widest pair no sum overflows, and cut off at twice the cost of a subset, which
+    # rules out a pair as surely as its true distance, far rows take no digits from the near ones.
+    unit = D[np.ix_(subset, subset)].max()
+    with np.errstate(over="ignore"):
+        D = np.ldexp(D, -np.frexp(unit)[1]) if unit > 0 else np.ceil(np.minimum(D, 1.0))
+    status = np.where(subset, KEPT, REMOVED).astype(np.int8)
+    D = np.minimum(D, max(2 * _cost(D, status), 1.0))
+    score, top = np.zeros(n), np.zeros(n, np.int64)
+    _swap(D, status, score)
+    cost = _cost(D, status)
+    split, order = D / 2, np.argsort(D + np.diag(np.full(n, np.inf)), axis=1)[:, : n - 1]
+    undecided, chosen = np.zeros(n, np.int8), np.zeros((n, n), np.int8)
+    _balance(split, order, D.sum(axis=1), removals, cost, (score, top, undecided, chosen))
+
+    def search(status: Status, most: float) -> Status | None:
+        present = status != REMOVED
+        spare = np.count_nonzero(present) - size
+        states, sums = np.zeros((spare + 2, n), np.int8), np.zeros((spare + 2, n))
+        totals, left = np.zeros(spare + 2), np.zeros(spare + 2, np.int64)
+        states[0], sums[0], left[0] = status, D[present].sum(axis=0), spare
+        totals[0] = sums[0, present].sum() / 2
+        levels = states, sums, totals, left, np.zeros(spare + 2, np.int64)
+        room = 1e-15 * n * totals[0]
+        found, nodes, level = _lighter(
+            (D, split, order), levels, most, room, limit.left, (score, top)
+        )
+        limit.spend(nodes)
+        return states[level] if found == 1 else None
+
+    while cost > 0:
+        found = search(undecided, cost * (1 - TIE))
+        if found is None:
+            break
+        status = found
+        _swap(D, status, score)
+        cost = _cost(D, status)
+
+    def find(status: Status) -> Flags | None:
+        found = search(status, cost * (1 + TIE))
+        return None if found is None else found == KEPT
+
+    return rows[first_in_order(status == KEPT, size, find)]

@@ -1,0 +1,202 @@
+"""The stages of a pipeline: what a string means, and what the mathematics of a rule may give."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .geometry import Decision, Geometry
+from .primitives import Statistic
+from .rules.registry import lookup
+from .rules.spec import Spec
+
+__all__ = ["Stage", "as_decision", "as_mixing", "as_statistic", "argument_for", "parse", "whole"]
+
+Array = NDArray[np.float64]
+
+
+class Stage:
+    """One rule of a pipeline with its options.
+
+    Attributes
+    ----------
+    spec : Spec
+        The rule's declaration.
+    given : dict
+        The options that were named.
+    options : dict
+        Every option with its value.
+    """
+
+    __slots__ = ("given", "options", "spec")
+
+    def __init__(self, spec: Spec, given: Mapping[str, Any]) -> None:
+        self.spec = spec
+        self.given = dict(given)
+        self.options = spec.resolve(given)
+
+    @property
+    def name(self) -> str:
+        """The rule's name."""
+        return self.spec.name
+
+    @property
+    def inner(self) -> bool:
+        """Whether it forms inner products."""
+        inner = self.spec.inner
+        return inner(self.options) if callable(inner) else inner
+
+    def f(self, f: int | None, n: int) -> int:
+        """Return the f that this stage works with among n rows."""
+        return (n - 1) // 2 if f is None else f
+
+    def rows_after(self, n: int) -> int:
+        """Return how many rows the next stage sees."""
+        return n if self.spec.rows_after is None else self.spec.rows_after(n, self.options)
+
+    def run(self, first: Any, f: int, step: int) -> Any:
+        """Call the mathematics."""
+        keywords = {**self.options, "step": step} if self.spec.randomised else self.options
+        arguments = (first, f) if self.spec.takes_f else (first,)
+        return self.spec.mathematics(*arguments, **keywords)
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{name}={value!r}" for name, value in self.given.items())
+        return f"{self.name}({named})" if named else self.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _stage, (self.name, self.given)
+
+
+def _stage(name: str, given: Mapping[str, Any]) -> Stage:
+    return Stage(lookup(name), given)
+
+
+# --------------------------------------------------- what a rule's mathematics may take and give
+
+
+def argument_for(stage: Stage, g: Geometry) -> Any:
+    return g.D.copy() if stage.spec.sees == "D" else g
+
+
+def as_statistic(stage: Stage, n: int, f: int, given: Any) -> Statistic:
+    """Return what a column rule gave as a `Statistic`."""
+    if isinstance(given, Statistic):
+        return given
+    closest = None
+    if isinstance(given, tuple) and len(given) == 2 and np.ndim(given[1]) == 1:
+        closest, given = whole(f"{stage.name}: the number of closest values", given[0]), given[1]
+        if closest is None or not 1 <= closest <= n:
+            raise ValueError(f"{stage.name}: from 1 to {n} values can be closest, got {closest}")
+    weights = np.asarray(given, dtype=np.float64)
+    if weights.shape != (n,) or not np.isfinite(weights).all():
+        raise ValueError(f"{stage.name} must give {n} finite weights, got shape {weights.shape}")
+    _sums_to_one(stage, weights)
+    faults = 0 if stage.spec.f == "no" else f
+    return Statistic(tuple(weights.tolist()), closest=closest, faults=faults)
+
+
+def as_decision(stage: Stage, g: Geometry, given: Any) -> Decision:
+    """Return what a distance rule gave as a `Decision` over the current points."""
+    if isinstance(given, Decision):
+        return given
+    weights = np.asarray(given, dtype=np.float64)
+    points = g.n + len(g.names)
+    if weights.shape == (g.n,):
+        weights = np.concatenate([weights, np.zeros(points - g.n)])
+    if weights.shape != (points,) or not np.isfinite(weights).all():
+        raise ValueError(
+            f"{stage.name} must give {g.n} finite weights, got shape {np.shape(given)}"
+        )
+    _sums_to_one(stage, weights)
+    if weights[: g.n][g.faulty].any():
+        raise ValueError(f"{stage.name} gave a weight to a faulty row, which must have weight 0")
+    return Decision(weights)
+
+
+def as_mixing(stage: Stage, g: Geometry, given: Any) -> Array:
+    """Return what a mixing rule gave as a matrix over the current points."""
+    W = np.asarray(given, dtype=np.float64)
+    points = g.n + len(g.names)
+    if W.ndim == 2 and W.shape[1] == g.n and points > g.n:
+        W = np.concatenate([W, np.zeros((len(W), points - g.n))], axis=1)
+    expected = stage.rows_after(g.n)
+    if W.shape != (expected, points):
+        raise ValueError(
+            f"{stage.name} must give a ({expected}, {g.n}) matrix, got shape {np.shape(given)}"
+        )
+    return W
+
+
+def _sums_to_one(stage: Stage, weights: Array) -> None:
+    total = float(weights.sum())
+    if abs(total - 1.0) > 1e-9:
+        raise ValueError(f"the weights that {stage.name} gives must sum to 1, not {total:g}")
+
+
+def whole(name: str, value: Any) -> int | None:
+    """Return a non-negative integer, or None; anything else is an error that says so."""
+    if value is None:
+        return None
+    if type(value).__name__ in ("bool", "bool_"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if whole < 0:
+        raise ValueError(f"{name} must be at least 0, got {whole}")
+    return whole
+
+
+# ------------------------------------------------------------------------------------- the string
+
+
+@lru_cache(maxsize=256)
+def _parse(spec: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+    what = f"{spec!r} is no rule"
+    if len(spec) > 2000:
+        raise ValueError("a rule's string has at most 2000 characters")
+    try:
+        tree = ast.parse(spec.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ValueError(f"{what}: write name(option=value) | name") from None
+    stages: list[ast.expr] = []
+    while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
+        stages.insert(0, tree.right)
+        tree = tree.left
+    stages.insert(0, tree)
+    found = []
+    for stage in stages:
+        options = {}
+        name = stage.func if isinstance(stage, ast.Call) else stage
+        if not isinstance(name, ast.Name):
+            raise ValueError(f"{what}: write name(option=value) | name")
+        if isinstance(stage, ast.Call):
+            if stage.args or any(keyword.arg is None for keyword in stage.keywords):
+                raise ValueError(f"{what}: name the options of {name.id}, as in option=value")
+            for keyword in stage.keywords:
+                assert keyword.arg is not None
+                if keyword.arg == "f":
+                    raise ValueError(f"{what}: f is not an option, pass it as rule(..., f=...)")
+                try:
+                    options[keyword.arg] = ast.literal_eval(keyword.value)
+                except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+                    raise ValueError(
+                        f"{what}: {name.id}({keyword.arg}=...) must be a literal, such as 2 or 'a'"
+                    ) from None
+        found.append((name.id, options))
+    return tuple(found)
+
+
+def parse(spec: str) -> tuple[Stage, ...]:
+    """Return the stages that a string describes."""
+    if not isinstance(spec, str):
+        raise TypeError(f"a rule is described by a string, got {type(spec).__name__}")
+    return tuple(Stage(lookup(name), options) for name, options in _parse(spec))
