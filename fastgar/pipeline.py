@@ -257,15 +257,8 @@ class Rule:
             return None
         if self._centre is None:
             return primitives.sqdist(T, points, start=start)
-        n, stage = T.n, self._last
-        f = stage.f(self.f, n)
-        centre = self._centre(n, f)
-        D = np.zeros((n + 1, n + 1)) if start is None else start.copy()
-        D[:n, n] += primitives.sqdist_to(T, centre)
-        D[n, :n] = D[:n, n]
-        faulty = np.flatnonzero(np.isinf(D[:n, n]))
-        D[faulty] = D[:, faulty] = np.inf
-        return D
+        centre = self._centre(T.n, self._last.f(self.f, T.n))
+        return primitives.sqdist_to(T, centre, start)
 
     def wants_inner(self, D: Array | None) -> tuple[int, Array] | None:
         """Return the pivot and scales of a third read (`primitives.inner`), or None.

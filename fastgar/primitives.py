@@ -256,14 +256,14 @@ def _first_row_instead(cpu: Any, block: Any, place: int, statistic: Statistic, o
         result[part] = np.where(median, result[part], first[part])
 
 
-def sqdist_to(T: Table, statistic: Statistic) -> Matrix:
-    """Return the squared distance of every row to the statistic of the columns.
+def sqdist_to(T: Table, statistic: Statistic, start: Matrix | None = None) -> Matrix:
+    """Return what `sqdist` would, with the statistic of the columns as one further, last point.
 
-    Both come from one read of X, in ranges of columns that fit in the cache. Rows with a non-finite
-    entry are infinitely far.
+    Both come from one read of X, in ranges of columns that fit in the cache. `start` is that of
+    `sqdist`.
     """
     cpu = _cpu(T)
-    total = np.zeros((T.n + 1, T.n + 1))
+    total = np.zeros((T.n + 1, T.n + 1)) if start is None else start.copy()
     for block in T.blocks:
         span = max(CHUNK, min(block.columns, CACHED // (4 * (T.n + 1)) // CHUNK * CHUNK))
         size = cpu.ITEMSIZE[block.dtype]
@@ -274,9 +274,8 @@ def sqdist_to(T: Table, statistic: Statistic) -> Matrix:
             cpu.columns(rows, count, block.dtype, statistic, None, centre.ctypes.data)
             points = np.append(rows, centre.ctypes.data)
             cpu.add_distances(total, points, count, block.dtype)
-    distances = total[:-1, -1].copy()
-    distances[np.diagonal(total)[:-1] != 0.0] = math.inf
-    return distances
+    cpu.complete(total, True)
+    return total
 
 
 def usage(

@@ -440,8 +440,15 @@ def test_usage_counts_the_columns_in_which_a_row_was_used():
 def test_distances_to_the_median():
     X = sample(9, 300_001)
     X[4, 17] = np.nan
-    got = primitives.sqdist_to(arrays.table(X), Statistic.median(9))
+    T = arrays.table(X)
+    got = primitives.sqdist_to(T, Statistic.median(9))
     middle = np.median(np.where(np.isnan(X), np.inf, X), axis=0)
     want = ((X.astype(float) - middle) ** 2).sum(axis=1)
     want[4] = np.inf
-    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(got[-1], np.append(want, 0), rtol=1e-5)
+    assert np.array_equal(got[:-1, :-1], primitives.sqdist(T))
+    pieces = None
+    for begin in range(0, X.shape[1], 3 * CHUNK):
+        piece = arrays.table(X[:, begin : begin + 3 * CHUNK])
+        pieces = primitives.sqdist_to(piece, Statistic.median(9), pieces)
+    assert np.array_equal(pieces, got)
