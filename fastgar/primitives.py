@@ -199,7 +199,7 @@ def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool
     non-finite is then computed again by itself.
     """
     cpu = _cpu(T)
-    weights = np.atleast_2d(np.asarray(W, dtype=np.float64))
+    weights = W if W.ndim == 2 else W[np.newaxis]
     vectors = refs
     if refs and "origin" in {ref for ref in refs if isinstance(ref, str)}:  # it adds nothing
         vectors = [ref for ref in refs if not isinstance(ref, str)]

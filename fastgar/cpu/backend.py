@@ -15,7 +15,7 @@ from fastgar.cpu.combine import COMBINE
 from fastgar.cpu.combine import STEP as COMBINE_STEP
 from fastgar.cpu.distances import PARTIALS, SPAN, add_in_order, complete
 from fastgar.cpu.threads import get_threads, run
-from fastgar.cpu.vectors import CODES, ITEMSIZE, WIDTH, computing, lanes
+from fastgar.cpu.vectors import BLOCK, CODES, ITEMSIZE, WIDTH, computing, lanes
 from fastgar.cpu.votes import VOTES
 
 if TYPE_CHECKING:
@@ -88,16 +88,18 @@ def _accumulate(
 ) -> None:  # fmt: skip
     """Add the partial matrices of all chunks to the upper triangle of `total`, in order."""
     points = len(rows)
-    compute = "float64" if products else computing(dtype)
-    fixed = rows == ORIGIN  # the origin is one short row of zeros that does not move along
-    moves = (~fixed).astype(np.int64) if fixed.any() else None
+    compute = "float64" if products or dtype == "float64" else "float32"
+    moves = None
+    if ORIGIN in rows.tolist():  # the origin is one short row of zeros that does not move along
+        moves = (rows != ORIGIN).astype(np.int64)
     chunks = -(-columns // CHUNK)
     slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
-    partials = np.empty((slots, points, points))
+    partials = np.zeros((slots, points, points))
     flags = np.empty(slots, dtype=np.int64)
 
     def compute_partials(staged: bool, compute: str, first: int, count: int, only: int) -> None:
-        constants = (int(staged), int(products), CODES[dtype], CODES[compute])
+        rest = points % BLOCK
+        constants = (int(staged), rest, int(products), CODES[dtype], CODES[compute])
         run(
             PARTIALS.specialised(*constants), address(rows), 0 if moves is None else address(moves),
             points, columns, first, count, only, address(partials), pivot,
@@ -108,7 +110,8 @@ def _accumulate(
     for first in range(0, chunks, slots):
         count = min(slots, chunks - first)
         batch = partials[:count]
-        batch[:] = 0.0
+        if first:
+            batch[:] = 0.0
         compute_partials(staged, compute, first, count, 0)
         checked = flags[:count] if compute == "float32" else flags[:0]
         if not add_in_order(total, batch, checked):  # float32 overflowed: those again in float64
@@ -144,7 +147,7 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Ad
             view(out, columns, dtype)[:] = _not_a_number(dtype) if np.isnan(row).any() else 0
         return
     if len(used) < len(rows):
-        weights, rows = weights[:, used], rows[used]
+        weights, rows = weights.take(used, axis=1), rows.take(used)
     size = ITEMSIZE[dtype]
     narrow = np.ascontiguousarray(weights, dtype=computing(dtype))
     width = 4 * lanes(dtype)
@@ -179,6 +182,13 @@ def _read(weights: Matrix) -> NDArray[np.intp]:
         nonzero = (nonzero & (weights == weights)).any(axis=0)
     (used,) = nonzero.nonzero()
     return used
+
+
+def _picks(mixing: Matrix) -> bool:
+    """Return whether every mixed row is just one of the rows, as in Bulyan."""
+    return bool(
+        np.all((mixing == 1.0).sum(axis=1) == 1) and np.count_nonzero(mixing) == len(mixing)
+    )
 
 
 def _not_a_number(dtype: str) -> Any:
@@ -219,6 +229,8 @@ def columns(
         combine(np.atleast_2d(share), rows, count, dtype, np.array([out]))
         return
     narrow = None
+    if mixing is not None and _picks(mixing):
+        rows, mixing = rows[mixing.argmax(axis=1)], None
     if mixing is not None:
         used = _read(mixing)
         if len(used) < len(rows):

@@ -38,21 +38,22 @@ SPAN = 1024  # columns over which sums stay in vectors
 @literal
 def _pairs(
     typingctx: Any, table: Any, i: Any, j: Any, vectors: Any, partial: Any, points: Any, a: Any,
-    b: Any, products: Any, dtype: Any,
+    b: Any, triangle: Any, products: Any, dtype: Any,
 ) -> Any:  # fmt: skip
     """Add the block of rows i to i + a against rows j to j + b to the partial matrix.
 
-    `b` = 0 means the triangle of rows i to i + a with themselves, diagonal included.
+    `triangle` means the pairs of rows i to i + a with themselves, each once, and the diagonal. The
+    kernel is compiled for each remainder of the number of points, which may be 0: then for nothing.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         table_, i_, j_, vectors_, partial_, points_ = args[:6]
         v = Vectors(builder, DTYPES[dtype.literal_value])
         rows, others = a.literal_value, b.literal_value
-        if others:
-            pairs = [(p, q) for p in range(rows) for q in range(others)]
-        else:
-            pairs = [(p, q) for p in range(rows) for q in range(p, rows)]
+        own = triangle.literal_value
+        pairs = [(p, q) for p in range(rows) for q in range(p if own else 0, others)]
+        if not pairs:
+            return context.get_dummy_value()
 
         def starts(first: Any, count: int) -> list[Any]:
             return [
@@ -61,17 +62,17 @@ def _pairs(
             ]
 
         left = starts(i_, rows)
-        right = starts(j_, others) if others else left
+        right = left if own else starts(j_, others)
         totals = [cgutils.alloca_once_value(builder, v.constant(0.0)) for _ in pairs]
         with cgutils.for_range(builder, vectors_) as loop:
             offset = builder.mul(loop.index, ir.Constant(I64, v.stored))
             x = [v.load(start, offset) for start in left]
-            y = [v.load(start, offset) for start in right] if others else x
+            y = x if own else [v.load(start, offset) for start in right]
             for (p, q), total in zip(pairs, totals, strict=True):
                 before = builder.load(total, typ=v.type)
                 if products.literal_value:
                     after = v.fma(x[p], y[q], before)
-                elif not others and p == q:
+                elif own and p == q:
                     after = v.fma(x[p], v.constant(0.0), before)  # NaN unless the row is finite
                 else:
                     difference = builder.fsub(x[p], y[q])
@@ -79,7 +80,7 @@ def _pairs(
                 builder.store(after, total)
         for (p, q), total in zip(pairs, totals, strict=True):
             row = builder.add(i_, ir.Constant(I64, p))
-            column = builder.add(j_ if others else i_, ir.Constant(I64, q))
+            column = builder.add(i_ if own else j_, ir.Constant(I64, q))
             place = builder.add(builder.mul(row, points_), column)
             pointer = builder.inttoptr(
                 builder.add(partial_, builder.mul(place, ir.Constant(I64, 8))), ir.PointerType()
@@ -89,30 +90,22 @@ def _pairs(
             builder.store(builder.fadd(known, lanes_sum), pointer)
         return context.get_dummy_value()
 
-    signature = types.void(table, i, j, vectors, partial, points, a, b, products, dtype)
+    signature = types.void(table, i, j, vectors, partial, points, a, b, triangle, products, dtype)
     return signature, codegen
 
 
 @part
-def _all_pairs(table, vectors, partial, points, products, compute):  # type: ignore[no-untyped-def]
+def _all_pairs(  # type: ignore[no-untyped-def]
+    table, vectors, partial, points, rest, products, compute
+):  # fmt: skip
+    """Add all pairs of points; `rest`, a compile-time constant, is points % BLOCK."""
     whole = points - points % BLOCK
-    rest = points - whole
     for i in range(0, whole, BLOCK):
-        _pairs(table, i, i, vectors, partial, points, BLOCK, 0, products, compute)
+        _pairs(table, i, i, vectors, partial, points, BLOCK, BLOCK, 1, products, compute)
         for j in range(i + BLOCK, whole, BLOCK):
-            _pairs(table, i, j, vectors, partial, points, BLOCK, BLOCK, products, compute)
-        if rest == 1:
-            _pairs(table, i, whole, vectors, partial, points, BLOCK, 1, products, compute)
-        elif rest == 2:
-            _pairs(table, i, whole, vectors, partial, points, BLOCK, 2, products, compute)
-        elif rest == 3:
-            _pairs(table, i, whole, vectors, partial, points, BLOCK, 3, products, compute)
-    if rest == 1:
-        _pairs(table, whole, whole, vectors, partial, points, 1, 0, products, compute)
-    elif rest == 2:
-        _pairs(table, whole, whole, vectors, partial, points, 2, 0, products, compute)
-    elif rest == 3:
-        _pairs(table, whole, whole, vectors, partial, points, 3, 0, products, compute)
+            _pairs(table, i, j, vectors, partial, points, BLOCK, BLOCK, 0, products, compute)
+        _pairs(table, i, whole, vectors, partial, points, BLOCK, rest, 0, products, compute)
+    _pairs(table, whole, whole, vectors, partial, points, rest, rest, 1, products, compute)
 
 
 @literal
@@ -154,7 +147,7 @@ def _copy_row(
 
 def _partials(  # type: ignore[no-untyped-def]
     counter, rows, moves, points, columns, first, pieces, only, partials, pivot, scales,
-    staged, products, dtype, compute, _,
+    staged, rest, products, dtype, compute, _,
 ):  # fmt: skip
     """Add to the (zero) partial matrix of each piece what chunk number first + piece holds."""
     lanes, size = lanes_of(compute), itemsize_of(dtype)
@@ -181,19 +174,19 @@ def _partials(  # type: ignore[no-untyped-def]
             for copied in range(done == 0, 1 + (done < count)):
                 vectors = done // lanes
                 if copied:  # widened, centred or too few for a vector: a copy in the cache
-                    rest = count - done
-                    vectors = (rest + lanes - 1) // lanes
+                    left = count - done
+                    vectors = (left + lanes - 1) // lanes
                     centre = local[pivot] if scales else 0
                     for i in range(points):
                         scale = number_at(scales, i, DOUBLE) if scales else 1.0
-                        read = rest if scale != 0.0 else 0  # scale 0 means not read
+                        read = left if scale != 0.0 else 0  # scale 0 means not read
                         source, place = local[i] + done * size, tile + i * pitch
                         _copy_row(
                             source, read, vectors * lanes, place, centre, scale, dtype, compute
                         )
                     for i in range(points):
                         local[i] = tile + i * pitch
-                _all_pairs(table, vectors, partial, points, products, compute)
+                _all_pairs(table, vectors, partial, points, rest, products, compute)
     keep(scratch)
     keep(local)
 
