@@ -510,3 +510,12 @@ def test_fall_of_empires_beats_krum_where_noise_dominates(q: int) -> None:
         X = np.concatenate([honest, attack])
         picked += fg.inspect("krum", X, f=4).selected[0] >= 12 - q
     assert picked == 10
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_caf_takes_copies_of_the_longest_row_out_together(seed: int) -> None:
+    """Their projections differ in the last bits, and what is left of a weight times 1e8 is not."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((11, 40))
+    X[[3, 8]] = rng.standard_normal(40) * 10.0 ** rng.integers(2, 8)
+    np.testing.assert_allclose(fg.caf(X, 2), reference.caf(X, 2), atol=1e-9)

@@ -65,7 +65,10 @@ def caf(g: Geometry, f: int) -> Decision:
         largest = projection.max()
         if f == 0 or not largest > 0:
             break
-        c[rows] *= 1.0 - (projection / largest) ** 2
+        share_of_largest = (projection / largest) ** 2
+        # Copies of the farthest row end with it, though the eigenvector differs in its last bits.
+        share_of_largest[share_of_largest > 1.0 - 1e-12] = 1.0
+        c[rows] *= 1.0 - share_of_largest
         if c.sum() <= g.n - 2 * f + 1e-9 * g.n:
             break
     weights = np.zeros(g.n + len(g.names))
