@@ -93,7 +93,9 @@ def _accumulate(
     if ORIGIN in rows.tolist():  # the origin is one short row of zeros that does not move along
         moves = (rows != ORIGIN).astype(np.int64)
     chunks = -(-columns // CHUNK)
-    slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
+    slots = 1
+    if chunks > 1:
+        slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
     partials = np.zeros((slots, points, points))
     flags = np.empty(slots, dtype=np.int64)
 
@@ -109,7 +111,7 @@ def _accumulate(
 
     for first in range(0, chunks, slots):
         count = min(slots, chunks - first)
-        batch = partials[:count]
+        batch = partials if count == slots else partials[:count]
         if first:
             batch[:] = 0.0
         compute_partials(staged, compute, first, count, 0)
@@ -172,15 +174,13 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Ad
 def _read(weights: Matrix) -> NDArray[np.intp]:
     """Return which rows have a weight anywhere.
 
-    A row of weights that is NaN stands for a faulty row of the result, and needs none in
+    A row of weights that is NaN stands for a faulty row of the result, and needs no row in
     particular: NaN times any row is NaN.
     """
-    nonzero: NDArray[np.bool_] = weights != 0.0
-    if len(weights) == 1 and weights[0, 0] == weights[0, 0]:
-        nonzero = nonzero[0]
-    else:
-        nonzero = (nonzero & (weights == weights)).any(axis=0)
-    (used,) = nonzero.nonzero()
+    nonzero = weights[0]
+    if len(weights) > 1:
+        nonzero = ((weights != 0.0) & (weights == weights)).any(axis=0)
+    used: NDArray[np.intp] = nonzero.nonzero()[0]
     return used
 
 
