@@ -10,8 +10,9 @@ array([2. , 2.5])
 from __future__ import annotations
 
 from . import rules
-from .api import columns, combine, get_threads, set_threads, sqdist
+from .api import columns, combine, sqdist
 from .bounds import kappa, list_rules, max_f, min_n, variance_ratio
+from .cpu.threads import get_threads, set_threads
 from .errors import TooManyFaults
 from .pipeline import Rule, rule
 from .primitives import CHUNK

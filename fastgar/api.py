@@ -16,7 +16,7 @@ from .pipeline import Rule
 from .rules.registry import lookup, registered
 from .stages import Stage
 
-__all__ = ["columns", "combine", "get_threads", "set_threads", "sqdist"]
+__all__ = ["columns", "combine", "sqdist"]
 
 References = Sequence[Any]
 
@@ -160,28 +160,3 @@ def _weights(name: str, W: Any, points: int, dimensions: tuple[int, ...]) -> NDA
     if not np.isfinite(weights).all():
         raise ValueError(f"{name} must be finite; to leave a row out, give it weight 0")
     return weights
-
-
-def set_threads(threads: int | None) -> None:
-    """Set how many threads a large computation may use on the CPU.
-
-    Parameters
-    ----------
-    threads : int or None
-        At least 1. None restores the default: the cores this process may run on, or
-        ``OMP_NUM_THREADS`` or ``NUMBA_NUM_THREADS`` where they ask for fewer.
-
-    Notes
-    -----
-    Results are bitwise the same for any number of threads.
-    """
-    from .cpu import threads as pool
-
-    pool.set_threads(threads)
-
-
-def get_threads() -> int:
-    """Return how many threads a large computation uses on the CPU."""
-    from .cpu import threads as pool
-
-    return pool.get_threads()

@@ -241,8 +241,8 @@ class Rule:
     ) -> Array | None:
         """Return what the decision needs of a range of columns; the ranges' results add up.
 
-        That is the squared distances between all points (for a rule that looks only at the
-        distances to a statistic of the columns, those alone); None for a column rule.
+        That is the squared distances between all points; None for a column rule. For a rule that
+        looks at the distances to a statistic of the columns, that statistic is the last point.
 
         Parameters
         ----------
