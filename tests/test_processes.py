@@ -83,6 +83,70 @@ def test_forked_children_compute():
     assert out.strip() == "[0, 0, 0]"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_forked_children_compute_after_torch_did():
+    pytest.importorskip("torch")
+    out = python(
+        """
+        import os, torch, fastgar
+        torch.set_num_threads(2), fastgar.set_threads(2)
+        X = torch.randn(11, 100_000)
+        want = fastgar.median(X)
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            os._exit(0 if bytes(fastgar.median(X.numpy())) == bytes(want.numpy()) else 1)
+        print(os.waitpid(child, 0)[1])
+        """
+    )
+    assert out.strip() == "0"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP's entry has another name elsewhere")
+def test_the_threads_of_torch_are_borrowed_by_the_main_thread_alone():
+    pytest.importorskip("torch")
+    out = python(
+        """
+        import threading, torch, fastgar
+        torch.set_num_threads(2), fastgar.set_threads(2)
+        X = torch.randn(11, 100_000)
+        own = lambda: sum(t.name.startswith("fastgar-") for t in threading.enumerate())
+        def call():
+            results.append(fastgar.median(X))
+            print(own())
+        results = []
+        call()
+        other = threading.Thread(target=call)
+        other.start(), other.join()
+        torch.set_num_threads(1)
+        call()
+        print(all(bool((r == results[0]).all()) for r in results))
+        """
+    )
+    assert out.split() == ["0", "1", "1", "True"]
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_an_interrupt_among_borrowed_threads_is_not_lost(monkeypatch, when):
+    """As when the signal comes on the way into the callback, or inside it."""
+    torch = pytest.importorskip("torch")
+    from fastgar.cpu import team, threads
+
+    def enter(body, data, size, flags):
+        if when == "within":
+            body(None)
+
+    def kernel(counter):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(team, "_enter", enter)
+    monkeypatch.setattr(threads, "get_threads", torch.get_num_threads)
+    if torch.get_num_threads() < 2:
+        pytest.skip("torch has one thread")
+    with pytest.raises(KeyboardInterrupt):
+        threads.run(kernel, pieces=100)
+
+
 def test_torch_keeps_its_threads():
     pytest.importorskip("torch")
     out = python(

@@ -2,8 +2,8 @@
 
 Kernels release the GIL and take their next piece of work from a shared counter, so a slow core
 holds nobody up. This is not Numba's own parallel mode, whose thread layers abort when two Python
-threads launch at once, or break forked children. The result of a kernel never depends on how many
-threads ran it.
+threads launch at once, or break forked children. Where torch's OpenMP has threads to lend, they
+are taken instead. The result of a kernel never depends on how many threads ran it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from fastgar.cpu import team
+
 __all__ = ["get_threads", "run", "set_threads"]
 
-Task = tuple[Callable[..., None], tuple[Any, ...], "SimpleQueue[BaseException | None]"]
+Task = tuple[Callable[[], None], "SimpleQueue[None]"]
 
 
 class _Pool:
@@ -36,14 +38,10 @@ class _Pool:
     def _serve(self) -> None:
         tasks = self.tasks
         while True:
-            function, arguments, done = tasks.get()
-            try:
-                function(*arguments)
-            except BaseException as error:
-                done.put(error)
-            else:
-                done.put(None)
-            del function, arguments, done  # keep nobody's memory alive while waiting
+            body, done = tasks.get()
+            body()
+            done.put(None)
+            del body, done  # keep nobody's memory alive while waiting
 
 
 _pool = _Pool()
@@ -100,30 +98,48 @@ def run(function: Callable[..., None], *arguments: Any, pieces: int) -> None:
     """
     counter = ctypes.c_int64(0)
     address = ctypes.addressof(counter)
-    helpers = min(get_threads(), pieces) - 1
-    if helpers <= 0:
-        function(address, *arguments)
-        return
-    _pool.grow(helpers)
-    done: SimpleQueue[BaseException | None] = SimpleQueue()
-    for _ in range(helpers):
-        _pool.tasks.put((function, (address, *arguments), done))
-    interrupted: BaseException | None = None
-    try:
-        function(address, *arguments)
-    except BaseException as error:
-        interrupted = error
-    # The helpers write into memory that the caller owns: whatever happens, wait for all of them.
-    waiting = helpers
-    while waiting:
+    threads = min(get_threads(), pieces)
+    errors: list[BaseException] = []
+    started: set[int] = set()
+
+    def body() -> None:
+        started.add(threading.get_ident())
         try:
-            interrupted = done.get() or interrupted
-            waiting -= 1
+            function(address, *arguments)
+        except BaseException as error:
+            errors.append(error)
+
+    if threads > 1 and team.parallel(body, threads):
+        if threading.get_ident() not in started:  # an interrupt came on the way into the team
+            raise KeyboardInterrupt
+    elif threads > 1:
+        _beside(body, threads - 1, counter, pieces, errors)
+    else:
+        function(address, *arguments)
+    if errors:
+        raise errors[0]
+
+
+def _beside(
+    body: Callable[[], None],
+    helpers: int,
+    counter: ctypes.c_int64,
+    pieces: int,
+    errors: list[BaseException],
+) -> None:
+    """Run the body here and in helpers. They write into the caller's memory: wait for them all."""
+    _pool.grow(helpers)
+    done: SimpleQueue[None] = SimpleQueue()
+    for _ in range(helpers):
+        _pool.tasks.put((body, done))
+    body()
+    while helpers:
+        try:
+            done.get()
+            helpers -= 1
         except KeyboardInterrupt as error:
             counter.value = pieces  # nothing more to take: the helpers stop at the next piece
-            interrupted = error
-    if interrupted is not None:
-        raise interrupted
+            errors.append(error)
 
 
 def _forget() -> None:
