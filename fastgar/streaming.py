@@ -11,6 +11,7 @@ from . import primitives
 from .arrays import Table, table
 from .geometry import Decision
 from .pipeline import Rule, rule
+from .stages import whole
 
 __all__ = ["Streaming"]
 
@@ -49,8 +50,8 @@ class Streaming:
 
     def __init__(self, spec: str | Rule, n: int, f: int | None = None) -> None:
         self.rule = rule(spec, f)
-        self.n = n
-        self.rule.require(n)
+        self.n = whole("n", n) or 0
+        self.rule.require(self.n)
         self._begin()
 
     def _begin(self) -> None:

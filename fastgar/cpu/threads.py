@@ -99,6 +99,9 @@ def run(function: Callable[..., None], *arguments: Any, pieces: int) -> None:
     counter = ctypes.c_int64(0)
     address = ctypes.addressof(counter)
     threads = min(get_threads(), pieces)
+    if threads <= 1:
+        function(address, *arguments)
+        return
     errors: list[BaseException] = []
     started: set[int] = set()
 
@@ -109,13 +112,10 @@ def run(function: Callable[..., None], *arguments: Any, pieces: int) -> None:
         except BaseException as error:
             errors.append(error)
 
-    if threads > 1 and team.parallel(body, threads):
-        if threading.get_ident() not in started:  # an interrupt came on the way into the team
-            raise KeyboardInterrupt
-    elif threads > 1:
+    if not team.parallel(body, threads):
         _beside(body, threads - 1, counter, pieces, errors)
-    else:
-        function(address, *arguments)
+    elif threading.get_ident() not in started:  # an interrupt came on the way into the team
+        raise KeyboardInterrupt
     if errors:
         raise errors[0]
 
