@@ -39,15 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rules", nargs="+", metavar="RULE", help="as fastgar.rule takes them (default: many)")
     add("--dtype", choices=DTYPES, default="float32", help="of the rows")
     add("--threads", type=int, metavar="T", help="for all (default: the cores there are)")
-    add("--repeat", type=int, default=15, metavar="K", help="turns of each; the median counts")
+    add("--repeat", type=int, metavar="K", help="turns of each; the median counts (default: 15)")
     add(
-        "--budget",
-        type=float,
-        default=4.0,
-        metavar="S",
-        help="seconds for one (slow ones: 2 turns)",
+        "--budget", type=float, metavar="S", help="seconds for one; slow ones: 2 turns (default: 4)"
     )
-    add("--quick", action="store_true", help="11 rows of 100000, 5 turns, half a second each")
+    add(
+        "--quick",
+        action="store_true",
+        help="11 rows of 100000, 5 turns, half a second each, unless told otherwise",
+    )
     add("--json", type=Path, metavar="FILE", help="write all figures, after each size")
     add("--plot", type=Path, metavar="FILE", help="draw time against d and n; measures more sizes")
     add("--markdown", action="store_true", help="print the table of the README instead")
@@ -97,16 +97,27 @@ def _sizes(options: argparse.Namespace) -> tuple[list[tuple[int, int]], int]:
     for name, values in (("--n", rows), ("--d", columns)):
         if min(values) < 1:
             raise ValueError(f"{name} must be at least 1, got {min(values)}")
-    if options.repeat < 1:
-        raise ValueError(f"--repeat must be at least 1, got {options.repeat}")
-    if not options.budget > 0:  # NaN is not, either
-        raise ValueError(f"--budget must be above 0 seconds, got {options.budget:g}")
+    _effort(options)
     wide = max(columns)
     sizes = {(n, d) for n in rows for d in columns}
     if options.plot is not None and len(columns) == 1:
         middle = sorted(rows)[min(1, len(rows) - 1)]
         sizes |= {(middle, d) for d in SWEEP if d < wide}
     return sorted(sizes, key=lambda size: (size[1], size[0])), wide
+
+
+def _effort(options: argparse.Namespace) -> tuple[int, float]:
+    """Return how many turns each measurement has, and how many seconds at most."""
+    repeat, budget = (5, 0.5) if options.quick else (15, 4.0)
+    if options.repeat is not None:
+        repeat = options.repeat
+    if options.budget is not None:
+        budget = options.budget
+    if repeat < 1:
+        raise ValueError(f"--repeat must be at least 1, got {repeat}")
+    if not budget > 0:  # NaN is not, either
+        raise ValueError(f"--budget must be above 0 seconds, got {budget:g}")
+    return repeat, budget
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -160,7 +171,7 @@ def _measure(
     byzfl = None if options.no_byzfl else with_byzfl()
     report["machine"] = describe(threads, read_bandwidth())
     dtype = getattr(torch, options.dtype)
-    repeat, budget = (5, 0.5) if options.quick else (options.repeat, options.budget)
+    repeat, budget = _effort(options)
     if not options.markdown:
         print(preamble(report["machine"], options.dtype))
     if byzfl is not None and "nnm" not in rules:
