@@ -93,7 +93,7 @@ def empire(honest: Any, q: int, *, k: float = 1.1) -> Any:
     Notes
     -----
     Xie, Koyejo and Gupta, "Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product
-    Manipulation", UAI 2019, section 3; k as in the code of "Distributed Momentum for
+    Manipulation", UAI 2019; k as in the code of "Distributed Momentum for
     Byzantine-resilient SGD", ICLR 2021.
 
     Examples
@@ -130,7 +130,7 @@ def empire_strict(honest: Any, q: int, *, eps: float = 0.1) -> Any:
     Notes
     -----
     Xie, Koyejo and Gupta, "Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product
-    Manipulation", UAI 2019, section 3.
+    Manipulation", UAI 2019, where any eps > 0 that is small enough is shown to fool Krum.
 
     Examples
     --------

@@ -38,7 +38,7 @@ def mimic(honest: Any, q: int, *, view: View | None = None) -> Any:
     Notes
     -----
     Karimireddy, He and Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing",
-    ICLR 2022, section 4.2, where one worker is copied in all steps. For distance rules the rows
+    ICLR 2022, section 3.2, where one worker is copied in all steps. For distance rules the rows
     are read once, for their distances.
 
     Examples
@@ -79,7 +79,7 @@ def mimic_heuristic(honest: Any, q: int) -> Any:
     Notes
     -----
     Karimireddy, He and Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing",
-    ICLR 2022, section 4.2. There the direction is learnt over the first steps and then one worker
+    ICLR 2022, section 3.2. There the direction is learnt over the first steps and then one worker
     is copied for good; here both follow from this step's rows alone, from their distances (the
     direction is an eigenvector of h x h inner products, found exactly).
 
