@@ -324,25 +324,54 @@ def _used(values: Matrix, statistic: Statistic, offset: int) -> NDArray[np.bool_
         return finite
     if statistic.kind in ("mean", "sign"):
         return np.ones_like(finite)
-    values = np.where(np.isnan(values), math.inf, values)
-    order = np.argsort(values, axis=0, kind="stable")
-    weights = np.array(statistic.weights)
-    chosen = np.zeros_like(finite)
-    if statistic.closest is None:
-        chosen[weights != 0.0] = True
-    else:
-        k = statistic.closest
-        ranked = np.take_along_axis(values, order, axis=0)
-        centre = weights[weights != 0.0] @ ranked[weights != 0.0]
-        with np.errstate(invalid="ignore"):
-            first = (ranked[k:] - centre < centre - ranked[: m - k]).sum(axis=0)
-        rank = np.arange(m)[:, None]
-        chosen = (first <= rank) & (rank < first + k)
-    chosen[:, (~finite).sum(axis=0) > statistic.faults] = False
-    used = np.zeros_like(chosen)
-    np.put_along_axis(used, order, chosen, axis=0)
+    if not finite.all():
+        values = np.where(np.isnan(values), math.inf, values)
+    ranked = np.sort(values, axis=0)
+    used = np.zeros_like(finite)
+    for first, last in _ranks_used(ranked, statistic):
+        used |= _at_ranks(values, ranked, first, last)
+    used &= finite.sum(axis=0) >= m - statistic.faults
     if statistic.kind == "condense":
         first_row = ~_takes_median(statistic, offset, offset + columns)
         used[:, first_row] = False
         used[0, first_row] = True
     return used
+
+
+Ranks = NDArray[np.intp]
+
+
+def _ranks_used(ranked: Matrix, statistic: Statistic) -> list[tuple[Ranks, Ranks]]:
+    """Return the first and the last rank that each column of (m, columns) sorted values uses.
+
+    Several times, where ranks without a weight lie in between.
+    """
+    m, columns = ranked.shape
+    weights = np.array(statistic.weights)
+    (ranks,) = np.nonzero(weights)
+    if statistic.closest is None:
+        runs = np.split(ranks, np.flatnonzero(np.diff(ranks) > 1) + 1)
+        return [(np.full(columns, run[0]), np.full(columns, run[-1])) for run in runs]
+    k = statistic.closest
+    centre = weights[ranks] @ ranked[ranks]
+    with np.errstate(invalid="ignore"):
+        first = (ranked[k:] - centre < centre - ranked[: m - k]).sum(axis=0)
+    return [(first, first + k - 1)]
+
+
+def _at_ranks(values: Matrix, ranked: Matrix, first: Ranks, last: Ranks) -> NDArray[np.bool_]:
+    """Return which values have these ranks; of equal values the lower row ranks lower."""
+    each = np.arange(values.shape[1])
+    low, high = ranked[first, each], ranked[last, each]
+    found: NDArray[np.bool_] = (values >= low) & (values <= high)
+    if (found.sum(axis=0) == last + 1 - first).all():
+        return found
+    for bound in (low, high):
+        equal = values == bound
+        rank = (values < bound).sum(axis=0) - 1  # of the last of the equal values so far
+        for row, here in zip(found, equal, strict=True):
+            rank += here
+            row &= ~here | ((first <= rank) & (rank <= last))
+        if np.array_equal(low, high):
+            break
+    return found

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 import fastgar
 from fastgar import arrays, primitives
@@ -435,6 +436,35 @@ def test_usage_counts_the_columns_in_which_a_row_was_used():
     assert trimmed.tolist() == [0, 1.0, 1.0, 0.75, 0.25]
     closest = primitives.usage(T, Statistic.median(5, faults=1, closest=3))
     assert closest.tolist() == [0.5, 1.0, 1.0, 0.5, 0]
+
+
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(0, 6)),
+               elements=st.sampled_from([0.0, 1, 2, 3, -1, np.inf, -np.inf, np.nan])),
+    st.integers(0, 4), st.data(),
+)  # fmt: skip
+def test_of_equal_values_the_lowest_rows_are_used(X, faults, data):
+    """As a stable sort of each column gives it, also with ranks of no weight in between."""
+    n, d = X.shape
+    ranks = data.draw(st.sets(st.integers(0, n - 1), min_size=1).map(sorted))
+    closest = data.draw(st.none() | st.integers(1, n))
+    weights = [1 / len(ranks) if rank in ranks else 0.0 for rank in range(n)]
+    statistic = Statistic(tuple(weights), closest=closest, faults=faults)
+    want = np.zeros((n, d), bool)
+    for j, column in enumerate(X.T):
+        values = np.where(np.isnan(column), np.inf, column)
+        order = np.argsort(values, kind="stable")
+        used = ranks
+        if closest:
+            ranked = values[order]
+            centre = np.array(weights)[ranks] @ ranked[ranks]
+            with np.errstate(invalid="ignore"):
+                begin = int((ranked[closest:] - centre < centre - ranked[: n - closest]).sum())
+            used = range(begin, begin + closest)
+        if (~np.isfinite(column)).sum() <= faults:
+            want[order[list(used)], j] = True
+    got = primitives.usage(arrays.table(X), statistic) if d else np.zeros(n)
+    np.testing.assert_allclose(got, want.mean(axis=1) if d else 0)
 
 
 def test_distances_to_the_median():
