@@ -17,6 +17,10 @@ What is read in place: any row stride (also negative or zero) as long as each ro
 aligned and in native byte order. Any other layout costs one copy of that array. Rows of a
 sequence are judged one by one.
 
+Arrays on a GPU (torch, cupy, jax, and others through ``__dlpack__``) are read there by the caller's
+current stream, and results and scratch come from the caller's allocator where it has one; those of
+jax and of unknown libraries are CuPy's memory, which the library imports.
+
 Results by library: numpy and torch results are written in place. jax takes over 64-byte aligned
 memory without a copy (an array sharded over several devices comes back on jax's default device);
 tensorflow copies the result once. Other libraries are read through ``__dlpack__``: the result is
@@ -31,7 +35,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from math import prod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,6 +77,8 @@ class _Library:
 
     name: str
     convert = "X.astype(np.float32)"  # how its users get floating numbers; shown in errors
+    cuda: str | None = None  # the version of CUDA that it is built for, if it tells
+    votes = False  # whether it can take the median of integers on a GPU
 
     def view(self, x: Any) -> _View:
         """Return where `x` lies, or raise a TypeError that says why it cannot be read."""
@@ -89,6 +95,24 @@ class _Library:
     def finish(self, made: Any, like: Any) -> Any:
         """Return what `make` made, now filled, as an array of this library."""
         return made
+
+    # ------------------------------------------------------------------ for arrays on a GPU
+
+    def stream(self, device: str) -> int:
+        """Return the stream on which its users expect work to run; 0 is CUDA's default one."""
+        return 0
+
+    def scratch(self, size: int, device: str) -> tuple[int, Any] | None:
+        """Return the address of fresh memory and its owner; None where it gives none away."""
+        return None
+
+    def to_host(self, x: Any) -> Any:
+        """Return a copy that numpy can look at."""
+        raise TypeError(f"these numbers are needed on the CPU: copy the {self.name} array there")
+
+    def vote(self, arrays: list[Any], policy: str, into: Any) -> None:
+        """Write the value of an integer leaf to `into`, where it can."""
+        raise NotImplementedError
 
 
 class _Numpy(_Library):
@@ -120,6 +144,7 @@ class _Numpy(_Library):
 class _Torch(_Library):
     name = "torch"
     convert = "X.float()"
+    votes = True
 
     def __init__(self, torch: Any) -> None:
         self.torch = torch
@@ -127,6 +152,8 @@ class _Torch(_Library):
         self.names = {getattr(torch, name): name for name in _SIZES}
         self.no_dispatch = torch.Tensor.__torch_dispatch__
         self.strided, self.cpu, self.empty = torch.strided, torch.device("cpu"), torch.empty
+        self.bytes = torch.uint8
+        self.cuda = torch.version.cuda
 
     def view(self, x: Any) -> _View:
         kind = type(x)
@@ -166,6 +193,68 @@ class _Torch(_Library):
         made = self.empty(shape, dtype=like.dtype, device=device)
         return made.data_ptr(), made
 
+    def stream(self, device: str) -> int:
+        stream: int = self.torch.cuda.current_stream(device).cuda_stream
+        return stream
+
+    def scratch(self, size: int, device: str) -> tuple[int, Any] | None:
+        made = self.empty((size,), dtype=self.bytes, device=device)
+        return made.data_ptr(), made
+
+    def to_host(self, x: Any) -> Any:
+        return x.detach().cpu()
+
+    def vote(self, arrays: list[Any], policy: str, into: Any) -> None:
+        if policy == "first":
+            into.copy_(arrays[0])
+            return
+        stack = self.torch.stack([x.detach().to(self.torch.int64) for x in arrays])
+        into.copy_(stack.sort(dim=0).values[(len(arrays) - 1) // 2])
+
+
+class _Cupy(_Library):
+    name = "cupy"
+    convert = "X.astype(cupy.float32)"
+    votes = True
+
+    def __init__(self, cupy: Any) -> None:
+        self.cupy = cupy
+
+    def view(self, x: Any) -> _View:
+        strides = None if x.flags.c_contiguous else x.strides
+        return _View(x, x.data.ptr, x.shape, strides, 1, x.dtype.name, f"cuda:{x.device.id}")
+
+    def contiguous(self, view: _View) -> _View:
+        with self.cupy.cuda.Device(view.owner.device.id):
+            return self.view(self.cupy.array(view.owner, order="C"))
+
+    def make(self, like: Any, shape: tuple[int, ...]) -> tuple[int, Any]:
+        with self.cupy.cuda.Device(like.device.id):
+            made = self.cupy.empty(shape, like.dtype)
+        return made.data.ptr, made
+
+    def stream(self, device: str) -> int:
+        stream: int = self.cupy.cuda.get_current_stream(_index(device)).ptr
+        return stream
+
+    def scratch(self, size: int, device: str) -> tuple[int, Any] | None:
+        with self.cupy.cuda.Device(_index(device)):
+            memory = self.cupy.cuda.alloc(size)
+        return memory.ptr, memory
+
+    def to_host(self, x: Any) -> Any:
+        return x.get()
+
+    def vote(self, arrays: list[Any], policy: str, into: Any) -> None:
+        with self.cupy.cuda.Device(into.device.id):
+            middle = (len(arrays) - 1) // 2
+            first = policy == "first"
+            into[...] = arrays[0] if first else self.cupy.sort(self.cupy.stack(arrays), 0)[middle]
+
+
+def _index(device: str) -> int:
+    return int(device.partition(":")[2])
+
 
 class _Host(_Library):
     """Libraries whose CPU arrays numpy can look at, and which take numpy arrays back."""
@@ -198,12 +287,26 @@ class _Jax(_Host):
                 "a jax tracer holds no numbers yet: call fastgar outside jit, vmap and grad, or "
                 "through jax.pure_callback"
             )
-        if any(device.platform != "cpu" for device in x.devices()):
-            raise TypeError("jax arrays are read on the CPU only: pass jax.device_get(X)")
-        return _NUMPY.view(np.asarray(x))
+        devices = x.devices()
+        if all(device.platform == "cpu" for device in devices):
+            return _NUMPY.view(np.asarray(x))
+        if len(devices) > 1 or next(iter(devices)).platform not in ("gpu", "cuda"):
+            raise TypeError(
+                "jax arrays are read on the CPU, or on one NVIDIA GPU: pass jax.device_get(X)"
+            )
+        return _read_capsule(x, "jax")
+
+    def make(self, like: Any, shape: tuple[int, ...]) -> tuple[int, Any]:
+        view = self.view(like)
+        return super().make(like, shape) if view.device == "cpu" else _make_on(view, shape)
+
+    def to_host(self, x: Any) -> Any:
+        return np.asarray(x)
 
     def finish(self, made: Any, like: Any) -> Any:
         devices = like.devices()
+        if not isinstance(made, np.ndarray):
+            return self.jax.dlpack.from_dlpack(made)
         stays = len(devices) == 1 and getattr(like, "committed", True)
         device = next(iter(devices)) if stays else None
         # memory at multiples of 64 bytes is taken over and kept alive, without a copy
@@ -263,52 +366,82 @@ _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c
 )
 
 
+_DLPACK_CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
+_DEFAULT_STREAM = 1  # as DLPack numbers it
+
+
+def _capsule(x: Any, library: str) -> Any:
+    """Return the capsule of an array, the numbers in which are ready for CUDA's default stream."""
+    on_gpu = hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) == 2
+    stream = {"stream": _DEFAULT_STREAM} if on_gpu else {}
+    try:
+        try:
+            return x.__dlpack__(max_version=(1, 0), **stream)
+        except TypeError:  # older than DLPack 1.0
+            return x.__dlpack__(**stream)
+    except (BufferError, RuntimeError) as error:
+        raise TypeError(f"{library} does not hand its array out: {error}") from error
+
+
+def _read_capsule(x: Any, library: str) -> _View:
+    capsule = _capsule(x, library)
+    name = _capsule_name(capsule)
+    # a versioned capsule has 32 bytes (version, context, deleter, flags) before the tensor
+    start = _capsule_pointer(capsule, name) + (32 if name == b"dltensor_versioned" else 0)
+    tensor = _DLTensor.from_address(start)
+    if tensor.device_type == 2:
+        device = f"cuda:{tensor.device_id}"
+    elif tensor.device_type in (1, 3):  # 3: page-locked CPU memory
+        device = "cpu"
+    else:
+        raise TypeError(f"{library} arrays are read on the CPU: move it there first")
+    dtype = _DLPACK_CODES.get(tensor.code, "other")
+    dtype = dtype if dtype == "bool" else f"{dtype}{tensor.bits}"
+    if tensor.lanes != 1:
+        dtype += f"x{tensor.lanes}"
+    shape = tuple(tensor.shape[: tensor.ndim]) if tensor.ndim else ()
+    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.ndim and tensor.strides else None
+    address = (tensor.data or 0) + tensor.byte_offset
+    # the capsule stays unconsumed: its destructor frees the array when it is dropped
+    return _View((x, capsule), address, shape, strides, tensor.bits // 8, dtype, device)
+
+
+def _make_on(view: _View, shape: tuple[int, ...]) -> tuple[int, Any]:
+    """Return memory on the device of a view, for libraries that import it when it is filled."""
+    from .cuda.device import connect
+
+    return connect(view.device).array(tuple(shape), view.dtype, 0)
+
+
 class _DLPack(_Host):
     """Any other library: its capsules are read here, since numpy's own reader has no bfloat16."""
-
-    codes: ClassVar = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def view(self, x: Any) -> _View:
-        try:
-            try:
-                capsule = x.__dlpack__(max_version=(1, 0))
-            except TypeError:  # older than DLPack 1.0
-                capsule = x.__dlpack__()
-        except (BufferError, RuntimeError) as error:
-            raise TypeError(f"{self.name} does not hand its array out: {error}") from error
-        name = _capsule_name(capsule)
-        # a versioned capsule has 32 bytes (version, context, deleter, flags) before the tensor
-        start = _capsule_pointer(capsule, name) + (32 if name == b"dltensor_versioned" else 0)
-        tensor = _DLTensor.from_address(start)
-        if tensor.device_type == 2:
-            device = f"cuda:{tensor.device_id}"
-        elif tensor.device_type in (1, 3):  # 3: page-locked CPU memory
-            device = "cpu"
-        else:
-            raise TypeError(f"{self.name} arrays are read on the CPU: move it there first")
-        dtype = self.codes.get(tensor.code, "other")
-        dtype = dtype if dtype == "bool" else f"{dtype}{tensor.bits}"
-        if tensor.lanes != 1:
-            dtype += f"x{tensor.lanes}"
-        if dtype == "bfloat16" and (
+        view = _read_capsule(x, self.name)
+        if view.dtype == "bfloat16" and (
             hasattr(x, "__array_namespace__") or "ml_dtypes" not in sys.modules
         ):
             raise TypeError(
                 f"bfloat16 results cannot be handed back to {self.name}: convert X to float32"
             )
-        shape = tuple(tensor.shape[: tensor.ndim]) if tensor.ndim else ()
-        strides = tuple(tensor.strides[: tensor.ndim]) if tensor.ndim and tensor.strides else None
-        address = (tensor.data or 0) + tensor.byte_offset
-        # the capsule stays unconsumed: its destructor frees the array when it is dropped
-        return _View((x, capsule), address, shape, strides, tensor.bits // 8, dtype, device)
+        if view.device != "cpu" and not hasattr(x, "__array_namespace__"):
+            raise TypeError(
+                f"results on a GPU cannot be handed back to {self.name}, which has no "
+                "__array_namespace__: pass torch, cupy or jax arrays"
+            )
+        return view
+
+    def contiguous(self, view: _View) -> _View:
+        if view.device != "cpu":
+            raise TypeError(f"rows of {self.name} on a GPU must be contiguous: pass a copy")
+        return super().contiguous(view)
 
     def make(self, like: Any, shape: tuple[int, ...]) -> tuple[int, Any]:
-        if self.view(like).device != "cpu":
-            raise NotImplementedError(f"results of {self.name} on a GPU: pass torch tensors")
-        return super().make(like, shape)
+        view = self.view(like)
+        return super().make(like, shape) if view.device == "cpu" else _make_on(view, shape)
 
     def dtype(self, like: Any) -> Any:
         name = self.view(like).dtype
@@ -323,6 +456,7 @@ class _DLPack(_Host):
 _NUMPY = _Numpy()
 _IMPORTED: tuple[tuple[str, type[Any], tuple[str, ...]], ...] = (
     ("torch", _Torch, ("Tensor",)),
+    ("cupy", _Cupy, ("ndarray",)),
     ("jax", _Jax, ("Array",)),
     ("tensorflow", _TensorFlow, ("Tensor", "Variable")),
 )
@@ -385,6 +519,9 @@ def numbers(x: Any) -> np.ndarray:
         values = np.asarray(x)
     else:
         view = library.view(x)
+        if view.device != "cpu":
+            x = library.to_host(x)
+            view = (_library(x) or _NUMPY).view(x)
         values = _memory(view)
         if view.dtype == "bfloat16":
             values = (values.astype(np.uint32) << 16).view(np.float32)
@@ -409,9 +546,7 @@ class _Leaf(NamedTuple):
     views: list[_View]
 
     def vote(self, policy: str) -> np.ndarray:
-        """Return the value of an integer leaf."""
-        if self.device != "cpu":
-            raise NotImplementedError(f"integers on {self.device} (leaf {self.path!r})")
+        """Return the value of an integer leaf on the CPU."""
         if policy == "first":
             return _memory(self.views[0])
         middle = (len(self.views) - 1) // 2
@@ -430,6 +565,10 @@ class Table:
         Where the numbers are: one block for arrays, one per floating leaf of structures.
     device : str
         "cpu", or "cuda:<i>".
+    library
+        The library of the arrays, for its stream and allocator on a GPU.
+    backend
+        What `primitives` computes with on a GPU, once it has.
     paths : tuple of str
         Name of each block: "" for arrays, dotted keys and indices ("layer.weight", "0.1") for
         leaves of structures.
@@ -438,7 +577,8 @@ class Table:
     """
 
     __slots__ = (
-        "_buffers", "_build", "_leaves", "_row", "blocks", "columns", "device", "n", "paths"
+        "_buffers", "_build", "_leaves", "_row", "backend", "blocks", "columns", "device",
+        "library", "n", "paths",
     )  # fmt: skip
 
     def __init__(
@@ -451,6 +591,8 @@ class Table:
     ) -> None:
         self.n = n
         self.device = leaves[0].device if leaves else "cpu"
+        self.library = leaves[0].library if leaves else _NUMPY
+        self.backend: Any = None
         if len(leaves) == 1 and leaves[0].block is not None:  # the fast way for the usual case
             self.blocks: tuple[Block, ...] = (leaves[0].block,)
             self.paths: tuple[str, ...] = (leaves[0].path,)
@@ -633,6 +775,12 @@ def _table_of_sequence(X: Any, buffers: str) -> Table:
     if len(devices) > 1:
         where = ", ".join(f"leaf {path!r} is on {device}" for device, path in devices.items())
         raise ValueError(f"all leaves must be on one device: {where}")
+    for leaf in leaves:
+        if leaf.block is None and leaf.device != "cpu" and not leaf.library.votes:
+            raise TypeError(
+                f"leaf {leaf.path!r} holds integers of {leaf.library.name} on {leaf.device}, which "
+                "are not aggregated there: drop it"
+            )
     integers = [leaf.path for leaf in leaves if leaf.block is None]
     if integers and buffers == "error":
         raise TypeError(
@@ -757,6 +905,11 @@ def _empty_structures(T: Table, build: _Build, count: int | None) -> Out:
     def finish() -> Any:
         for k, leaf in enumerate(leaves):
             if leaf.block is None:
+                if leaf.device != "cpu":
+                    arrays = [view.owner for view in leaf.views]
+                    for row in made:
+                        leaf.library.vote(arrays, T._buffers, row[k][1])
+                    continue
                 vote = leaf.vote(T._buffers)
                 for row in made:
                     view = _View(row, row[k][0], leaf.shape, None, 1, leaf.dtype, leaf.device)

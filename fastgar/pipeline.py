@@ -16,7 +16,7 @@ from . import primitives
 from .arrays import Out, Table, reference, table
 from .errors import TooManyFaults
 from .geometry import Decision, Geometry, rescaling
-from .primitives import Statistic
+from .primitives import Selection, Statistic
 from .stages import Stage, argument_for, as_decision, as_mixing, as_statistic, parse, whole
 
 __all__ = ["Rule", "rule"]
@@ -74,6 +74,7 @@ class Rule:
         self._inner = any(stage.inner for stage in stages)
         self._overflow = bool(self._mixing) or self._last.spec.keeps_far
         self._statistics: dict[int, Statistic] = {}
+        self._selections: dict[int, Selection] = {}
         self._fitting: set[int] = set()
         self.reads = 1 if self._columns_only else 2
 
@@ -143,6 +144,7 @@ class Rule:
         distance_on: DistanceOn = "all",
         start: Any = None,
         reference: Any = None,
+        check: bool = False,
     ) -> Any:
         """Aggregate the rows of X.
 
@@ -157,6 +159,10 @@ class Rule:
             distances. Column rules have no distances and take no notice.
         start, reference : like one row of X, optional
             What `refs` names: "start" is the origin unless given, "reference" is required.
+        check : bool
+            For rows on a GPU, where krum, multi_krum and bulyan wait for nothing, and so cannot
+            raise TooManyFaults but give NaN: wait for the distances, and raise it. Elsewhere it
+            is always raised, and for column rules never.
 
         Returns
         -------
@@ -168,7 +174,14 @@ class Rule:
         TypeError, ValueError
             Where the input cannot be right; before any work.
         TooManyFaults
-            More than f rows hold a non-finite value (not for column rules alone).
+            More than f rows hold a non-finite value (not for column rules alone; on a GPU see
+            `check`).
+
+        Notes
+        -----
+        On a GPU everything runs on the caller's current stream. Column rules, krum, multi_krum
+        and bulyan wait for nothing, and can be captured in a CUDA graph once they have run; other
+        rules wait once, for the n x n distances.
         """
         T = table(X, buffers=buffers)
         if self._columns_only and start is None and reference is None:
@@ -181,10 +194,26 @@ class Rule:
             points: tuple[Any, ...] = ()
         else:
             points = self.points(T, start, reference)
+            if T.device != "cpu" and not check and distance_on == "all":
+                selection = self._selection(T)
+                if selection is not None:
+                    out = T.empty()
+                    primitives.select(T, selection, out)
+                    self.step += 1
+                    return out.value()
             decision = self._decide_on(T, points, distance_on)
         out = self.apply(decision, T, points)
         self.step += 1
         return out.value()
+
+    def _selection(self, T: Table) -> Selection | None:
+        """Return what a GPU can choose by itself, or None if the host must."""
+        n, selection = T.n, self._last.spec.selection
+        if len(self.stages) > 1 or selection is None or not primitives.selects(T):
+            return None
+        if n not in self._selections:
+            self._selections[n] = selection(n, self._last.f(self.f, n), self._last.options)
+        return self._selections[n]
 
     def points(self, T: Table, start: Any = None, reference_: Any = None) -> tuple[Any, ...]:
         """Check a call's rows and references; return what `primitives` takes as `refs`."""

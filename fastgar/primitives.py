@@ -11,6 +11,9 @@ operation                 gives                                  reads of X
 
 `inner` is the distance pass once more in float64, for pipelines that meet very long rows.
 
+`select` is a distance pass, the choice that follows from it and the weighted sum (or the statistic
+of the picked rows), all on a GPU: nothing comes back to the host, so nothing waits.
+
 *Points* are the n rows of a table followed by reference vectors: one-row tables, or ``"origin"``.
 All of these split over columns: distances add up over column ranges, the rest is independent.
 """
@@ -32,11 +35,11 @@ if TYPE_CHECKING:
     from fastgar.arrays import Out, Table
 
 __all__ = [
-    "CHUNK", "Statistic", "columns", "combine", "hash64", "hash_key", "inner", "sqdist",
-    "sqdist_to", "usage",
+    "CHUNK", "Selection", "Statistic", "columns", "combine", "hash64", "hash_key", "inner",
+    "select", "selects", "sqdist", "sqdist_to", "usage",
 ]  # fmt: skip
 
-CACHED = 4 << 20  # bytes of X that stay in a core's share of the cache between two uses
+WIDE = 4 << 20  # bytes of float64 in which `usage` sorts at a time
 Matrix = NDArray[np.float64]
 
 
@@ -102,6 +105,28 @@ class Statistic:
         return low, high, np.array(self.weights, dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """A choice of rows that a GPU makes from their distances by itself.
+
+    Attributes
+    ----------
+    kind : {"krum", "bulyan", "bulyan_averaged"}
+        "krum": the mean of the `m` rows with the least sums over the `kept` least distances (their
+        own, 0, among them), squared or not. "bulyan": n-2f picks by Krum, one after the other;
+        "bulyan_averaged": n-2f-2 means of ever fewer rows; then `statistic` of the picks.
+    f : int
+        How many faulty rows there may be; with more the result is NaN.
+    """
+
+    kind: str
+    f: int
+    kept: int = 0
+    squared: bool = True
+    m: int = 1
+    statistic: Statistic | None = None
+
+
 def hash_key(seed: int, step: int) -> int:
     """Return the number that stands for (seed, step) in `hash64`."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
@@ -117,20 +142,27 @@ def hash64(key: int, index: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z
 
 
-def _cpu(T: Table) -> Any:
-    if T.device != "cpu":
-        raise NotImplementedError(
-            f"the rows are on {T.device}, and this version of fastgar computes on the CPU: "
-            "move them there first (for torch: X.cpu())"
-        )
-    return _backend()
+def _on(T: Table) -> Any:
+    """Return the backend for where the rows are."""
+    if T.device == "cpu":
+        return _cpu()
+    if T.backend is None:
+        T.backend = _cuda()(T.device, T.library)
+    return T.backend
 
 
 @cache
-def _backend() -> Any:
+def _cpu() -> Any:
     from fastgar.cpu import backend  # Numba is imported here, at the first computation
 
     return backend
+
+
+@cache
+def _cuda() -> Any:
+    from fastgar.cuda.backend import Backend
+
+    return Backend
 
 
 def _addresses(T: Table, refs: Sequence[Any], block: int, origin: int) -> NDArray[np.int64]:
@@ -164,14 +196,38 @@ def sqdist(T: Table, refs: Sequence[Any] = (), start: Matrix | None = None) -> M
         rows are exactly 0 apart. A point with a non-finite entry has +Inf in its row, its column
         and on the diagonal. There is no NaN. Pairs of finite points overflow only for float64 data.
     """
-    cpu = _cpu(T)
-    points = T.n + len(refs)
-    total = np.zeros((points, points)) if start is None else start.copy()
+    backend = _on(T)
+    total = _distances(backend, T, refs, start)
+    D: Matrix = backend.complete(total, True)
+    return D
+
+
+def _distances(backend: Any, T: Table, refs: Sequence[Any], start: Matrix | None) -> Any:
+    total = backend.matrix(T.n + len(refs), start)
     for number, block in enumerate(T.blocks):
-        rows = _addresses(T, refs, number, cpu.ORIGIN)
-        cpu.add_distances(total, rows, block.columns, block.dtype)
-    cpu.complete(total, True)
+        rows = _addresses(T, refs, number, backend.ORIGIN)
+        backend.add_distances(total, rows, block.columns, block.dtype)
     return total
+
+
+def selects(T: Table) -> bool:
+    """Return whether the backend makes a `Selection` of these rows by itself."""
+    return T.device != "cpu" and T.n <= int(_on(T).SELECTED)
+
+
+def select(T: Table, selection: Selection, out: Out) -> None:
+    """Write what a selection makes of the rows to `out`; on a GPU only, where nothing waits."""
+    if not T.columns:
+        return
+    backend = _on(T)
+    chosen = backend.select(_distances(backend, T, (), None), selection)
+    for block, target in zip(T.blocks, out.blocks, strict=True):
+        where = (block.addresses, block.columns, block.dtype)
+        if selection.statistic is None:
+            backend.combine(chosen, *where, target.addresses)
+        else:
+            place = int(target.addresses[0])
+            backend.columns(*where, selection.statistic, chosen, place)
 
 
 def inner(
@@ -181,15 +237,14 @@ def inner(
 
     A point of scale 0 is not read, and its inner products are 0.
     """
-    cpu = _cpu(T)
-    points = T.n + len(refs)
+    backend = _on(T)
     scales = np.ascontiguousarray(scale, dtype=np.float64)
-    total = np.zeros((points, points)) if start is None else start.copy()
+    total = backend.matrix(T.n + len(refs), start)
     for number, block in enumerate(T.blocks):
-        rows = _addresses(T, refs, number, cpu.ORIGIN)
-        cpu.add_inner(total, rows, block.columns, block.dtype, pivot, scales)
-    cpu.complete(total, False)
-    return total
+        rows = _addresses(T, refs, number, backend.ORIGIN)
+        backend.add_inner(total, rows, block.columns, block.dtype, pivot, scales)
+    products: Matrix = backend.complete(total, False)
+    return products
 
 
 def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool = False) -> None:
@@ -198,7 +253,7 @@ def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool
     `careful`: a point may be non-finite although only some of its weights are 0. What comes out
     non-finite is then computed again by itself.
     """
-    cpu = _cpu(T)
+    backend = _on(T)
     weights = W if W.ndim == 2 else W[np.newaxis]
     vectors = refs
     if refs and "origin" in {ref for ref in refs if isinstance(ref, str)}:  # it adds nothing
@@ -207,12 +262,12 @@ def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool
         weights = np.delete(weights, origins, axis=1)
     for number, (block, target) in enumerate(zip(T.blocks, out.blocks, strict=True)):
         rows = _addresses(T, vectors, number, 0)
-        cpu.combine(weights, rows, block.columns, block.dtype, target.addresses)
-        if careful and len(weights) > 1:
+        backend.combine(weights, rows, block.columns, block.dtype, target.addresses)
+        if careful and len(weights) > 1 and backend.READS_ZERO_WEIGHTS:
             for i, place in enumerate(target.addresses.tolist()):
-                if not cpu.finite(place, block.columns, block.dtype):
+                if not backend.finite(place, block.columns, block.dtype):
                     again = (weights[i : i + 1], rows, block.columns, block.dtype)
-                    cpu.combine(*again, target.addresses[i : i + 1])
+                    backend.combine(*again, target.addresses[i : i + 1])
 
 
 def columns(
@@ -225,7 +280,7 @@ def columns(
     number of the first column, for ``condense``. `careful`: points with a zero weight somewhere
     may be non-finite.
     """
-    cpu = _cpu(T)
+    backend = _on(T)
     for number, (block, target) in enumerate(zip(T.blocks, out.blocks, strict=True)):
         rows = block.addresses
         mixing = W
@@ -234,9 +289,12 @@ def columns(
             rows = np.delete(_addresses(T, refs, number, 0), origins)
             mixing = np.delete(W, origins, axis=1)
         place = int(target.addresses[0])
-        cpu.columns(rows, block.columns, block.dtype, statistic, mixing, place, careful=careful)
-        if statistic.kind == "condense":
-            _first_row_instead(cpu, block, place, statistic, offset)
+        backend.columns(
+            rows, block.columns, block.dtype, statistic, mixing, place, careful=careful,
+            offset=offset,
+        )  # fmt: skip
+        if statistic.kind == "condense" and not backend.KNOWS_CONDENSE:
+            _first_row_instead(backend, block, place, statistic, offset)
         offset += block.columns
 
 
@@ -246,10 +304,12 @@ def _takes_median(statistic: Statistic, begin: int, end: int) -> NDArray[np.bool
     return draws * 2.0**-53 < statistic.probability
 
 
-def _first_row_instead(cpu: Any, block: Any, place: int, statistic: Statistic, offset: int) -> None:
+def _first_row_instead(
+    backend: Any, block: Any, place: int, statistic: Statistic, offset: int
+) -> None:
     """Replace the median by row 0 in the columns that the hash of their number picks."""
-    first = cpu.view(int(block.addresses[0]), block.columns, block.dtype)
-    result = cpu.view(place, block.columns, block.dtype)
+    first = backend.view(int(block.addresses[0]), block.columns, block.dtype)
+    result = backend.view(place, block.columns, block.dtype)
     for begin in range(0, block.columns, CHUNK):
         part = slice(begin, min(begin + CHUNK, block.columns))
         median = _takes_median(statistic, offset + part.start, offset + part.stop)
@@ -259,23 +319,23 @@ def _first_row_instead(cpu: Any, block: Any, place: int, statistic: Statistic, o
 def sqdist_to(T: Table, statistic: Statistic, start: Matrix | None = None) -> Matrix:
     """Return what `sqdist` would, with the statistic of the columns as one further, last point.
 
-    Both come from one read of X, in ranges of columns that fit in the cache. `start` is that of
-    `sqdist`.
+    Both come from one read of X, in ranges of columns that fit in the cache (on a GPU from two, of
+    all columns). `start` is that of `sqdist`.
     """
-    cpu = _cpu(T)
-    total = np.zeros((T.n + 1, T.n + 1)) if start is None else start.copy()
+    backend = _on(T)
+    total = backend.matrix(T.n + 1, start)
     for block in T.blocks:
-        span = max(CHUNK, min(block.columns, CACHED // (4 * (T.n + 1)) // CHUNK * CHUNK))
-        size = cpu.ITEMSIZE[block.dtype]
-        centre = np.empty(span * size, dtype=np.uint8)
+        span = backend.span(block.columns, T.n)
+        size = backend.ITEMSIZE[block.dtype]
+        centre, _owner = backend.room(span * size)
         for begin in range(0, block.columns, span):
             count = min(span, block.columns - begin)
             rows = block.addresses + begin * size
-            cpu.columns(rows, count, block.dtype, statistic, None, centre.ctypes.data)
-            points = np.append(rows, centre.ctypes.data)
-            cpu.add_distances(total, points, count, block.dtype)
-    cpu.complete(total, True)
-    return total
+            backend.columns(rows, count, block.dtype, statistic, None, centre)
+            points = np.append(rows, centre)
+            backend.add_distances(total, points, count, block.dtype)
+    D: Matrix = backend.complete(total, True)
+    return D
 
 
 def usage(
@@ -286,20 +346,20 @@ def usage(
     Used are the values whose rank has a weight, or that are among the closest; of equal values
     those of the lowest rows. Made for reports: it sorts with NumPy, a range of columns at a time.
     """
-    cpu = _cpu(T)
+    backend = _on(T)
     m = T.n if W is None else len(W)
     counts: Matrix = np.zeros(m)
     seen = 0
-    step = max(1, CACHED // (8 * max(m, T.n)))
+    step = max(1, WIDE // (8 * max(m, T.n)))
     for number, block in enumerate(T.blocks):
         rows = _addresses(T, refs, number, 0)
-        size = cpu.ITEMSIZE[block.dtype]
+        size = backend.ITEMSIZE[block.dtype]
         for begin in range(0, block.columns, step):
             count = min(step, block.columns - begin)
             X = np.zeros((len(rows), count))
             for i, row in enumerate(rows.tolist()):
                 if row:
-                    X[i] = cpu.numbers(row + begin * size, count, block.dtype)
+                    X[i] = backend.numbers(row + begin * size, count, block.dtype)
             values = X[: T.n] if W is None else _mixed(W, X)
             counts += _used(values, statistic, seen).sum(axis=1)
             seen += count

@@ -13,7 +13,8 @@ from fastgar.cpu import CHUNK
 from fastgar.cpu import columns as column_kernels
 from fastgar.cpu.combine import COMBINE
 from fastgar.cpu.combine import STEP as COMBINE_STEP
-from fastgar.cpu.distances import PARTIALS, SPAN, add_in_order, complete
+from fastgar.cpu.distances import PARTIALS, SPAN, add_in_order
+from fastgar.cpu.distances import complete as complete_in_place
 from fastgar.cpu.threads import get_threads, run
 from fastgar.cpu.vectors import BLOCK, CODES, ITEMSIZE, WIDTH, computing, lanes
 from fastgar.cpu.votes import VOTES
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from fastgar.primitives import Statistic
 
 __all__ = [
-    "CHUNK", "ITEMSIZE", "ORIGIN", "add_distances", "add_inner", "columns", "combine", "complete",
-    "finite", "numbers", "view",
+    "CHUNK", "ITEMSIZE", "KNOWS_CONDENSE", "ORIGIN", "READS_ZERO_WEIGHTS", "add_distances",
+    "add_inner", "columns", "combine", "complete", "finite", "matrix", "numbers", "room", "span",
+    "view",
 ]  # fmt: skip
 
 Matrix = NDArray[np.float64]
@@ -33,6 +35,9 @@ FIXED_ROWS = 128  # up to here a kernel for exactly n rows pays; its compile tim
 PARTIAL_BYTES = 16 << 20  # for the partial matrices that wait to be added in order
 ZEROS = np.zeros(SPAN)
 ORIGIN = ZEROS.ctypes.data  # the address that stands for a row of zeros
+CACHED = 4 << 20  # bytes of X that stay in a core's share of the cache between two uses
+READS_ZERO_WEIGHTS = True  # of several mixed rows: a row with a weight anywhere is in all sums
+KNOWS_CONDENSE = False
 
 
 def address(array: NDArray[Any]) -> int:
@@ -64,6 +69,28 @@ def finite(place: int, count: int, dtype: str) -> bool:
         np.isfinite(numbers(place + begin * size, min(CHUNK, count - begin), dtype)).all()
         for begin in range(0, count, CHUNK)
     )
+
+
+def matrix(points: int, start: Matrix | None) -> Matrix:
+    """Return a matrix to add to: of zeros, or a copy of `start`."""
+    return np.zeros((points, points)) if start is None else start.copy()
+
+
+def complete(total: Matrix, distances: bool) -> Matrix:
+    """Return the matrix, symmetric; of distances, what concerns a faulty row is +Inf."""
+    complete_in_place(total, distances)
+    return total
+
+
+def room(size: int) -> tuple[int, Any]:
+    """Return the address of fresh memory, and its owner."""
+    memory = np.empty(size, dtype=np.uint8)
+    return memory.ctypes.data, memory
+
+
+def span(columns: int, n: int) -> int:
+    """Return how many columns to take where a statistic and the distances to it are wanted."""
+    return max(CHUNK, min(columns, CACHED // (4 * (n + 1)) // CHUNK * CHUNK))
 
 
 def _pieces(columns: int, step: int) -> int:
@@ -222,9 +249,12 @@ _tiers = _Tiers()
 
 def columns(
     rows: Addresses, count: int, dtype: str, statistic: Statistic, mixing: Matrix | None, out: int,
-    *, careful: bool = False,
+    *, careful: bool = False, offset: int = 0,
 ) -> None:  # fmt: skip
-    """Write the statistic of each of `count` columns of X, or of mixing @ X, at `out`."""
+    """Write the statistic of each of `count` columns of X, or of mixing @ X, at `out`.
+
+    `offset`, the number of the first column, is for backends that know condense.
+    """
     if not count:
         return
     if statistic.kind == "mean":

@@ -45,6 +45,11 @@ distance_on : "all" or callable
     For structures: a function of a leaf's path that says whether the leaf counts in distances.
     The result has all leaves."""
 
+CHECK = """\
+check : bool
+    Rows on a GPU are aggregated without waiting for it, and more than f faulty rows give NaN
+    there: wait, and raise TooManyFaults."""
+
 NON_FINITE = {
     "column": "A non-finite value ranks as the most extreme on its side (NaN as +infinity). A "
     "coordinate with more than f of them is NaN.",
@@ -99,6 +104,8 @@ def document(spec: Spec) -> str:
     parameters.append(BUFFERS)
     if spec.kind != "column":
         parameters.append(DISTANCE_ON)
+    if spec.selection is not None:
+        parameters.append(CHECK)
     if spec.kind == "mixing":
         result = (
             "stack of rows\n    The mixed rows, in the library, dtype and structure of X: an array "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import Decision
-from ..primitives import Statistic
+from ..primitives import Selection, Statistic
 from .columns import Middle
 from .options import Count
 from .registry import distance_rule
@@ -42,11 +42,36 @@ def _variance_ratio(n: int, f: int) -> float:
     return 1 / sqrt(2 * among)
 
 
+def _kept(n: int, f: int, neighbours: Neighbours) -> int:
+    """Return how many distances of a row count in its score: its own, 0, is one of them."""
+    return n - f - (1 if neighbours == "n-f-2" else 0)
+
+
+def _krum_on_gpu(n: int, f: int, options: Any) -> Selection:
+    kept = _kept(n, f, options["neighbours"])
+    m = options.get("m", 1)
+    return Selection("krum", f, kept, options["squared"], _default_m(n, f) if m is None else m)
+
+
+def _default_m(n: int, f: int) -> int:
+    return max(1, n - f - 2)
+
+
+def _bulyan_on_gpu(n: int, f: int, options: Any) -> Selection:
+    repeated = options["selection"] == "repeated"
+    statistic = _of_picks(n - 2 * f if repeated else n - 2 * f - 2, f, options["middle"])
+    return Selection("bulyan" if repeated else "bulyan_averaged", f, statistic=statistic)
+
+
+def _of_picks(picks: int, f: int, middle: Middle) -> Statistic:
+    return Statistic.median(picks, middle, f, closest=picks - 2 * f)
+
+
 def _scores(g: Geometry, f: int, neighbours: Neighbours, squared: bool) -> NDArray[np.float64]:
     """Sum, for each row, the least distances to the other rows (its own, 0, comes first)."""
     nearest = g.D.copy()
     nearest.sort(axis=1)
-    nearest = nearest[:, : g.n - f - (1 if neighbours == "n-f-2" else 0)]
+    nearest = nearest[:, : _kept(g.n, f, neighbours)]
     scores: NDArray[np.float64] = np.add.reduce(nearest if squared else np.sqrt(nearest), 1)
     return scores
 
@@ -55,6 +80,7 @@ def _scores(g: Geometry, f: int, neighbours: Neighbours, squared: bool) -> NDArr
     needs=_needs,
     paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017, section 4",
     robust=True,
+    selection=_krum_on_gpu,
     variants=PUBLISHED,
     kappa=lambda n, f: 6 * (1 + f / (n - 2 * f)),
     variance_ratio=_variance_ratio,
@@ -88,6 +114,7 @@ def krum(
     needs=_needs_for_m,
     paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017",
     robust=True,
+    selection=_krum_on_gpu,
     variants=PUBLISHED,
 )
 def multi_krum(
@@ -116,7 +143,7 @@ def multi_krum(
     array([0.95, 1.  ])
     """
     scores = _scores(g, f, neighbours, squared)
-    count = m if m is not None else max(1, g.n - f - 2)
+    count = m if m is not None else _default_m(g.n, f)
     return g.mean_of(g.order(scores)[:count], scores)
 
 
@@ -125,6 +152,7 @@ def multi_krum(
     paper="El Mhamdi, Guerraoui and Rouault, The hidden vulnerability of distributed learning in "
     "Byzantium, ICML 2018, section 4",
     robust=True,
+    selection=_bulyan_on_gpu,
     variants={"epfl": {"selection": "averaged", "middle": "upper"}},
     variance_ratio=_variance_ratio,
 )
@@ -158,8 +186,7 @@ def bulyan(
     """
     pick = _repeated_krum if selection == "repeated" else _averaged_krum
     mix = pick(g, f)
-    statistic = Statistic.median(len(mix), middle, f, closest=len(mix) - 2 * f)
-    return Decision(mix=mix, statistic=statistic)
+    return Decision(mix=mix, statistic=_of_picks(len(mix), f, middle))
 
 
 def _repeated_krum(g: Geometry, f: int) -> NDArray[np.float64]:
@@ -171,8 +198,8 @@ def _repeated_krum(g: Geometry, f: int) -> NDArray[np.float64]:
     for k, weights in enumerate(mix):
         neighbours = max(1, g.n - k - f - 2)
         scores = nearest[:, : neighbours + 1].sum(axis=1)
-        scores[passed] = np.nan
-        best = np.nanargmin(scores)
+        rest = np.flatnonzero(~passed)
+        best = rest[scores[rest].argmin()]  # also where all of these scores overflow
         weights[best] = 1.0
         passed[best] = True
         left = order != best  # every row loses the picked one as a neighbour

@@ -38,7 +38,7 @@ from .spec import Kind, Needs, Spec, terms
 __all__ = ["PublicRule", "Spec", "column_rule", "distance_rule", "forget", "lookup", "mixing_rule"]
 
 ENTRY_POINTS = "fastgar.rules"
-CALL_OPTIONS = ("buffers", "distance_on")
+CALL_OPTIONS = ("buffers", "distance_on", "check")
 
 
 # -------------------------------------------------------------------------------------- registry
@@ -181,6 +181,8 @@ def _signature(spec: Spec) -> inspect.Signature:
     extra["buffers"] = "median"
     if spec.kind != "column":
         extra["distance_on"] = "all"
+    if spec.selection is not None:
+        extra["check"] = False
     parameters += [inspect.Parameter(name, keyword, default=value) for name, value in extra.items()]
     # Parameters without a default come first: keyword-only ones may stand in any order.
     return inspect.Signature(parameters)

@@ -50,6 +50,8 @@ class Spec:
         Functions of (n, f) where a bound is known.
     variants
         Options as published code has them, by name.
+    selection
+        What a GPU makes of the distances by itself: n, f and the options to a `Selection`.
     rows_after
         For a mixing rule that changes the number of rows: the new number from the old.
     takes_f
@@ -75,6 +77,7 @@ class Spec:
     kappa: Callable[[int, int], float] | None = None
     variance_ratio: Callable[[int, int], float] | None = None
     variants: Mapping[str, Options] = field(default_factory=dict)
+    selection: Callable[[int, int, Options], Any] | None = None
     rows_after: Callable[[int, Options], int] | None = None
     takes_f: bool = False
     randomised: bool = False

@@ -1,0 +1,124 @@
+"""What the backend needs of a GPU, and how to come by one.
+
+Everything is queued on the caller's stream and waits for nothing, but for `Device.read` and
+`Device.synchronise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+
+__all__ = ["Device", "Kernel", "Pointer", "connect", "kernel", "source"]
+
+
+class Pointer(int):
+    """An address on the device, as the argument of a kernel."""
+
+    __slots__ = ()
+
+
+Macros = tuple[tuple[str, Any], ...]
+
+
+class Kernel:
+    """A kernel of a file in `kernels/`, with its macros. Make one with `kernel`: one is one object,
+    so that a device finds what it has compiled at once.
+    """
+
+    __slots__ = ("defines", "file", "name")
+
+    def __init__(self, file: str, name: str, defines: Macros) -> None:
+        self.file, self.name, self.defines = file, name, defines
+
+
+@cache
+def kernel(file: str, name: str, defines: Macros = ()) -> Kernel:
+    """Return the kernel of this name; the same arguments give the same object."""
+    return Kernel(file, name, defines)
+
+
+class Device(Protocol):
+    """One GPU.
+
+    Attributes
+    ----------
+    name : str
+        Such as "cuda:0".
+    processors : int
+        Its multiprocessors.
+    """
+
+    name: str
+    processors: int
+
+    def launch(
+        self, kernel: Kernel, grid: int, block: int, shared: int, args: Sequence[Any], stream: int
+    ) -> None:
+        """Run a kernel, which is compiled at its first use."""
+
+    def allocate(self, size: int, stream: int) -> tuple[int, Any]:
+        """Return the address of fresh memory for work on this stream, and its owner."""
+
+    def array(self, shape: tuple[int, ...], dtype: str, stream: int) -> tuple[int, Any]:
+        """Return the address of a fresh array, and the array, which any library can import."""
+
+    def read(self, address: int, into: np.ndarray, stream: int) -> None:
+        """Copy from the device to the host, after all work on the stream."""
+
+    def write(self, address: int, values: np.ndarray, stream: int) -> None:
+        """Copy from the host to the device; `values` may change as soon as this returns."""
+
+    def synchronise(self, stream: int) -> None:
+        """Wait for all work on the stream."""
+
+
+_devices: dict[str, Device] = {}
+_lock = Lock()
+
+
+def connect(name: str, cuda: str | None = None) -> Device:
+    """Return the GPU of this name ("cuda:0"); `cuda` is the caller's version of CUDA, if known.
+
+    Raises
+    ------
+    ImportError
+        CuPy is missing or broken; says what to install.
+    RuntimeError
+        The driver is too old for it, or the GPU for the kernels.
+    """
+    device = _devices.get(name)
+    if device is None:
+        with _lock:
+            device = _devices.get(name)
+            if device is None:
+                device = _devices[name] = _open(name, cuda)
+    return device
+
+
+def _open(name: str, cuda: str | None) -> Device:
+    from .driver import CupyDevice
+
+    return CupyDevice(name, cuda)
+
+
+def _folder() -> Path:
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "kernels", package.parent / "kernels"):
+        if (folder / "common.cuh").exists():
+            return folder
+    raise FileNotFoundError(f"the CUDA kernels are not beside fastgar in {package}: reinstall it")
+
+
+def source(file: str, defines: Sequence[tuple[str, Any]]) -> str:
+    """Return the text of a kernel file with its macros, which includes no other file."""
+    folder = _folder()
+    macros = "".join(f"#define {name} {value}\n" for name, value in defines)
+    text = (folder / file).read_text(encoding="utf-8")
+    common = (folder / "common.cuh").read_text(encoding="utf-8").replace("#pragma once", "")
+    return macros + text.replace('#include "common.cuh"', common)

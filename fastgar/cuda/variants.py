@@ -1,0 +1,189 @@
+"""Which variant of a kernel suits a problem: macros for its text, and how to launch it.
+
+Pure functions of shapes and dtypes. A variant is compiled once; everything that a comparator
+network needs to be straight-line code is a macro, everything else is a parameter of the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ..cpu.networks import pruned, sorting
+
+if TYPE_CHECKING:
+    from ..primitives import Statistic
+
+__all__ = [
+    "SELECTION_ROWS", "Variant", "columns_variant", "dtype_macros", "selection_scratch",
+    "selection_shape", "votes_variant",
+]  # fmt: skip
+
+CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+# Most values of a column that stay in registers (of which a thread has 255, of 4 bytes each).
+IN_REGISTERS = {"float16": 128, "bfloat16": 128, "float32": 128, "float64": 64}
+REGISTERS = 65536  # of a multiprocessor
+COLUMN_BLOCK = 128
+SHARED = 48 << 10  # bytes of shared memory that every GPU gives a block without being asked
+OWN_SHARED = 2 << 10  # of which columns.cu takes less than this for itself
+MIXING_BLOCKS = 2048  # blocks that stage W, each of which goes through many tiles of columns
+SELECTION_ROWS = 1024  # that selection.cu takes
+SCRATCH_BLOCKS = 512  # blocks that have a tile in global memory
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with its macros, and how to launch it.
+
+    Attributes
+    ----------
+    file, kernel : str
+    defines : tuple of (name, value)
+        Macros to put before the file's text.
+    block : int
+        Threads of a block.
+    columns : int
+        Columns that a block takes at a time.
+    shared : int
+        Bytes of dynamic shared memory.
+    scratch : int
+        Bytes of global memory for each block.
+    most_blocks : int
+        More blocks than this are not launched: each goes on to further columns.
+    """
+
+    file: str
+    kernel: str
+    defines: tuple[tuple[str, str], ...]
+    block: int
+    columns: int
+    shared: int = 0
+    scratch: int = 0
+    most_blocks: int = 2**31 - 1
+
+    def grid(self, columns: int) -> int:
+        """Return how many blocks to launch for so many columns."""
+        return max(1, min(-(-columns // self.columns), self.most_blocks))
+
+
+def dtype_macros(dtype: str, table: bool) -> dict[str, object]:
+    """Return the macros that `common.cuh` wants."""
+    return {"FG_DTYPE": CODES[dtype], "FG_TABLE": int(table)}
+
+
+def _network(pairs: Iterable[tuple[int, int]]) -> str:
+    return " ".join(f"X({i},{j})" for i, j in pairs)
+
+
+def _frozen(macros: dict[str, object]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, str(value)) for name, value in macros.items())
+
+
+def _pack(values: int, dtype: str, alignment: int, mixed: bool) -> int:
+    """Return how many columns a thread takes: 16 bytes of few rows, 4 of many."""
+    wanted = 16 if values <= 8 else 8 if values <= 16 else 4 if values <= 64 else 2
+    pack = max(1, min(wanted, alignment) // ITEMSIZE[dtype])
+    return 1 if mixed and pack * values > 32 else pack
+
+
+def _blocks(values: int, pack: int, dtype: str, mixed: bool, weighted: bool) -> int:
+    """Return how many blocks should fit a multiprocessor: as few as the registers want.
+
+    Left to itself the compiler saves registers by spilling a few bytes.
+    """
+    words = values * _computed(dtype) // 4  # one column, sorted in place
+    if mixed:
+        words = words * pack + 24
+    elif pack > 1:  # two columns at work, while what was read waits for its turn
+        words += values + values * pack * ITEMSIZE[dtype] // 4
+    if weighted:  # weights come ahead of their use
+        words += 32
+    if dtype == "float64":  # a comparison takes two registers more, and some work at a time
+        words += words // 2
+    return max(2, min(16, REGISTERS // (COLUMN_BLOCK * (words + 48))))
+
+
+@cache
+def columns_variant(
+    statistic: Statistic, m: int, n: int, dtype: str, *, table: bool, mix: int, alignment: int
+) -> Variant:
+    """Return the variant of `columns.cu` for a statistic of each column.
+
+    Parameters
+    ----------
+    statistic : Statistic
+        Of kind "order" or "condense".
+    m, n : int
+        Values in a column of what is sorted, and rows that are read for it.
+    dtype : str
+    table : bool
+        Whether rows are given by a table of addresses.
+    mix : {0, 1, 2}
+        0: the rows themselves, 1: a matrix W, 2: a list of picked rows.
+    alignment : int
+        A power of two that divides the address of every row and of the result.
+    """
+    low, high, ranks = statistic.support
+    closest = statistic.closest or 0
+    macros = dtype_macros(dtype, table)
+    macros |= {
+        "FG_MIX": mix,
+        "FG_CONDENSE": int(statistic.kind == "condense"),
+        "FG_RANKS": int(ranks is not None),
+    }
+    if m <= IN_REGISTERS[dtype]:
+        pairs = sorting(m) if closest else pruned(sorting(m), range(low, high))
+        pack = _pack(m, dtype, alignment, mix == 1)
+        macros |= {"FG_N": m, "FG_LOW": low, "FG_HIGH": high, "FG_CLOSEST": closest}
+        macros |= {"FG_PACK": pack, "FG_NETWORK": _network(pairs)}
+        macros["FG_BLOCKS"] = _blocks(m, pack, dtype, mix == 1, ranks is not None)
+        shared, most = 0, 2**31 - 1
+        if mix == 1:
+            line = (m + 3) // 4 * 4 * _computed(dtype)
+            shared, most = min(n, SHARED // line) * line, MIXING_BLOCKS
+        block = COLUMN_BLOCK
+        return Variant(
+            "columns.cu", "columns", _frozen(macros), block, block * pack, shared, 0, most
+        )
+    size = _computed(dtype)
+    lines = (m + 15) // 16 * 17
+    wide = width = 32 // ITEMSIZE[dtype]  # a sector of memory
+    while width > 1 and lines * width * size > SHARED - OWN_SHARED:
+        width //= 2
+    macros |= {"FG_SORT16": _network(sorting(16))}
+    if lines * width * size <= SHARED - OWN_SHARED:
+        macros |= {"FG_WIDTH": width, "FG_SCRATCH": 0}
+        shared = lines * width * size
+        return Variant("columns.cu", "columns", _frozen(macros), 256, width, shared)
+    macros |= {"FG_WIDTH": wide, "FG_SCRATCH": 1}
+    scratch = lines * wide * size
+    return Variant("columns.cu", "columns", _frozen(macros), 256, wide, 0, scratch, SCRATCH_BLOCKS)
+
+
+def _computed(dtype: str) -> int:
+    return 8 if dtype == "float64" else 4
+
+
+@cache
+def votes_variant(kind: str, dtype: str, *, table: bool, alignment: int) -> Variant:
+    """Return the variant of `votes.cu` for the mean of the finite values, or for signs."""
+    pack = max(1, min(8, alignment) // ITEMSIZE[dtype])
+    macros = dtype_macros(dtype, table) | {"FG_SIGNS": int(kind == "sign"), "FG_PACK": pack}
+    return Variant("votes.cu", "votes", _frozen(macros), 256, 256 * pack)
+
+
+def selection_shape(n: int) -> tuple[int, int]:
+    """Return the threads and bytes of shared memory with which `selection.cu` takes n rows."""
+    line = 8 * max(32, 1 << (n - 1).bit_length())
+    board = 8 * n + (n + 7) // 8 * 8
+    warps = min(16, n, (SHARED - OWN_SHARED - board) // line)
+    return 32 * warps, board + warps * line
+
+
+def selection_scratch(n: int) -> int:
+    """Return the bytes of scratch that Bulyan's picks want."""
+    return 16 * n * n  # a double and an int for each pair, and a byte for each row

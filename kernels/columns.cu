@@ -1,0 +1,501 @@
+// One order statistic of every column: median, trimmed mean, k-th value, any weights over ranks,
+// and the mean of the k values closest to one of those (MeaMed, Phocas) - of the rows themselves,
+// of picked rows, or of a mixing W X that is never stored.
+//
+// Bytes that must move: every row once, and the result: (n + 1) * columns * sizeof(T).
+//
+// With FG_NETWORK (up to about a hundred values): one thread has FG_PACK neighbouring columns. It
+// reads FG_PACK numbers of each row with one instruction, so a warp reads whole cache lines, and
+// all n reads are under way at once. The FG_N values of a column lie in registers; a comparator
+// network, pruned to the wanted ranks and written out by the preprocessor, needs one minimum and
+// one maximum per comparator and no branch, and every index is a constant.
+//
+// Without (any number of values): a block has a tile of FG_WIDTH columns in shared memory (past
+// what fits there: in `scratch`, in global memory, one tile per block) and sorts it: runs of 16 in
+// registers, then bitonic merges.
+//
+// Both do the arithmetic of the kernels for the CPU in the same order, and give the same bits.
+//
+// A value that is not finite ranks as the extreme on its side, NaN as +Inf; more than `faults` of
+// them in a column make its result NaN. A weight of 0 in W means that the row is not read into the
+// sum; a row of NaN in W is a faulty row. picks[0] < 0: every result is NaN.
+//
+//   FG_MIX       0: the rows; 1: `mixing` is W, m rows of n doubles, `pitch` doubles apart;
+//                2: `mixing` is m row numbers (long long)
+//   FG_CONDENSE  1: row 0's value instead, unless a hash of the column's number says otherwise
+//   FG_RANKS     1: `ranks` holds a weight for each of the m ranks; 0: equal ones in [low, high)
+//   FG_PACK, FG_NETWORK (a list of X(i, j)), FG_N, FG_LOW, FG_HIGH, FG_CLOSEST: as above
+//   FG_BLOCKS    of these that should fit a multiprocessor: what its registers are shared by
+//   FG_WIDTH, FG_SORT16 (a network), FG_SCRATCH: as above
+//
+// fastgar/cuda/variants.py chooses them.
+
+#include "common.cuh"
+
+// ------------------------------------------------------------------------------- what both share
+
+// Put the smaller first. Not for NaN.
+__device__ __forceinline__ void exchange(float& x, float& y) {
+    const float low = fminf(x, y);
+    y = fmaxf(x, y);
+    x = low;
+}
+__device__ __forceinline__ void exchange(double& x, double& y) {  // one comparison: they are slow
+    const bool below = x < y;
+    const double low = below ? x : y;
+    y = below ? y : x;
+    x = low;
+}
+
+// The greatest power of two with which `count` finite numbers cannot overflow when added up.
+__device__ __forceinline__ C sum_scale(long long count) {
+    C scale = 1;
+    while (scale * static_cast<C>(count) > 1) scale *= static_cast<C>(0.5);
+    return scale;
+}
+
+// Whether `high` is strictly closer to the centre than `low`; low <= high.
+__device__ __forceinline__ bool nearer(C high, C low, C centre) {
+    return high - centre < centre - low;
+}
+
+__device__ __forceinline__ const T* source(const void* rows, long long stride, const void* mixing,
+                                           long long i) {
+#if FG_MIX == 2
+    i = __ldg(static_cast<const long long*>(mixing) + i);
+#endif
+    return row(rows, stride, i);
+}
+
+__device__ __forceinline__ bool nothing_picked(const void* mixing) {
+#if FG_MIX == 2
+    return __ldg(static_cast<const long long*>(mixing)) < 0;
+#else
+    return false;
+#endif
+}
+
+// A random number in [0, 1) that depends on nothing but the key and the column's number.
+__device__ __forceinline__ double draw(u64 key, u64 column) {
+    u64 z = key + column * 0x94D049BB133111EBull;
+#pragma unroll
+    for (int round = 0; round < 2; ++round) {
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+        z = z ^ (z >> 31);
+    }
+    return static_cast<double>(z >> 11) * (1.0 / 9007199254740992.0);
+}
+
+// The result of one column, rounded; for condense, perhaps the first row's number as it is.
+__device__ __forceinline__ T result(C value, const T* first, long long column, u64 key,
+                                    double probability, long long offset) {
+#if FG_CONDENSE
+    if (!(draw(key, static_cast<u64>(offset + column)) < probability)) return first[column];
+#endif
+    return narrow(value);
+}
+
+#ifdef FG_NETWORK  // ================================================================ in registers
+
+constexpr int N = FG_N, K = FG_PACK, LOW = FG_LOW, HIGH = FG_HIGH, CLOSEST = FG_CLOSEST;
+
+// Count what is not finite and make NaN +Inf; return whether there is too much of it. The usual
+// case costs one multiply-add a value.
+__device__ __forceinline__ bool clean(C (&v)[N], long long faults) {
+    C partial[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < N; ++i) partial[i % 4] = multiply_add(v[i], 0, partial[i % 4]);
+    if (!is_nan((partial[0] + partial[1]) + (partial[2] + partial[3]))) return false;
+    int count = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        count += !is_finite(v[i]);
+        if (is_nan(v[i])) v[i] = infinity<C>();
+    }
+    return count > faults;
+}
+
+// Mean of `SIZE` of the values, at a scale at which it cannot overflow: four partial sums.
+template <int SIZE> __device__ __forceinline__ C mean(const C* v) {
+    if (SIZE == 1) return v[0];
+    const C scale = sum_scale(SIZE);  // a constant, once unrolled
+    C partial[4];
+#pragma unroll
+    for (int i = 0; i < SIZE; ++i)
+        partial[i % 4] = i < 4 ? v[i] * scale : multiply_add(v[i], scale, partial[i % 4]);
+    C total = partial[0] + partial[1];
+    if (SIZE == 3) total = total + partial[2];
+    if (SIZE >= 4) total = total + (partial[2] + partial[3]);
+    const C divisor = SIZE * scale;
+    return divisor == 1 ? total : divide(total, divisor);
+}
+
+// Sum of the sorted values weighted by rank.
+__device__ __forceinline__ C weighted(const C (&v)[N], const double* ranks) {
+    const C nothing = static_cast<C>(-0.0);
+    C partial[4] = {nothing, nothing, nothing, nothing};
+#pragma unroll
+    for (int i = LOW; i < HIGH; ++i) {
+        const C weight = static_cast<C>(__ldg(ranks + i));
+        partial[(i - LOW) % 4] = multiply_add(v[i], weight, partial[(i - LOW) % 4]);
+    }
+    return (partial[0] + partial[1]) + (partial[2] + partial[3]);
+}
+
+// The statistic of one column; the values end up in another order.
+__device__ __forceinline__ C statistic(C (&v)[N], const double* ranks, long long faults) {
+    const bool poisoned = clean(v, faults);
+#define X(i, j) exchange(v[i], v[j]);
+    FG_NETWORK
+#undef X
+#if FG_RANKS
+    C value = weighted(v, ranks);
+#else
+    C value = mean<HIGH - LOW>(v + LOW);
+#endif
+#if FG_CLOSEST
+    C window[CLOSEST];  // slides upwards while that brings it nearer to the centre
+#pragma unroll
+    for (int i = 0; i < CLOSEST; ++i) window[i] = v[i];
+#pragma unroll
+    for (int t = 0; t < N - CLOSEST; ++t)
+        window[t % CLOSEST] = nearer(v[t + CLOSEST], v[t], value) ? v[t + CLOSEST]
+                                                                  : window[t % CLOSEST];
+    value = mean<CLOSEST>(window);
+#endif
+    return poisoned ? not_a_number<C>() : value;
+}
+
+// FG_PACK columns of a row from column j on; beyond the last column, zeros.
+__device__ __forceinline__ Pack<K> columns_at(const T* row, long long j, long long columns) {
+    if (j + K <= columns) return load_pack<K>(row + j);
+    Pack<K> pack;
+#pragma unroll
+    for (int k = 0; k < K; ++k) pack.item[k] = j + k < columns ? __ldg(row + j + k) : T(0);
+    return pack;
+}
+
+#if FG_MIX == 1
+// The weights wait in shared memory, transposed: those of one row for all m mixed rows in a line,
+// four at a time with one instruction. Where not all rows of W X fit, part after part of them.
+constexpr int PADDED = (N + 3) / 4 * 4;
+struct alignas(4 * sizeof(C)) Four {
+    C w[4];
+};
+constexpr int PART = 49152 / (PADDED * sizeof(C));  // rows at a time
+
+__device__ __forceinline__ void stage(C* weights, const double* W, long long pitch, long long from,
+                                      int count) {
+    for (int at = thread_index(); at < count * PADDED; at += blockDim.x) {
+        const int i = at % PADDED, r = at / PADDED;
+        weights[at] = i < N ? static_cast<C>(__ldg(W + i * pitch + from + r)) : C(0);
+    }
+}
+
+__device__ __forceinline__ void add_row(C (&v)[K][N], const Pack<K>& x, const C* weights) {
+    bool finite = true;
+#pragma unroll
+    for (int k = 0; k < K; ++k) finite = finite && is_finite(x[k]);
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+        const Four four = *reinterpret_cast<const Four*>(weights + i);
+#pragma unroll
+        for (int q = 0; q < 4; ++q)
+            if (i + q < N) {
+                if (finite || four.w[q] != 0) {  // 0 * NaN would be NaN
+#pragma unroll
+                    for (int k = 0; k < K; ++k)
+                        v[k][i + q] = multiply_add(x[k], four.w[q], v[k][i + q]);
+                }
+            }
+    }
+}
+#endif
+
+extern "C" __global__ void __launch_bounds__(128, FG_BLOCKS)
+columns(const void* rows, long long stride, long long n, const void* mixing, long long pitch,
+        long long m, long long low, long long high, long long closest, const double* ranks,
+        long long faults, long long key, double probability, long long offset, void* out,
+        long long columns, void* scratch) {
+    const long long step = static_cast<long long>(gridDim.x) * blockDim.x * K;
+    const long long begin = static_cast<long long>(blockIdx.x) * blockDim.x * K;
+    const bool empty = nothing_picked(mixing);
+#if FG_MIX == 1
+    FG_DYNAMIC_SHARED(C, weights);
+    const double* W = static_cast<const double*>(mixing);
+    if (n <= PART) {
+        stage(weights, W, pitch, 0, static_cast<int>(n));
+        __syncthreads();
+    }
+#endif
+    for (long long tile = begin; tile < columns; tile += step) {
+        const long long j = tile + static_cast<long long>(thread_index()) * K;
+#if FG_MIX == 1
+        C v[K][N];
+#pragma unroll
+        for (int k = 0; k < K; ++k)
+#pragma unroll
+            for (int i = 0; i < N; ++i) v[k][i] = static_cast<C>(-0.0);
+        for (long long from = 0; from < n; from += PART) {
+            const int count = static_cast<int>(n - from < PART ? n - from : PART);
+            if (n > PART) {
+                __syncthreads();  // the part before may still be in use
+                stage(weights, W, pitch, from, count);
+                __syncthreads();
+            }
+            if (j < columns)
+#pragma unroll 4
+                for (int r = 0; r < count; ++r) {
+                    const T* place = row(rows, stride, from + r);
+                    hide(place);
+                    add_row(v, columns_at(place, j, columns), weights + r * PADDED);
+                }
+        }
+#else
+        Pack<K> packs[N];
+        if (j < columns && !empty) {
+#if FG_MIX == 0 && !FG_TABLE
+            const char* place = static_cast<const char*>(rows);
+#endif
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+#if FG_MIX || FG_TABLE
+                const T* place = source(rows, stride, mixing, i);
+#endif
+                hide(place);
+                packs[i] = columns_at(reinterpret_cast<const T*>(place), j, columns);
+#if FG_MIX == 0 && !FG_TABLE
+                place += stride;
+#endif
+            }
+        }
+#endif
+        if (j >= columns) continue;
+        const T* first = FG_CONDENSE ? row(rows, stride, 0) : nullptr;
+        Pack<K> results;
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+#if FG_MIX == 1
+            C value = statistic(v[k], ranks, faults);
+#else
+            C value = not_a_number<C>();
+            if (!empty) {
+                C v[N];
+#pragma unroll
+                for (int i = 0; i < N; ++i) v[i] = packs[i][k];
+                value = statistic(v, ranks, faults);
+            }
+#endif
+            if (j + k < columns)
+                results.item[k] = result(value, first, j + k, key, probability, offset);
+        }
+        T* place = static_cast<T*>(out) + j;
+        if (j + K <= columns) {
+            store_pack<K>(place, results);
+        } else {
+#pragma unroll
+            for (int k = 0; k < K; ++k)
+                if (j + k < columns) place[k] = results.item[k];
+        }
+    }
+}
+
+#else  // ====================================================================== sorted in a tile
+
+constexpr int WIDTH = FG_WIDTH;
+
+// Where the tile has row i of column c. A line is left free after every 16 rows, so that threads
+// that work on neighbouring runs of 16 use different banks.
+__device__ __forceinline__ long long at(long long i, int c) { return (i + i / 16) * WIDTH + c; }
+
+struct Worker {  // what a thread works on: column c, and every `step`-th piece from `first` on
+    int c;
+    long long first, step;
+};
+
+// Sort each run of 16 rows, or merge it if it rises and falls. Rows from m on are not there.
+__device__ __forceinline__ void each_run(C* tile, long long m, const Worker& w, bool merge) {
+    for (long long run = w.first; run * 16 < m; run += w.step) {
+        C v[16];
+#pragma unroll
+        for (int i = 0; i < 16; ++i)
+            v[i] = run * 16 + i < m ? tile[at(run * 16 + i, w.c)] : infinity<C>();
+        if (merge) {
+#pragma unroll
+            for (int stride = 8; stride > 0; stride /= 2)
+#pragma unroll
+                for (int i = 0; i < 16; ++i)
+                    if (!(i & stride)) exchange(v[i], v[i + stride]);
+        } else {
+#define X(i, j) exchange(v[i], v[j]);
+            FG_SORT16
+#undef X
+        }
+#pragma unroll
+        for (int i = 0; i < 16; ++i)
+            if (run * 16 + i < m) tile[at(run * 16 + i, w.c)] = v[i];
+    }
+}
+
+// Compare row i of each run of 2 * size rows with its mirror image.
+__device__ __forceinline__ void flip(C* tile, long long m, int log_size, const Worker& w) {
+    const long long size = 1ll << log_size;
+    for (long long p = w.first; p < m; p += w.step) {
+        const long long i = p & (size - 1), start = (p >> log_size) * 2 * size;
+        if (start + size >= m) break;  // there is no second half
+        const long long low = start + i, high = start + 2 * size - 1 - i;
+        if (high < m) exchange(tile[at(low, w.c)], tile[at(high, w.c)]);
+    }
+}
+
+// Half-cleaners at a stride and at half of it: four rows at a time. Those from m on are +Inf, and
+// as the larger always moves to the higher row, they stay so without being there.
+__device__ __forceinline__ void clean_twice(C* tile, long long m, int log_stride, const Worker& w) {
+    const long long stride = 1ll << log_stride, half = stride / 2;
+    for (long long p = w.first;; p += w.step) {
+        const long long a = (p >> (log_stride - 1)) * 2 * stride + (p & (half - 1));
+        if (a - (p & (half - 1)) >= m) break;
+        C v[4];
+#pragma unroll
+        for (int q = 0; q < 4; ++q)
+            v[q] = a + q * half < m ? tile[at(a + q * half, w.c)] : infinity<C>();
+        exchange(v[0], v[2]);
+        exchange(v[1], v[3]);
+        exchange(v[0], v[1]);
+        exchange(v[2], v[3]);
+#pragma unroll
+        for (int q = 0; q < 4; ++q)
+            if (a + q * half < m) tile[at(a + q * half, w.c)] = v[q];
+    }
+}
+
+__device__ __forceinline__ void clean_once(C* tile, long long m, int log_stride, const Worker& w) {
+    const long long stride = 1ll << log_stride;
+    for (long long p = w.first;; p += w.step) {
+        const long long low = (p >> log_stride) * 2 * stride + (p & (stride - 1));
+        if (low - (p & (stride - 1)) >= m) break;
+        if (low + stride < m) exchange(tile[at(low, w.c)], tile[at(low + stride, w.c)]);
+    }
+}
+
+__device__ __forceinline__ void sort_tile(C* tile, long long m, const Worker& w) {
+    each_run(tile, m, w, false);
+    __syncthreads();
+    for (int log_size = 4; (1ll << log_size) < m; ++log_size) {
+        flip(tile, m, log_size, w);
+        __syncthreads();
+        int log_stride = log_size - 1;
+        for (; log_stride >= 5; log_stride -= 2) {
+            clean_twice(tile, m, log_stride, w);
+            __syncthreads();
+        }
+        if (log_stride == 4) {
+            clean_once(tile, m, log_stride, w);
+            __syncthreads();
+        }
+        each_run(tile, m, w, true);
+        __syncthreads();
+    }
+}
+
+// One value of W X, without reading rows of weight 0.
+__device__ __forceinline__ C mixed(const void* rows, long long stride, long long n, const double* W,
+                                   long long column) {
+    C total = static_cast<C>(-0.0);
+    for (long long r = 0; r < n; ++r) {
+        const C weight = static_cast<C>(__ldg(W + r));
+        if (weight != 0) total = multiply_add(load(row(rows, stride, r) + column), weight, total);
+    }
+    return total;
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2)
+columns(const void* rows, long long stride, long long n, const void* mixing, long long pitch,
+        long long m, long long low, long long high, long long closest, const double* ranks,
+        long long faults, long long key, double probability, long long offset, void* out,
+        long long columns, void* scratch) {
+    __shared__ int bad[WIDTH];
+    __shared__ C partial[4 * WIDTH];
+#if FG_SCRATCH
+    C* tile = static_cast<C*>(scratch) + blockIdx.x * at((m + 15) / 16 * 16, 0);
+#else
+    FG_DYNAMIC_SHARED(C, tile);
+#endif
+    const Worker w = {thread_index() % WIDTH, thread_index() / WIDTH, blockDim.x / WIDTH};
+    const bool empty = nothing_picked(mixing);
+    const bool adds = w.first < 4;  // four threads add up each column
+    const C scale = FG_RANKS ? C(1) : sum_scale(high - low);
+    const C window_scale = closest ? sum_scale(closest) : C(1);
+    const long long tiles = (columns + WIDTH - 1) / WIDTH;
+    for (long long number = blockIdx.x; number < tiles; number += gridDim.x) {
+        const long long j = number * WIDTH + w.c;
+        const bool inside = j < columns && !empty;
+        if (thread_index() < WIDTH) bad[thread_index()] = 0;
+        __syncthreads();
+        for (long long i = w.first; i < m; i += w.step) {
+            C x = 0;
+            if (inside) {
+#if FG_MIX == 1
+                x = mixed(rows, stride, n, static_cast<const double*>(mixing) + i * pitch, j);
+#else
+                x = load(source(rows, stride, mixing, i) + j);
+#endif
+            }
+            if (!is_finite(x)) {
+                atomicAdd(&bad[w.c], 1);
+                if (is_nan(x)) x = infinity<C>();
+            }
+            tile[at(i, w.c)] = x;
+        }
+        __syncthreads();
+        sort_tile(tile, m, w);
+        if (adds) {
+            C total = static_cast<C>(-0.0);
+            for (long long i = low + w.first; i < high; i += 4) {
+#if FG_RANKS
+                const C weight = static_cast<C>(__ldg(ranks + i));
+#else
+                const C weight = scale;
+#endif
+                total = multiply_add(tile[at(i, w.c)], weight, total);
+            }
+            partial[w.first * WIDTH + w.c] = total;
+        }
+        __syncthreads();
+        const C* p = partial + w.c;
+        C value = (p[0] + p[WIDTH]) + (p[2 * WIDTH] + p[3 * WIDTH]);
+        if (!FG_RANKS) value = divide(value, static_cast<C>(high - low) * scale);
+        if (closest) {
+            __syncthreads();  // all have read the partial sums
+            if (adds) {
+                long long begin = 0, end = m - closest;  // the window begins where sliding stops
+                while (begin < end) {
+                    const long long middle = (begin + end) / 2;
+                    if (nearer(tile[at(middle + closest, w.c)], tile[at(middle, w.c)], value))
+                        begin = middle + 1;
+                    else
+                        end = middle;
+                }
+                C total = static_cast<C>(-0.0);
+                for (long long slot = w.first; slot < closest; slot += 4) {
+                    long long rank = slot;  // of the ranks that leave this rest, that in the window
+                    if (rank < begin) rank += (begin - slot + closest - 1) / closest * closest;
+                    total = multiply_add(tile[at(rank, w.c)], window_scale, total);
+                }
+                partial[w.first * WIDTH + w.c] = total;
+            }
+            __syncthreads();
+            value = (p[0] + p[WIDTH]) + (p[2 * WIDTH] + p[3 * WIDTH]);
+            value = divide(value, static_cast<C>(closest) * window_scale);
+        }
+        if (empty || bad[w.c] > faults) value = not_a_number<C>();
+        if (w.first == 0 && j < columns) {
+            const T* first = FG_CONDENSE ? row(rows, stride, 0) : nullptr;
+            static_cast<T*>(out)[j] = result(value, first, j, key, probability, offset);
+        }
+        __syncthreads();  // tile, partial and bad are used again
+    }
+}
+
+#endif

@@ -1,0 +1,192 @@
+// What all kernels share: dtypes, rows, wide loads, numbers that are not finite, warps and blocks.
+//
+// A module is the text of one .cu file behind a few lines of #define:
+//   FG_DTYPE  what X holds: 0 float16, 1 bfloat16, 2 float32, 3 float64
+//   FG_TABLE  1: `rows` is a table of addresses; 0: one matrix, its rows `stride` bytes apart
+//
+// No header of the CUDA toolkit is used (a machine with a driver need not have them): float16 is
+// converted by the machine's own instruction, bfloat16 is the upper half of a float32.
+
+#pragma once
+
+#ifdef __CUDACC__
+#define FG_DYNAMIC_SHARED(type, name)                             \
+    extern __shared__ __align__(16) unsigned char fg_shared_[];   \
+    type* const name = reinterpret_cast<type*>(fg_shared_)
+#endif
+
+typedef unsigned long long u64;
+
+// ------------------------------------------------------------------------- numbers, by their bits
+
+// Tests on bits mean the same under any compiler flags.
+__device__ __forceinline__ bool is_finite(float x) {
+    return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;
+}
+__device__ __forceinline__ bool is_finite(double x) {
+    return (static_cast<unsigned>(__double2hiint(x)) & 0x7ff00000u) != 0x7ff00000u;
+}
+__device__ __forceinline__ bool is_nan(float x) {
+    return (__float_as_uint(x) & 0x7fffffffu) > 0x7f800000u;
+}
+__device__ __forceinline__ bool is_nan(double x) {
+    return (static_cast<u64>(__double_as_longlong(x)) & ~(1ull << 63)) > 0x7ff0000000000000ull;
+}
+
+template <class Number> __device__ __forceinline__ Number infinity();
+template <> __device__ __forceinline__ float infinity<float>() {
+    return __uint_as_float(0x7f800000u);
+}
+template <> __device__ __forceinline__ double infinity<double>() {
+    return __longlong_as_double(0x7ff0000000000000ll);
+}
+template <class Number> __device__ __forceinline__ Number not_a_number();
+template <> __device__ __forceinline__ float not_a_number<float>() {
+    return __uint_as_float(0x7fc00000u);
+}
+template <> __device__ __forceinline__ double not_a_number<double>() {
+    return __longlong_as_double(0x7ff8000000000000ll);
+}
+
+__device__ __forceinline__ float smaller(float x, float y) { return fminf(x, y); }
+__device__ __forceinline__ double smaller(double x, double y) { return fmin(x, y); }
+__device__ __forceinline__ float larger(float x, float y) { return fmaxf(x, y); }
+__device__ __forceinline__ double larger(double x, double y) { return fmax(x, y); }
+__device__ __forceinline__ float multiply_add(float x, float y, float z) {
+    return __fmaf_rn(x, y, z);
+}
+__device__ __forceinline__ double multiply_add(double x, double y, double z) {
+    return __fma_rn(x, y, z);
+}
+__device__ __forceinline__ float divide(float x, float y) { return __fdiv_rn(x, y); }
+__device__ __forceinline__ double divide(double x, double y) { return __ddiv_rn(x, y); }
+
+// ------------------------------------------------------------------------------------- the dtypes
+
+#ifdef FG_DTYPE
+
+#if FG_DTYPE == 3
+typedef double T;  // as stored
+typedef double C;  // as computed
+#elif FG_DTYPE == 2
+typedef float T;
+typedef float C;
+#else
+typedef unsigned short T;
+typedef float C;
+#endif
+
+// One number, widened.
+__device__ __forceinline__ C widen(T x) {
+#if FG_DTYPE >= 2
+    return x;
+#elif FG_DTYPE == 1
+    return __uint_as_float(static_cast<unsigned>(x) << 16);
+#elif defined(__CUDACC__)
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x));
+    return wide;
+#else
+    return host_half_to_float(x);
+#endif
+}
+
+// One number, rounded to nearest, ties to even.
+__device__ __forceinline__ T narrow(C x) {
+#if FG_DTYPE >= 2
+    return x;
+#elif FG_DTYPE == 1
+    const unsigned bits = __float_as_uint(x);
+    if (is_nan(x)) return static_cast<T>((bits | 0x400000u) >> 16);  // rounding could make it Inf
+    return static_cast<T>((bits + ((bits >> 16) & 1u) + 0x7fffu) >> 16);
+#elif defined(__CUDACC__)
+    unsigned short half;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
+    return half;
+#else
+    return host_float_to_half(x);
+#endif
+}
+
+__device__ __forceinline__ C load(const T* place) { return widen(__ldg(place)); }
+
+// K neighbouring numbers, moved by one instruction: at most 16 bytes, aligned to their size.
+template <int K> struct Pack {
+    T item[K];
+    __device__ __forceinline__ C operator[](int i) const { return widen(item[i]); }
+};
+
+template <int BYTES> struct Word;
+template <> struct Word<2> { typedef unsigned short type; };
+template <> struct Word<4> { typedef unsigned int type; };
+template <> struct Word<8> { typedef uint2 type; };
+template <> struct Word<16> { typedef uint4 type; };
+
+template <int K> __device__ __forceinline__ Pack<K> load_pack(const T* place) {
+    typedef typename Word<K * sizeof(T)>::type W;
+    const W word = __ldg(reinterpret_cast<const W*>(place));
+    Pack<K> pack;
+    memcpy(&pack, &word, sizeof word);
+    return pack;
+}
+
+template <int K> __device__ __forceinline__ void store_pack(T* place, const Pack<K>& pack) {
+    typedef typename Word<K * sizeof(T)>::type W;
+    W word;
+    memcpy(&word, &pack, sizeof word);
+    *reinterpret_cast<W*>(place) = word;
+}
+
+// Whether `place` may be read K numbers at a time.
+template <int K> __device__ __forceinline__ bool aligned(const void* place) {
+    return reinterpret_cast<u64>(place) % (K * sizeof(T)) == 0;
+}
+
+// Where row i begins.
+#ifdef FG_TABLE
+__device__ __forceinline__ const T* row(const void* rows, long long stride, long long i) {
+#if FG_TABLE
+    return reinterpret_cast<const T*>(__ldg(static_cast<const u64*>(rows) + i));
+#else
+    return reinterpret_cast<const T*>(static_cast<const char*>(rows) + i * stride);
+#endif
+}
+#endif
+
+#endif  // FG_DTYPE
+
+// Hides from the compiler where an address comes from. Otherwise it computes those of all rows
+// ahead, and holds two registers for each (sm_100: 168 registers instead of 64 for 51 rows).
+template <class P> __device__ __forceinline__ void hide(P*& place) {
+#ifdef __CUDACC__
+    asm volatile("" : "+l"(place));
+#endif
+}
+
+// ------------------------------------------------------------------------------ warps and blocks
+
+#define FG_WARP 0xffffffffu
+
+__device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
+__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x & 31u); }
+__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x >> 5); }
+__device__ __forceinline__ int warps() { return static_cast<int>(blockDim.x >> 5); }
+
+// Sum over the lanes of a warp, the same in all of them and in a fixed order.
+template <class Number> __device__ __forceinline__ Number warp_sum(Number x) {
+#pragma unroll
+    for (int step = 16; step > 0; step >>= 1) x += __shfl_xor_sync(FG_WARP, x, step);
+    return x;
+}
+
+// Sum over the threads of a block of whole warps, in a fixed order; `scratch` holds 32 numbers in
+// shared memory. Every thread gets it, and must call it.
+template <class Number> __device__ __forceinline__ Number block_sum(Number x, Number* scratch) {
+    x = warp_sum(x);
+    __syncthreads();  // the scratch may still be read from the sum before
+    if (lane_index() == 0) scratch[warp_index()] = x;
+    __syncthreads();
+    Number total = scratch[0];
+    for (int w = 1; w < warps(); ++w) total += scratch[w];
+    return total;
+}

@@ -1,0 +1,467 @@
+// All pairs of points in one pass over X: squared distances, or inner products about a pivot row.
+//
+//   D[i][j] = sum over columns of (x_i - x_j)^2          sums in C (float32; float64 for float64)
+//   G[i][j] = sum of s_i (x_i - x_p) * s_j (x_j - x_p)   with FG_PRODUCTS, all in float64
+//
+// Differences are formed directly, never from norms: equal rows are exactly 0 apart, and a long
+// part that all rows share costs no accuracy.
+//
+// How work maps to threads
+//   A block takes FG_SPAN columns, a fixed number, so that the bits depend on nothing but X. It
+//   stages tiles of all rows in shared memory (two: the next comes while one is in use).
+//   Rows form FG_GROUPS groups of FG_R: group g is the rows g, g + GROUPS, g + 2 GROUPS, ...
+//   A *unit* of work is two groups: all FG_R^2 pairs between them, or ("inside") the pairs within
+//   each of the two. So no pair is computed twice, and each number read from shared memory meets
+//   FG_R others in registers. Every unit is done by FG_SLOTS threads, each on its share of the
+//   columns, 16 bytes at a time; the threads of one unit lie side by side, which with the pitch
+//   below keeps shared memory free of bank conflicts.
+//   Sums over the slots, in float64 and in order, go to one triangle per block; `add` then adds the
+//   triangles in order: four of them to a chunk of 8192 columns, and chunk after chunk to the total
+//   (so a vector that is cut at multiples of 8192 columns gives the bits of the whole).
+//   Past 128 points (FG_CROSS), a block takes 64 rows against 64 rows: with b = ceil(n / 64), each
+//   row is staged b + 1 times. The blocks of one span run side by side, so that X comes from memory
+//   about once and otherwise from the L2 cache.
+//
+// Bytes that must move: n * d * itemsize read once; n^2 / 2 * 8 per 2048 columns written and read
+// (n = 20: 2 %, n = 100: 10 %). Two instructions per pair and column: with the instructions that an
+// H200 can issue, the arithmetic is the limit from about 30 rows of float32 on, not the memory.
+//
+// A number that is not finite leaves its mark on every distance of its row, so the fast path does
+// not look for it: a block that ends with such a sum reads its columns once more, flags the rows
+// (1 on the diagonal), and computes the overflowed pairs of finite rows again, in float64.
+
+#include "common.cuh"
+
+#ifndef FG_PRODUCTS
+#define FG_PRODUCTS 0
+#endif
+#ifndef FG_CROSS
+#define FG_CROSS 0
+#endif
+#ifndef FG_SPAN
+#define FG_SPAN 2048  // columns of one partial sum
+#endif
+
+constexpr int CHUNK_SPANS = 8192 / FG_SPAN;  // as fastgar.CHUNK has it
+
+__device__ __forceinline__ long long triangle(long long i, long long j) {  // i <= j
+    return j * (j + 1) / 2 + i;
+}
+
+#ifdef FG_R  // ---------------------------------------------------------------------- the big read
+
+#if FG_PRODUCTS
+typedef double A;  // what is staged and summed
+#else
+typedef C A;
+#endif
+
+constexpr int R = FG_R, GROUPS = FG_GROUPS, SLOTS = FG_SLOTS;
+constexpr int ACROSS = FG_CROSS ? GROUPS * GROUPS : GROUPS * (GROUPS - 1) / 2;
+constexpr int INSIDE = FG_CROSS ? 0 : (GROUPS + 1) / 2;
+constexpr int ACROSS_THREADS = (ACROSS * SLOTS + 31) / 32 * 32;  // whole warps of either kind
+constexpr int THREADS = ACROSS_THREADS + (INSIDE * SLOTS + 31) / 32 * 32;
+constexpr int ROWS = R * GROUPS * (FG_CROSS ? 2 : 1);  // that are staged
+constexpr int V = 16 / sizeof(A);                      // numbers of one wide read
+constexpr int COLUMNS = FG_COLUMNS;                    // of a tile
+constexpr int PITCH = COLUMNS + V * (SLOTS < 8 ? SLOTS : 0);
+constexpr int PACK = FG_PACK;                          // numbers of one read of X
+constexpr int PACKS = ROWS * COLUMNS / PACK;
+constexpr int FETCHES = (PACKS + THREADS - 1) / THREADS;
+constexpr int OWN = R * (R - 1) / 2 + (FG_PRODUCTS ? R : 0);  // pairs within one group
+constexpr int SUMS = 2 * OWN > R * R ? 2 * OWN : R * R;
+constexpr int AT_ONCE = R;  // sums of a thread that are added over the slots together
+static_assert(COLUMNS % (SLOTS * V) == 0 && COLUMNS % PACK == 0, "");
+// Products, and float64 on Turing, take a few registers more than two blocks leave.
+#if FG_PRODUCTS || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800)
+constexpr bool CRAMPED = sizeof(A) == 8;
+#else
+constexpr bool CRAMPED = false;
+#endif
+constexpr int BLOCKS = THREADS > 256 || CRAMPED ? 1 : THREADS > 128 ? 2 : 3;  // of a multiprocessor
+static_assert(FG_SPAN % COLUMNS == 0 && 8192 % FG_SPAN == 0, "");
+static_assert(THREADS <= 1024 && AT_ONCE * THREADS <= ROWS * PITCH * 2, "");
+
+struct alignas(16) Wide { A item[V]; };
+
+// The rows of a block: position in the tile to number of the point; `points` or more is none.
+__device__ __forceinline__ int point(int position, int left, int right) {
+#if FG_CROSS
+    return position < ROWS / 2 ? left + position : right + position - ROWS / 2;
+#else
+    return position;
+#endif
+}
+
+struct Source {
+    const void* rows;
+    long long stride;
+    int points, left, right;
+    const double* scales;  // with FG_PRODUCTS
+    int pivot;
+    __device__ __forceinline__ const T* at(int i) const { return row(rows, stride, i); }
+};
+
+// One pack of X in registers; zeros past the end, for the origin and for rows that are not there.
+__device__ __forceinline__ void fetch(Pack<PACK>& pack, const Source& x, int index,
+                                      long long begin, long long end) {
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) pack.item[k] = T(0);
+    const int i = point(index / (COLUMNS / PACK), x.left, x.right);
+    const long long column = begin + index % (COLUMNS / PACK) * PACK;
+    if (index >= PACKS || i >= x.points || column >= end) return;
+#if FG_PRODUCTS
+    if (__ldg(x.scales + i) == 0.0) return;  // scale 0 means not read
+#endif
+    const T* const place = x.at(i);
+    if (place == nullptr) return;
+    if (column + PACK <= end) {
+        pack = load_pack<PACK>(place + column);
+    } else {
+#pragma unroll
+        for (int k = 0; k < PACK; ++k)
+            if (column + k < end) pack.item[k] = __ldg(place + column + k);
+    }
+}
+
+// The same pack, widened, to its place in the tile.
+__device__ __forceinline__ void put(A* tile, const Pack<PACK>& pack, const Source& x, int index,
+                                    long long begin, long long end) {
+    if (index >= PACKS) return;
+    const int position = index / (COLUMNS / PACK), offset = index % (COLUMNS / PACK) * PACK;
+    alignas(16) A wide[PACK];
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) wide[k] = pack[k];
+#if FG_PRODUCTS
+    const int i = point(position, x.left, x.right);
+    const double scale = i < x.points ? __ldg(x.scales + i) : 0.0;
+    const T* const centre = x.at(x.pivot);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) {
+        const long long column = begin + offset + k;
+        double middle = 0.0;
+        if (centre != nullptr && column < end) middle = load(centre + column);
+        wide[k] = scale != 0.0 && column < end ? scale * (wide[k] - middle) : 0.0;
+    }
+#endif
+    A* const place = tile + position * PITCH + offset;
+    if (PACK % V == 0) {
+#pragma unroll
+        for (int k = 0; k < PACK / V; ++k)
+            *reinterpret_cast<Wide*>(place + k * V) = *reinterpret_cast<const Wide*>(wide + k * V);
+    } else {
+#pragma unroll
+        for (int k = 0; k < PACK; ++k) place[k] = wide[k];
+    }
+}
+
+__device__ __forceinline__ A grown(A sum, A x, A y) {
+#if FG_PRODUCTS
+    return multiply_add(x, y, sum);
+#else
+    const A difference = x - y;
+    return multiply_add(difference, difference, sum);
+#endif
+}
+
+// Adds one tile to the sums of a thread; `first` and `second` are its groups' first rows.
+template <bool ACROSS_GROUPS>
+__device__ __forceinline__ void accumulate(A (&sums)[SUMS], const A* first, const A* second) {
+#pragma unroll 2
+    for (int step = 0; step < COLUMNS / (SLOTS * V); ++step) {
+        const int offset = step * SLOTS * V;
+        Wide x[R], y[R];
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+            const int place = r * GROUPS * PITCH + offset;
+            x[r] = *reinterpret_cast<const Wide*>(first + place);
+            y[r] = *reinterpret_cast<const Wide*>(second + place);
+        }
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+            if (ACROSS_GROUPS) {
+#pragma unroll
+                for (int r = 0; r < R; ++r)
+#pragma unroll
+                    for (int s = 0; s < R; ++s)
+                        sums[r * R + s] = grown(sums[r * R + s], x[r].item[v], y[s].item[v]);
+            } else {
+                int k = 0;
+#pragma unroll
+                for (int r = 0; r < R; ++r)
+#pragma unroll
+                    for (int s = FG_PRODUCTS ? r : r + 1; s < R; ++s) {
+                        sums[k] = grown(sums[k], x[r].item[v], x[s].item[v]);
+                        sums[OWN + k] = grown(sums[OWN + k], y[r].item[v], y[s].item[v]);
+                        ++k;
+                    }
+            }
+        }
+    }
+}
+
+// The groups of a unit: across, all pairs of two groups; inside, the groups 2u and 2u + 1.
+__device__ __forceinline__ void groups_of(int unit, int& first, int& second) {
+    if (FG_CROSS) {
+        first = unit / GROUPS;
+        second = unit % GROUPS;
+    } else if (unit < ACROSS) {
+        first = 0;
+        for (int left = GROUPS - 1; unit >= left; --left) {
+            unit -= left;
+            ++first;
+        }
+        second = first + 1 + unit;
+    } else {
+        first = 2 * (unit - ACROSS);
+        second = first + 1;
+    }
+}
+
+// The positions in the tile of sum number `sum` of a unit; false: of rows that are not there.
+__device__ __forceinline__ bool pair_of(int unit, int sum, int& i, int& j) {
+    int first, second, r = 0, s = 0;
+    groups_of(unit, first, second);
+    if (FG_CROSS || unit < ACROSS) {
+        if (sum >= R * R) return false;
+        r = sum / R;
+        s = sum % R;
+        if (FG_CROSS) second += R * GROUPS;
+    } else {
+        if (sum >= 2 * OWN) return false;
+        if (sum >= OWN) {
+            if (second >= GROUPS) return false;
+            first = second;
+            sum -= OWN;
+        }
+        second = first;
+        s = FG_PRODUCTS ? 0 : 1;
+        for (int left = OWN ? R - (FG_PRODUCTS ? 0 : 1) : 0; sum >= left; --left) {
+            sum -= left;
+            ++r;
+            ++s;
+        }
+        s += sum;
+    }
+    i = first + r * GROUPS;
+    j = second + s * GROUPS;
+    return true;
+}
+
+// Adds up span number `first` + blockIdx.x / pairs of row blocks; see the top of this file.
+// `total` is what `add` will count its finished blocks in.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+partials(const void* rows, long long stride, long long points, long long columns, long long first,
+         double* triangles, int* counter, const double* scales, long long pivot) {
+    __shared__ __align__(16) A tiles[2][ROWS * PITCH];
+    __shared__ int odd;
+    __shared__ unsigned char bad[ROWS];
+    const int t = thread_index();
+    Source x = {rows, stride, static_cast<int>(points), 0, 0, scales, static_cast<int>(pivot)};
+    long long span = blockIdx.x;
+#if FG_CROSS
+    const int blocks = static_cast<int>((points + ROWS / 2 - 1) / (ROWS / 2));
+    int pair = static_cast<int>(span % (blocks * (blocks + 1) / 2));
+    span /= blocks * (blocks + 1) / 2;
+    int a = 0;
+    for (int left = blocks; pair >= left; --left) {
+        pair -= left;
+        ++a;
+    }
+    x.left = a * (ROWS / 2);
+    x.right = (a + pair) * (ROWS / 2);
+#endif
+    double* const partial = triangles + span * (points * (points + 1) / 2);
+    const long long begin = (first + span) * FG_SPAN;
+    const long long end = begin + FG_SPAN < columns ? begin + FG_SPAN : columns;
+    if (t == 0) odd = 0;
+    if (t == 0 && blockIdx.x == 0) *counter = 0;
+
+    const bool across = t < ACROSS_THREADS;
+    const int index = across ? t : t - ACROSS_THREADS;
+    const int unit = index / SLOTS + (across ? 0 : ACROSS), slot = index % SLOTS;
+    const bool works = index / SLOTS < (across ? ACROSS : INSIDE);
+    int one = 0, two = 0;
+    if (works) groups_of(unit, one, two);
+    if (two >= GROUPS) two = one;  // an odd number of groups: the last has no partner
+    const int from = one * PITCH + slot * V;
+    const int to = (FG_CROSS ? R * GROUPS + two : two) * PITCH + slot * V;
+
+    A sums[SUMS];
+#pragma unroll
+    for (int k = 0; k < SUMS; ++k) sums[k] = A(0);
+    Pack<PACK> coming[FETCHES];
+    int which = 0;
+#pragma unroll
+    for (int k = 0; k < FETCHES; ++k) fetch(coming[k], x, t + k * THREADS, begin, end);
+#pragma unroll
+    for (int k = 0; k < FETCHES; ++k) put(tiles[0], coming[k], x, t + k * THREADS, begin, end);
+    __syncthreads();
+    for (long long here = begin; here < end; here += COLUMNS) {
+        const long long next = here + COLUMNS;
+        if (next < end) {
+#pragma unroll
+            for (int k = 0; k < FETCHES; ++k) fetch(coming[k], x, t + k * THREADS, next, end);
+        }
+        const A* const tile = tiles[which];
+        if (across)
+            accumulate<true>(sums, tile + from, tile + to);
+        else
+            accumulate<false>(sums, tile + from, tile + to);
+        which ^= 1;
+        if (next < end) {
+#pragma unroll
+            for (int k = 0; k < FETCHES; ++k)
+                put(tiles[which], coming[k], x, t + k * THREADS, next, end);
+        }
+        __syncthreads();  // the next tile is complete, and nobody reads this one any more
+    }
+
+    // Add up over the slots, AT_ONCE sums of each thread at a time, through shared memory.
+    A* const shared = tiles[0];
+#pragma unroll
+    for (int k = 0; k < SUMS; k += AT_ONCE) {
+        __syncthreads();
+#pragma unroll
+        for (int e = 0; e < AT_ONCE; ++e)
+            if (k + e < SUMS) shared[e * THREADS + t] = sums[k + e];
+        __syncthreads();
+        for (int place = t; place < (ACROSS + INSIDE) * AT_ONCE; place += THREADS) {
+            const int u = place % (ACROSS + INSIDE), e = place / (ACROSS + INSIDE);
+            int i, j;
+            if (k + e >= SUMS || !pair_of(u, k + e, i, j)) continue;
+            i = point(i, x.left, x.right);
+            j = point(j, x.left, x.right);
+            if (i > j && !FG_CROSS) {
+                const int other = i;
+                i = j;
+                j = other;
+            }
+            if (i >= points || j >= points || i > j) continue;
+            const A* const own =
+                shared + e * THREADS + (u < ACROSS ? u * SLOTS : ACROSS_THREADS + (u - ACROSS) * SLOTS);
+            double sum = 0.0;
+            for (int q = 0; q < SLOTS; ++q) sum += own[q];
+            if (FG_PRODUCTS || i < j) partial[triangle(i, j)] = sum;
+            if (!FG_PRODUCTS && !is_finite(sum)) odd = 1;
+        }
+    }
+#if !FG_PRODUCTS
+    const bool diagonal = x.left == x.right;  // whether this block answers for its rows' flags
+    __syncthreads();
+    if (!odd && points > 1) {
+        if (diagonal && t < ROWS / (FG_CROSS ? 2 : 1) && x.left + t < points)
+            partial[triangle(x.left + t, x.left + t)] = 0.0;
+        for (int k = THREADS + t; !FG_CROSS && k < points; k += THREADS)
+            partial[triangle(k, k)] = 0.0;
+        return;
+    }
+    for (int k = warp_index(); k < ROWS; k += warps()) {
+        const int i = point(k, x.left, x.right);
+        const T* const place = i < points ? x.at(i) : nullptr;
+        bool found = false;
+        if (place != nullptr)
+            for (long long c = begin + lane_index(); c < end; c += 32)
+                found |= !is_finite(load(place + c));
+        found = __any_sync(FG_WARP, found) != 0;
+        if (lane_index() == 0) bad[k] = found;
+    }
+    __syncthreads();
+    const int width = FG_CROSS ? ROWS / 2 : ROWS;
+    for (int k = warp_index(); k < width * width; k += warps()) {
+        const int p = k / width, q = k % width + (ROWS - width);
+        const int i = point(p, x.left, x.right), j = point(q, x.left, x.right);
+        if (i > j || j >= points || (i == j && !diagonal)) continue;
+        double* const place = partial + triangle(i, j);
+        if (bad[p] || bad[q] || i == j) {
+            if (lane_index() == 0) *place = i == j && bad[p] ? 1.0 : 0.0;
+            continue;
+        }
+        const double known = *place;
+        if (is_finite(known) || sizeof(C) == 8) continue;  // float64 stays at +Inf
+        const T *const u = x.at(i), *const w = x.at(j);
+        double sum = 0.0;
+        for (long long c = begin + lane_index(); c < end; c += 32) {
+            const double difference = static_cast<double>(u == nullptr ? C(0) : load(u + c)) -
+                                      static_cast<double>(w == nullptr ? C(0) : load(w + c));
+            sum = multiply_add(difference, difference, sum);
+        }
+        sum = warp_sum(sum);
+        if (lane_index() == 0) *place = sum;
+    }
+#endif
+}
+
+#else  // ------------------------------------------------------------------------- the small adding
+
+// Adds `spans` triangles, in order, to the total of `points` x `points`; lower triangle unused.
+//
+// A block takes 32 entries, one for each lane; its warps fetch a batch of chunks, and the first
+// warp adds that up while the others are on their way to the next.
+//   begin   0: the total starts from zeros here, else it goes on
+//   finish  1: the last block to end makes the matrix symmetric, as squared distances: what
+//           concerns a row with a flag is +Inf; 2: symmetric, no more; 0: more is to come
+constexpr int WARPS = 8, DEEP = 4;  // chunks that a thread has on their way
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
+add(const double* triangles, long long spans, double* total, long long points, long long begin,
+    long long finish, int* counter) {
+    __shared__ double batch[2][WARPS * DEEP][32];
+    __shared__ int last;
+    const int t = thread_index(), lane = lane_index(), w = warp_index();
+    const long long size = points * (points + 1) / 2;
+    const long long entry = 32ll * blockIdx.x + lane;
+    const bool real = entry < size;
+    long long j = static_cast<long long>((__fsqrt_rn(8.0f * entry + 1.0f) - 1.0f) / 2);
+    while (triangle(0, j + 1) <= entry) ++j;  // the root may be rounded either way
+    while (triangle(0, j) > entry) --j;
+    double* const place = total + (entry - triangle(0, j)) * points + j;
+    double sum = real && w == 0 && begin ? *place : 0.0;
+    int which = 0;
+    for (long long at = 0; at < spans; at += CHUNK_SPANS * WARPS * DEEP) {
+        double part[DEEP][CHUNK_SPANS];
+#pragma unroll
+        for (int k = 0; k < DEEP; ++k)
+#pragma unroll
+            for (int c = 0; c < CHUNK_SPANS; ++c) {
+                const long long span = at + CHUNK_SPANS * (k * WARPS + w) + c;
+                part[k][c] = real && span < spans ? triangles[span * size + entry] : 0.0;
+            }
+#pragma unroll
+        for (int k = 0; k < DEEP; ++k) {
+            double chunk = part[k][0];
+#pragma unroll
+            for (int c = 1; c < CHUNK_SPANS; ++c) chunk += part[k][c];
+            batch[which][k * WARPS + w][lane] = chunk;
+        }
+        __syncthreads();
+        if (w == 0) {
+#pragma unroll
+            for (int k = 0; k < WARPS * DEEP; ++k) sum += batch[which][k][lane];
+        }
+        which ^= 1;
+    }
+    if (real && w == 0) *place = sum;
+    if (!finish) return;
+    __threadfence();
+    __syncthreads();
+    if (t == 0) last = atomicAdd(counter, 1) == static_cast<int>(gridDim.x) - 1;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    const volatile double* const known = total;
+    for (long long k = t; k < points * points; k += 32 * WARPS) {
+        const long long p = k / points, q = k % points;
+        if (p >= q) continue;
+        double value = known[k];
+        if (finish == 1 && (known[p * points + p] != 0.0 || known[q * points + q] != 0.0))
+            value = infinity<double>();
+        total[k] = value;
+        total[q * points + p] = value;
+    }
+    __syncthreads();
+    for (long long k = t; finish == 1 && k < points; k += 32 * WARPS)
+        if (known[k * points + k] != 0.0) total[k * points + k] = infinity<double>();
+}
+
+#endif

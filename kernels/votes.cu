@@ -1,0 +1,71 @@
+// Column statistics that need no order: the mean of the finite values, and the majority of signs.
+//
+// Bytes that must move: every row once, and the result: (n + 1) * columns * sizeof(T).
+//
+// One thread has FG_PACK neighbouring columns and walks down the rows, eight reads under way at a
+// time; there is nothing to keep but a sum and a count.
+//
+//   FG_SIGNS  0: the mean of the finite values of a column, NaN where there are none;
+//             1: the sign of the sum of signs. NaN has a plus sign; a column with more than
+//                `faults` values that are not finite has none: NaN
+//   FG_PACK   columns of a thread
+
+#include "common.cuh"
+
+constexpr int K = FG_PACK;
+
+extern "C" __global__ void __launch_bounds__(256)
+votes(const void* rows, long long stride, long long n, long long faults, void* out,
+      long long columns) {
+    const long long step = static_cast<long long>(gridDim.x) * blockDim.x * K;
+    const long long begin = static_cast<long long>(blockIdx.x) * blockDim.x + thread_index();
+    const C share = divide(C(1), static_cast<C>(n));  // so that the sum cannot overflow
+    for (long long j = begin * K; j < columns; j += step) {
+        const bool whole = j + K <= columns;
+        C total[K], count[K];
+#pragma unroll
+        for (int k = 0; k < K; ++k) total[k] = count[k] = 0;
+#pragma unroll 8
+        for (long long i = 0; i < n; ++i) {
+            const T* place = row(rows, stride, i) + j;
+            Pack<K> pack;
+            if (whole) {
+                pack = load_pack<K>(place);
+            } else {
+#pragma unroll
+                for (int k = 0; k < K; ++k) pack.item[k] = j + k < columns ? __ldg(place + k) : T(0);
+            }
+#pragma unroll
+            for (int k = 0; k < K; ++k) {
+                const C x = pack[k];
+#if FG_SIGNS
+                count[k] += is_finite(x) ? C(0) : C(1);
+                total[k] += is_nan(x) || x > 0 ? C(1) : x < 0 ? C(-1) : C(0);
+#else
+                const bool finite = is_finite(x);
+                total[k] = multiply_add(finite ? x : C(0), share, total[k]);
+                count[k] += finite ? share : C(0);
+#endif
+            }
+        }
+        Pack<K> results;
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+#if FG_SIGNS
+            C value = total[k] > 0 ? C(1) : total[k] < 0 ? C(-1) : C(0);
+            if (count[k] > static_cast<C>(faults)) value = not_a_number<C>();
+#else
+            const C value = divide(total[k], count[k]);
+#endif
+            results.item[k] = narrow(value);
+        }
+        T* target = static_cast<T*>(out) + j;
+        if (whole) {
+            store_pack<K>(target, results);
+        } else {
+#pragma unroll
+            for (int k = 0; k < K; ++k)
+                if (j + k < columns) target[k] = results.item[k];
+        }
+    }
+}

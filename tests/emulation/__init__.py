@@ -1,0 +1,244 @@
+"""Kernels of `kernels/` on the host's processor: the same text, compiled by its C++ compiler.
+
+>>> module = build("columns.cu", {"FG_DTYPE": 2, ...})
+>>> module.launch("columns", grid=4, block=128, args=[X, X.strides[0], ...], shared=0)
+
+`cuda_host.h` says what is checked on the way. A launch that does something wrong raises
+`EmulationError`. Arrays made by `guarded` end (or begin) at memory that cannot be touched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "COMPILER", "KERNELS", "EmulationError", "Module", "build", "guarded", "needs_compiler",
+    "sanitizer_environment",
+]  # fmt: skip
+
+HERE = Path(__file__).resolve().parent
+KERNELS = HERE.parent.parent / "kernels"
+MACHINE = [HERE / name for name in ("machine.cpp", "machine.h", "cuda_host.h")]
+COMPILER = next(
+    (c for c in (os.environ.get("CXX"), "g++", "clang++", "c++") if c and shutil.which(c)), None
+)
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-w"]
+TRAPS = ["-fsanitize=alignment,bounds,shift,integer-divide-by-zero,null,return"]
+TRAPS += ["-fsanitize-undefined-trap-on-error"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize=float-divide-by-zero"]
+SANITIZE += ["-fno-sanitize-recover=all", "-DFG_SANITIZE=1", "-g"]
+
+PAGE = mmap.PAGESIZE
+ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2}
+_lock = threading.Lock()
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class EmulationError(RuntimeError):
+    """A kernel did what it must not, or could not be compiled."""
+
+
+def needs_compiler() -> Any:
+    """Return the pytest mark that skips tests where no C++ compiler is installed."""
+    import pytest
+
+    return pytest.mark.skipif(
+        COMPILER is None or sys.platform != "linux",
+        reason="running kernels on the host needs Linux and a C++ compiler (g++ or clang++)",
+    )
+
+
+def _folder() -> Path:
+    name = f"fastgar-emulation-{os.getuid()}"
+    place = os.environ.get("FASTGAR_EMULATION_CACHE") or os.path.join(tempfile.gettempdir(), name)
+    folder = Path(place)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _run(command: list[str], text: str) -> str:
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise EmulationError(f"{' '.join(command)}\n{done.stderr[:6000]}")
+    return done.stdout
+
+
+def _key(texts: list[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:24]
+
+
+def _machine(flags: list[str]) -> Path:
+    """Compile the fibers, once."""
+    texts = [str(COMPILER), *flags, *(f.read_text() for f in MACHINE)]
+    machine = _folder() / f"machine-{_key(texts)}.o"
+    if not machine.exists():
+        part = machine.with_suffix(f".{os.getpid()}")
+        _run([str(COMPILER), "-c", *flags, str(MACHINE[0]), "-o", str(part)], "")
+        os.replace(part, machine)
+    return machine
+
+
+def build(
+    file: str | Path, defines: Mapping[str, object] | None = None, *, sanitize: bool = False
+) -> Module:
+    """Compile a file of `kernels/` (or a path) with these macros; compiled before: load it.
+
+    `sanitize`: with the address sanitizer, for a process that `sanitizer_environment` describes.
+    """
+    path = Path(file) if Path(file).is_absolute() else KERNELS / file
+    lines = "".join(f"#define {name} {value}\n" for name, value in (defines or {}).items())
+    source = path.read_text()
+    flags = FLAGS + (SANITIZE if sanitize else TRAPS)
+    texts = [str(COMPILER), " ".join(flags), lines, source]
+    texts += [f.read_text() for f in [*MACHINE, *sorted(KERNELS.glob("*.cuh"))]]
+    library = _folder() / f"{path.stem}-{_key(texts)}.so"
+    if not library.exists():
+        if COMPILER is None:
+            raise EmulationError("no C++ compiler was found")
+        include = f"-I{KERNELS}"
+        body = f'{lines}#line 1 "{path.name}"\n{source}'
+        unrolled = _run([COMPILER, "-E", "-P", "-w", "-x", "c++", include, "-"], body)
+        names = re.findall(r"__global__[^;{]*?\bvoid\b[^;{]*?(\w+)\s*\((?!\()", _plain(unrolled))
+        exports = "".join(f"FG_EXPORT({name})\n" for name in names)
+        text = f'#include "{HERE / "cuda_host.h"}"\n{body}\n{exports}'
+        part = library.with_suffix(f".{os.getpid()}")
+        machine = str(_machine(flags))
+        source_ = ["-x", "c++", include, "-", "-x", "none", machine]
+        _run([COMPILER, "-shared", *flags, *source_, "-o", str(part)], text)
+        os.replace(part, library)
+    return Module(library, path.name)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"__launch_bounds__\s*\([^)]*\)", "", text)
+
+
+_stacks: list[int] = []  # where the free stacks of all modules are, once there is a module
+
+
+class Module:
+    """A compiled file of kernels."""
+
+    def __init__(self, library: Path, name: str) -> None:
+        self.library = ctypes.CDLL(str(library))
+        self.library.fg_stacks.restype = ctypes.c_void_p
+        # A process may have 65,530 mappings, and each of up to 1024 stacks takes two.
+        if not _stacks:
+            _stacks.append(self.library.fg_stacks())
+        self.library.fg_share_stacks(ctypes.c_void_p(_stacks[0]))
+        self.library.fg_bad_address.restype = ctypes.c_void_p
+        self.library.fg_message.restype = ctypes.c_char_p
+        self.name = name
+
+    def __contains__(self, kernel: str) -> bool:
+        return hasattr(self.library, f"fg_launch_{kernel}")
+
+    def launch(
+        self,
+        kernel: str,
+        grid: int | Sequence[int],
+        block: int | Sequence[int],
+        args: Sequence[Any],
+        shared: int = 0,
+        order: str = "ascending",
+        only: tuple[int, int] = (0, 1 << 62),
+    ) -> None:
+        """Run a kernel.
+
+        Integers arrive as long long (or as addresses), floats as double, arrays as the address of
+        their data and None as a null pointer. `order` is that of blocks and threads; `only` the
+        blocks from the first number up to the second run.
+        """
+        entry = getattr(self.library, f"fg_launch_{kernel}")
+        entry.restype = None
+        shape = [*_three(grid), *_three(block)]
+        if min(shape) < 1 or np.prod(shape[3:]) > 1024 or max(shape[1:3]) > 65535:
+            raise EmulationError(f"{kernel}: no GPU takes the grid {grid} of blocks {block}")
+        values: list[Any] = []
+        kinds = ""
+        for argument in args:
+            if argument is None or isinstance(argument, np.ndarray | ctypes.c_void_p):
+                place = argument.ctypes.data if isinstance(argument, np.ndarray) else argument
+                value = place if isinstance(place, ctypes.c_void_p) else ctypes.c_void_p(place)
+                values.append(value)
+                kinds += "p"
+            elif isinstance(argument, float | np.floating):
+                values.append(ctypes.c_double(float(argument)))
+                kinds += "d"
+            else:
+                values.append(ctypes.c_longlong(int(argument)))
+                kinds += "i"
+        places = (ctypes.c_void_p * max(len(values), 1))(*map(ctypes.addressof, values))
+        with _lock:
+            self.library.fg_only_blocks(*map(ctypes.c_ulonglong, only))
+            entry(
+                (ctypes.c_uint * 6)(*shape), ctypes.c_size_t(shared), ORDERS[order], places,
+                kinds.encode(),
+            )  # fmt: skip
+            message = self.library.fg_message()
+            bad = self.library.fg_bad_address()
+        if message:
+            where = _nearest(bad, args) if bad else ""
+            raise EmulationError(f"{self.name}, {kernel}: {message.decode()}{where}")
+
+
+def _three(shape: int | Sequence[int]) -> list[int]:
+    sizes = [int(shape)] if isinstance(shape, int | np.integer) else [int(s) for s in shape]
+    return [*sizes, 1, 1][:3]
+
+
+def _nearest(bad: int, args: Sequence[Any]) -> str:
+    """Say where an address lies beside the arrays."""
+    best = None
+    for position, array in enumerate(args):
+        if isinstance(array, np.ndarray):
+            begin, size = array.ctypes.data, array.nbytes
+            apart = max(begin - bad, bad - (begin + size - 1), 0)
+            if best is None or apart < best[0]:
+                best = apart, position, bad - begin, size
+    if best is None or best[0] > 1 << 20:
+        return ""
+    return f" (byte {best[2]} of argument {best[1]}, which has {best[3]} bytes)"
+
+
+def guarded(array: np.ndarray, *, at: str = "end") -> np.ndarray:
+    """Return a copy of an array that ends ("end") or begins ("start") at an unreadable page."""
+    array = np.asarray(array)
+    size = -(-max(array.nbytes, 1) // PAGE) * PAGE
+    memory = mmap.mmap(-1, size + 2 * PAGE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (base, base + PAGE + size):
+        if _libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(PAGE), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = PAGE + (size - array.nbytes if at == "end" else 0)
+    flat = np.frombuffer(memory, dtype=np.uint8, count=array.nbytes, offset=offset)
+    result = flat.view(array.dtype).reshape(array.shape)
+    result[...] = array
+    return result
+
+
+def sanitizer_environment() -> dict[str, str] | None:
+    """Return the environment of a process that may load sanitized modules, if there can be one."""
+    if COMPILER is None:
+        return None
+    found = subprocess.run(
+        [COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True
+    ).stdout.strip()
+    if not os.path.isabs(found):
+        return None
+    options = "detect_leaks=0:detect_stack_use_after_return=0:use_sigaltstack=0"
+    return {**os.environ, "LD_PRELOAD": os.path.realpath(found), "ASAN_OPTIONS": options}

@@ -1,0 +1,548 @@
+"""The public surface with rows on a GPU: an emulated one, and a real one where there is one.
+
+Both run the same table against the CPU. Column rules, and rules that pick rows, must give the bits
+of the CPU; where weights follow from distances they may differ by rounding.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+
+import emulated
+import numpy as np
+import pytest
+from emulation import needs_compiler
+
+import fastgar as fg
+from fastgar import arrays
+from fastgar.cuda import device as devices
+from fastgar.cuda import driver
+
+torch = pytest.importorskip("torch")
+emulation = needs_compiler()
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Rounding of the computing type, and one of the result.
+ROUNDING = {"float32": 2e-6, "float64": 1e-12, "bfloat16": 2.0**-7, "float16": 2.0**-9}
+OPTIONS = {"centered_clipping": "(tau=2.0)", "clip": "(c=3.0)"}
+PIPELINES = [
+    "krum(neighbours='n-f-1', squared=False)",
+    "multi_krum(m=3)",
+    "bulyan(variant='epfl')",
+    "median(middle='lower')",
+    "nnm | trimmed_mean",
+    "nnm | krum",
+    "arc | nnm | meamed",
+    "bucketing(s=2) | median",
+    "bucketing(s=2) | mean",
+    "nnm | sign_majority",
+]
+SPECS = [rule.name + OPTIONS.get(rule.name, "") for rule in fg.list_rules()] + PIPELINES
+WITHOUT_WAITING = [
+    "mean", "nan_mean", "median", "trimmed_mean", "meamed", "phocas", "condense", "sign_majority",
+    "krum", "multi_krum", "bulyan", *PIPELINES[:4],
+]  # fmt: skip
+# Weights that depend on distances, not only on their order.
+WEIGHTED = ("geometric", "rfa", "centered", "caf", "fltrust", "clip", "arc")
+
+
+def sample(n, d, dtype="float32", seed=0):
+    X = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, d)) + 1.0)
+    return X.to(DTYPES[dtype])
+
+
+def liars(X):
+    X[3, 7] = float("nan")
+    X[5] *= 30.0
+    return X
+
+
+def aggregate(spec, X, **options):
+    if "fltrust" in spec:
+        options["reference"] = X[0].clone()
+    return fg.rule(spec, 2).at(1)(X, **options)
+
+
+def check(spec, dtype, got, want):
+    assert got.dtype == want.dtype and got.shape == want.shape
+    got, want = got.double(), want.double()
+    if not spec.startswith(WEIGHTED):
+        assert torch.equal(got.nan_to_num(nan=1e9), want.nan_to_num(nan=1e9)), spec
+    else:
+        scale = float(want.nan_to_num().abs().max())
+        torch.testing.assert_close(
+            got, want, rtol=0.0, atol=4 * ROUNDING[dtype] * scale, equal_nan=True
+        )
+
+
+@pytest.fixture
+def on_cpu():
+    """Aggregates on the CPU, also while torch's tensors count as being elsewhere."""
+
+    def run(spec, X, **options):
+        with pytest.MonkeyPatch.context() as real:
+            real.setattr(arrays._Torch, "view", VIEW)
+            return aggregate(spec, X, **options)
+
+    return run
+
+
+VIEW = arrays._Torch.view
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    return emulated.torch_on_gpu(monkeypatch)
+
+
+# ----------------------------------------------------------------------------- the table of rules
+
+
+# The dtypes float64 and float16 meet every kernel with the rules alone.
+TABLE = [
+    (s, d) for s in SPECS for d in DTYPES if s not in PIPELINES or d in ("float32", "bfloat16")
+]
+
+
+@emulation
+@pytest.mark.parametrize(("spec", "dtype"), TABLE)
+def test_every_rule_gives_what_it_gives_on_the_cpu(gpu, on_cpu, spec, dtype):
+    X = liars(sample(11, 301, dtype))
+    before = X.clone()
+    got = aggregate(spec, X)
+    check(spec, dtype, got, on_cpu(spec, X))
+    assert torch.equal(X.nan_to_num(nan=1e9), before.nan_to_num(nan=1e9))
+    assert gpu.streams == {77}, "everything runs on the caller's stream"
+    assert gpu.reads == (0 if spec in WITHOUT_WAITING else 1)
+    assert gpu.waits == 0
+    if spec in WITHOUT_WAITING:
+        assert gpu.writes == 0, "nothing is copied from the host either"
+
+
+@emulation
+@pytest.mark.parametrize("spec", ["krum", "bulyan", "bulyan(variant='epfl')", "nnm | median"])
+@pytest.mark.parametrize("n", [11, 40, 131])
+def test_other_numbers_of_rows(gpu, on_cpu, spec, n):
+    X = liars(sample(n, 257, seed=n))
+    X[9] = X[8]
+    check(spec, "float32", aggregate(spec, X), on_cpu(spec, X))
+
+
+@emulation
+def test_more_rows_than_the_gpu_selects_from_are_left_to_the_host(gpu, on_cpu, monkeypatch):
+    monkeypatch.setattr("fastgar.cuda.backend.Backend.SELECTED", 10)
+    X = liars(sample(11, 100))
+    check("krum", "float32", aggregate("krum", X), on_cpu("krum", X))
+    assert gpu.reads == 1
+
+
+@emulation
+def test_rows_in_a_list_are_read_where_they_are(gpu, on_cpu):
+    rows = [row.clone() for row in sample(11, 77)]
+    for spec in ("krum", "trimmed_mean", "nnm | median"):
+        check(spec, "float32", fg.rule(spec, 2)(rows), on_cpu(spec, torch.stack(rows)))
+    assert "table" in gpu.launches
+
+
+@emulation
+def test_structures_with_several_leaves_and_integers(gpu):
+    def state(i):
+        rng = np.random.default_rng(i)
+        return OrderedDict(
+            weight=torch.from_numpy(rng.standard_normal((3, 5)).astype(np.float32)),
+            half=torch.from_numpy(rng.standard_normal(9)).bfloat16(),
+            steps=torch.tensor(i),
+            flag=torch.tensor([i > 2]),
+        )
+
+    states = [state(i) for i in range(7)]
+    states[6]["half"][2] = float("nan")
+    with pytest.MonkeyPatch.context() as real:
+        real.setattr(arrays._Torch, "view", VIEW)
+        want = [fg.rule(spec, 1)(states) for spec in ("krum", "bulyan", "nnm | median")]
+        first = fg.krum(states, f=1, buffers="first")
+        part = fg.krum(states, f=1, distance_on=lambda path: path == "weight")
+    for spec, expected in zip(("krum", "bulyan", "nnm | median"), want, strict=True):
+        got = fg.rule(spec, 1)(states)
+        assert list(got) == list(expected)
+        for key in got:
+            assert got[key].dtype == expected[key].dtype
+            assert torch.equal(got[key], expected[key]), (spec, key)
+    assert int(want[0]["steps"]) == 3 and bool(want[0]["flag"])
+    assert int(fg.krum(states, f=1, buffers="first")["steps"]) == int(first["steps"]) == 0
+    got = fg.krum(states, f=1, distance_on=lambda path: path == "weight")
+    assert torch.equal(got["weight"], part["weight"])
+
+
+@emulation
+@pytest.mark.parametrize("spec", ["krum", "trimmed_mean", "nnm | median", "geometric_median"])
+def test_streaming(gpu, on_cpu, spec):
+    d = 2 * fg.CHUNK + 50
+    X = sample(11, d)
+    X[2, 100] = float("nan")
+    chunks = [X[:, : fg.CHUNK], X[:, fg.CHUNK :]]
+    stream = fg.Streaming(spec, n=11, f=2)
+    if stream.rule.reads > 1:
+        for chunk in chunks:
+            stream.observe(chunk)
+        assert not stream.again()
+    got = torch.cat([stream.apply(chunk) for chunk in chunks])
+    assert torch.equal(got, fg.rule(spec, 2)(X))
+    check(spec, "float32", got, on_cpu(spec, X))
+
+
+@emulation
+def test_a_very_long_row_costs_a_third_read(gpu, on_cpu):
+    X = sample(9, 300)
+    X[4] *= 1e7
+    check("geometric_median", "float32", aggregate("geometric_median", X),
+          on_cpu("geometric_median", X))  # fmt: skip
+    assert gpu.launches.count("partials") == 2
+
+
+# -------------------------------------------------------------------------------- the primitives
+
+
+@emulation
+def test_the_primitives(gpu):
+    X = liars(sample(11, 300))
+    W = torch.from_numpy(np.random.default_rng(0).random((3, 11)))
+    W[:, 3] = 0.0
+    with pytest.MonkeyPatch.context() as real:
+        real.setattr(arrays._Torch, "view", VIEW)
+        D, mixed = fg.sqdist(X, [X[0].clone(), "origin"]), fg.combine(W, X)
+        column = fg.columns(X, "median", W=W)
+    np.testing.assert_allclose(fg.sqdist(X, [X[0].clone(), "origin"]), D, rtol=1e-5)
+    assert torch.equal(fg.combine(W, X), mixed)
+    assert torch.equal(fg.columns(X, "median", W=W), column)
+
+
+@emulation
+@pytest.mark.parametrize("spec", ["krum", "trimmed_mean", "nnm | median", "bulyan"])
+def test_inspect(gpu, spec):
+    X = liars(sample(11, 64))
+    report = fg.inspect(spec, X, f=2)
+    with pytest.MonkeyPatch.context() as real:
+        real.setattr(arrays._Torch, "view", VIEW)
+        want = fg.inspect(spec, X, f=2)
+    assert torch.equal(report.aggregate, want.aggregate)
+    assert report.selected == want.selected and report.faulty == want.faulty
+    np.testing.assert_allclose(report.weights, want.weights)
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+@emulation
+@pytest.mark.parametrize("spec", ["krum", "multi_krum", "bulyan", "bulyan(variant='epfl')"])
+def test_too_many_faults_give_nan_or_raise_when_asked_to(gpu, spec):
+    X = sample(11, 40)
+    X[[1, 4, 6], 3] = float("inf")
+    assert torch.isnan(fg.rule(spec, 2)(X)).all()
+    assert gpu.reads == 0
+    for call in (lambda: fg.rule(spec, 2)(X, check=True), lambda: fg.inspect(spec, X, f=2)):
+        with pytest.raises(fg.TooManyFaults) as caught:
+            call()
+        assert caught.value.rows == (1, 4, 6)
+    X[1, 3] = 0.0
+    assert torch.equal(fg.rule(spec, 2)(X), fg.rule(spec, 2)(X, check=True))
+
+
+@emulation
+def test_check_is_an_option_of_the_functions_too(gpu):
+    X = torch.full((7, 3), float("nan"))
+    with pytest.raises(fg.TooManyFaults):
+        fg.krum(X, f=1, check=True)
+    with pytest.raises(fg.TooManyFaults):  # which waits anyway
+        fg.mda(X, f=1)
+    assert torch.isnan(fg.krum(X, f=1)).all()
+    assert torch.isnan(fg.median(X)).all()
+
+
+@emulation
+@pytest.mark.parametrize("spec", ["krum", "median", "mean", "bulyan", "nnm | median", "cge"])
+def test_no_columns(gpu, spec):
+    assert fg.rule(spec, 1)(torch.zeros(7, 0)).shape == (0,)
+    assert fg.rule(spec, 1)(torch.zeros(7, 2, 0)).shape == (2, 0)
+    assert gpu.reads == 0
+
+
+@emulation
+def test_one_row(gpu):
+    X = sample(1, 33)
+    for spec in ("median", "mean", "mda", "geometric_median", "cge"):
+        assert torch.equal(fg.rule(spec, 0)(X), X[0])
+
+
+@emulation
+def test_columns_that_do_not_lie_side_by_side_are_copied_once(gpu, on_cpu):
+    X = sample(77, 11).t()
+    assert not X.is_contiguous()
+    for spec in ("krum", "median"):
+        check(spec, "float32", aggregate(spec, X), on_cpu(spec, X.contiguous()))
+    halves = sample(11, 100)[:, :50]  # a row stride is taken as it is
+    assert arrays.table(halves).blocks[0].addresses[0] == halves.data_ptr()
+    check("krum", "float32", aggregate("krum", halves), on_cpu("krum", halves.contiguous()))
+
+
+@emulation
+def test_mixed_devices_are_refused_before_any_work(gpu):
+    rows = list(sample(5, 4))
+    rows[2] = rows[2].clone()
+    rows[2].elsewhere = "cuda:1"
+    message = "row 2 is on cuda:1, row 0 on cuda:0: move all to one device"
+    with pytest.raises(ValueError, match=message):
+        fg.krum(rows, f=1)
+    rows[2].elsewhere = "cpu"
+    with pytest.raises(ValueError, match="row 2 is on cpu"):
+        fg.krum(rows, f=1)
+    with pytest.raises(ValueError, match="start is on cpu"):
+        fg.centered_clipping(sample(5, 4), tau=1.0, start=rows[2])
+    assert gpu.launches == []
+
+
+@emulation
+def test_each_device_is_used_for_its_own_data(gpu, monkeypatch):
+    other = emulated.connect(monkeypatch, "cuda:1")
+    X = sample(7, 40)
+    X.elsewhere = "cuda:1"
+    fg.krum(X, f=1)
+    assert other.launches and not gpu.launches
+
+
+@emulation
+def test_arrays_of_unknown_libraries(monkeypatch):
+    gpu = emulated.connect(monkeypatch)
+    X = sample(11, 300).numpy()
+    for spec in ("krum", "median", "geometric_median"):
+        got = fg.rule(spec, 2)(emulated.Away(X))
+        assert isinstance(got, emulated.Away)
+        check(spec, "float32", torch.from_numpy(got.values), aggregate(spec, torch.from_numpy(X)))
+    rows = [emulated.Away(row) for row in X]
+    np.testing.assert_array_equal(fg.krum(rows, f=2).values, fg.krum(X, f=2))
+    assert gpu.streams == {0}
+    with pytest.raises(TypeError, match="needed on the CPU"):
+        fg.combine(emulated.Away(np.ones(11)), X)
+    states = [{"w": row, "steps": emulated.Away(np.zeros(1, np.int64))} for row in rows]
+    gpu.launches.clear()
+    with pytest.raises(TypeError, match="'steps' holds integers of emulated on cuda:0"):
+        fg.krum(states, f=2)
+    assert not gpu.launches
+
+
+# ------------------------------------------------------------------------------ what may be missing
+
+
+def test_without_cupy_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    for cuda, extra in [("12.8", "fastgar[cuda12]"), ("13.0", "fastgar[cuda13]"), (None, "cuda12")]:
+        with pytest.raises(ImportError, match="needs CuPy") as caught:
+            devices.connect("cuda:9", cuda)
+        assert extra in str(caught.value) and "\n" not in str(caught.value)
+
+
+class _Runtime:
+    memcpyHostToDevice, memcpyDeviceToHost = 1, 2
+
+    def __init__(self, count, driver_version=12040):
+        self.count, self.version = count, driver_version
+
+    def getDeviceCount(self):
+        if isinstance(self.count, Exception):
+            raise self.count
+        return self.count
+
+    def driverGetVersion(self):
+        return self.version
+
+    def runtimeGetVersion(self):
+        return 13020
+
+
+class _CompileError(Exception):
+    pass
+
+
+def fake_cupy(count=1, capability="90", version=12040, compile_error=None):
+    from types import SimpleNamespace as Space
+
+    def module(code, options):
+        raise compile_error
+
+    device = Space(compute_capability=capability, attributes={"MultiProcessorCount": 4})
+    cuda = Space(
+        runtime=_Runtime(count, version), Device=lambda index: device,
+        compiler=Space(CompileException=_CompileError),
+    )  # fmt: skip
+    return Space(cuda=cuda, RawModule=module)
+
+
+@pytest.mark.parametrize(
+    ("cupy", "sentence"),
+    [
+        (fake_cupy(RuntimeError("cudaErrorInsufficientDriver: ...")),
+         "the NVIDIA driver has CUDA 12.4 and this CuPy is built for CUDA 13.2: update the driver, "
+         "or pip install 'fastgar[cuda12]'"),
+        (fake_cupy(RuntimeError("cudaErrorInsufficientDriver: ..."), version=0),
+         "no GPU can be used: there is no NVIDIA driver"),
+        (fake_cupy(RuntimeError("odd")), "no GPU can be used (odd)"),
+        (fake_cupy(0), "there is no cuda:0: CuPy sees 0 GPUs"),
+        (fake_cupy(capability="61"), "cuda:0 has compute capability 6.1, and fastgar's kernels "
+         "need 7.5 (Turing) or later"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_said_in_one_sentence(monkeypatch, cupy, sentence):
+    monkeypatch.setattr(driver, "_import", lambda cuda: cupy)
+    with pytest.raises(RuntimeError) as caught:
+        driver.CupyDevice("cuda:0", "12.4")
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (_CompileError("nvrtc: error: invalid value for --gpu-architecture\nmore"),
+         "CuPy's compiler cannot make combine.cu for cuda:0 (compute capability 9.0)"),
+        (RuntimeError("libnvrtc.so.13: cannot open shared object file"),
+         "CuPy cannot compile kernels, for which it needs NVRTC: pip install 'fastgar[cuda13]'"),
+    ],
+)  # fmt: skip
+def test_a_compiler_that_fails_or_is_missing(monkeypatch, error, sentence):
+    monkeypatch.setattr(driver, "_import", lambda cuda: fake_cupy(compile_error=error))
+    device = driver.CupyDevice("cuda:0", "13.0")
+    with pytest.raises(RuntimeError) as caught:
+        device._compile(devices.kernel("combine.cu", "combine"))
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_broken_cupy(monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise ImportError('libcublas.so.12: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with pytest.raises(ImportError, match=r"CuPy is broken \(libcublas.*fastgar\[cuda12\]"):
+        driver._import("12.1")
+
+
+def test_nothing_of_cuda_is_imported_for_rows_on_the_cpu():
+    import subprocess
+
+    code = (
+        "import sys, numpy as np, fastgar as fg; fg.krum(np.ones((7, 3)), f=1);"
+        "bad = [m for m in sys.modules if m.startswith(('cupy', 'fastgar.cuda'))];"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_text_of_every_kernel_is_whole():
+    for file in ("distances.cu", "combine.cu", "columns.cu", "selection.cu", "votes.cu"):
+        text = devices.source(file, [("FG_DTYPE", 2)])
+        assert text.startswith("#define FG_DTYPE 2\n") and '#include "' not in text
+        assert "is_finite" in text
+
+
+# ----------------------------------------------------------------------------------- a real GPU
+
+real = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+
+
+@real
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("spec", SPECS)
+def test_gpu_every_rule_gives_what_it_gives_on_the_cpu(spec, dtype):
+    for n, d in [(11, 301), (11, 100_000), (40, 20_000)]:
+        X = liars(sample(n, d, dtype))
+        got = aggregate(spec, X.cuda())
+        assert got.is_cuda
+        check(spec, dtype, got.cpu(), aggregate(spec, X))
+
+
+@real
+@pytest.mark.parametrize("spec", WITHOUT_WAITING)
+def test_gpu_nothing_waits(spec):
+    X = liars(sample(11, 1000)).cuda()
+    want = aggregate(spec, X)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = aggregate(spec, X)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(got.nan_to_num(nan=1e9), want.nan_to_num(nan=1e9))
+
+
+@real
+@pytest.mark.parametrize("spec", [s for s in WITHOUT_WAITING if s != "condense"])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_gpu_graph_capture(spec, as_list):
+    X = sample(11, 5000).cuda()
+    rows = [row.clone() for row in X] if as_list else X
+    rule = fg.rule(spec, 2)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        rule(rows)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = rule(rows)
+    for seed in (5, 6):
+        fresh = liars(sample(11, 5000, seed=seed)).cuda()
+        for i in range(11):
+            rows[i].copy_(fresh[i])
+        graph.replay()
+        torch.cuda.synchronize()
+        want = rule(rows)
+        assert torch.equal(out.nan_to_num(nan=1e9), want.nan_to_num(nan=1e9))
+
+
+@real
+def test_gpu_the_callers_stream_is_used():
+    X = torch.zeros(11, 1 << 20, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)  # on another stream the kernels would see zeros
+        X += torch.arange(11.0, device="cuda")[:, None]
+        out = fg.median(X)
+        krum = fg.krum(X, f=2)
+    side.synchronize()
+    assert (out == 5.0).all() and torch.isfinite(krum).all() and (krum != 0).any()
+
+
+@real
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_gpu_the_data_says_which_device():
+    X = sample(11, 1000).to("cuda:1")
+    assert torch.cuda.current_device() == 0
+    for spec in ("krum", "median", "geometric_median"):
+        got = aggregate(spec, X)
+        assert got.device == X.device
+        check(spec, "float32", got.cpu(), aggregate(spec, X.cpu()))
+
+
+@real
+def test_gpu_cupy_arrays():
+    cupy = pytest.importorskip("cupy")
+    X = sample(11, 1001).numpy()
+    for spec in ("krum", "median", "geometric_median"):
+        got = fg.rule(spec, 2)(cupy.asarray(X))
+        assert isinstance(got, cupy.ndarray)
+        check(spec, "float32", torch.from_numpy(got.get()), aggregate(spec, torch.from_numpy(X)))
+
+
+@real
+def test_gpu_more_than_two_to_the_thirty_one_numbers():
+    n, d = 11, 200_000_003
+    if torch.cuda.mem_get_info()[0] < n * d * 2 + (2 << 30):
+        pytest.skip("too little memory")
+    X = torch.zeros(n, d, dtype=torch.bfloat16, device="cuda")
+    X[:, -1] = torch.arange(float(n), device="cuda")
+    assert float(fg.median(X)[-1]) == 5.0
+    D = fg.sqdist(X)
+    assert D[0, 10] == 100.0 and D[4, 6] == 4.0
