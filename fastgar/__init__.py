@@ -55,8 +55,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import `fastgar.attacks` and `fastgar.train` when they are first asked for."""
-    if name in ("attacks", "train"):
+    """Import `fastgar.attacks`, `.torch` and `.train` when they are first asked for."""
+    if name in ("attacks", "torch", "train"):
         return import_module(f"fastgar.{name}")
     raise AttributeError(f"module 'fastgar' has no attribute {name!r}")
 

@@ -96,12 +96,12 @@ def min_n(name: str | Rule, f: int | None = None) -> int:
     return rule(name, f).min_n
 
 
-def max_f(name: str, n: int) -> int:
+def max_f(name: str | Rule, n: int) -> int:
     """Return the largest f that a rule takes with n rows.
 
     Parameters
     ----------
-    name : str
+    name : str or Rule
         A rule's name or a pipeline, as `fastgar.rule` takes it.
     n : int
         The number of rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -19,6 +20,10 @@ EXPECTED = {
     "quickstart.py": ("numpy array", "torch tensor", "jax   Array", "11 rows survive 4 liars"),
     "who_is_lying.py": ("not believed: (2, 6)", "accuracy of the robust aggregate"),
     "fool_the_median.py": ("median [2.]", "median [-0.3]", "fool_the_median.png"),
+}
+RANKS = {  # on four ranks, in fewer steps than they take by themselves
+    "ddp_robust.py": ("--steps 10 --out ddp.png", "NaN"),
+    "fsdp_robust.py": ("--steps 35 --scope global", "accuracy"),
 }
 NEEDS = {
     "quickstart.py": ("torch", "jax"),
@@ -37,7 +42,7 @@ def run(name: str, folder: Path, *arguments: str) -> str:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(EXPECTED)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(EXPECTED) | set(RANKS)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -54,6 +59,24 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
         lines = [line.split() for line in printed.splitlines() if line.startswith("accuracy of")]
         accuracy = {words[3]: float(words[-1].rstrip("%")) for words in lines}
         assert accuracy["robust"] > 85 > 20 > accuracy["plain"]
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_an_example_runs_on_four_ranks(name: str, tmp_path: Path) -> None:
+    for library in ("torch", "matplotlib"):
+        pytest.importorskip(library)
+    arguments, words = RANKS[name]
+    launch = f"-m torch.distributed.run --standalone --nproc-per-node 4 {EXAMPLES / name}"
+    result = subprocess.run(
+        [sys.executable, *launch.split(), *arguments.split()],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    line = next(line for line in result.stdout.splitlines()[::-1] if line.startswith(words))
+    average, robust = (float(number) for number in re.findall(r"([\d.]+)%", line))
+    assert robust > average + 30
+    assert [path.name for path in tmp_path.iterdir()] == (["ddp.png"] if "ddp" in name else [])
 
 
 def test_a_picture_goes_where_it_is_told_to(tmp_path: Path) -> None:

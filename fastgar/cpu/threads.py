@@ -17,7 +17,7 @@ from typing import Any
 
 from fastgar.cpu import team
 
-__all__ = ["get_threads", "run", "set_threads"]
+__all__ = ["get_threads", "run", "set_threads", "share"]
 
 Task = tuple[Callable[[], None], "SimpleQueue[None]"]
 
@@ -46,13 +46,19 @@ class _Pool:
 
 _pool = _Pool()
 _threads: int | None = None
+_chosen = False  # by the caller, not by default
+_sharers = 1  # processes of one job on the same cores, as far as is known
 
 
 def _default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
-        limits = [len(os.sched_getaffinity(0))]
+        cores = len(os.sched_getaffinity(0))
     else:
-        limits = [os.cpu_count() or 1]
+        cores = os.cpu_count() or 1
+    limits = [max(1, cores // _sharers)]
+    started = os.environ.get("LOCAL_WORLD_SIZE", "")  # by torchrun, maybe each on its own cores
+    if started.isdecimal() and int(started) > 0:
+        limits.append(max(1, (os.cpu_count() or 1) // int(started)))
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         value = os.environ.get(name, "").split(",")[0]
         if value.isdecimal() and int(value) > 0:
@@ -74,20 +80,30 @@ def set_threads(threads: int | None) -> None:
     Parameters
     ----------
     threads : int or None
-        At least 1. None restores the default: the cores this process may run on, or
-        ``OMP_NUM_THREADS`` or ``NUMBA_NUM_THREADS`` where they ask for fewer.
+        At least 1. None restores the default: the cores this process may run on, divided by the
+        ranks of a distributed job that share them, or ``OMP_NUM_THREADS`` or
+        ``NUMBA_NUM_THREADS`` where they ask for fewer.
 
     Notes
     -----
     Results are bitwise the same for any number of threads.
     """
-    global _threads
+    global _threads, _chosen
     if threads is not None:
         if isinstance(threads, bool) or not isinstance(threads, int):
             raise TypeError(f"threads must be an integer or None, got {type(threads).__name__}")
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
     _threads = threads
+    _chosen = threads is not None
+
+
+def share(processes: int) -> None:
+    """Let the default be the share of one of several processes that run on the same cores."""
+    global _threads, _sharers
+    _sharers = max(_sharers, processes)
+    if not _chosen:
+        _threads = None
 
 
 def run(function: Callable[..., None], *arguments: Any, pieces: int) -> None:

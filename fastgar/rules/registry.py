@@ -35,7 +35,16 @@ from .describe import document
 from .options import read_options
 from .spec import Kind, Needs, Spec, terms
 
-__all__ = ["PublicRule", "Spec", "column_rule", "distance_rule", "forget", "lookup", "mixing_rule"]
+__all__ = [
+    "PublicRule",
+    "Spec",
+    "column_rule",
+    "distance_rule",
+    "forget",
+    "function",
+    "lookup",
+    "mixing_rule",
+]
 
 ENTRY_POINTS = "fastgar.rules"
 CALL_OPTIONS = ("buffers", "distance_on", "check")
@@ -76,6 +85,11 @@ def registered() -> tuple[Spec, ...]:
     """Return every declaration, in the order of registration."""
     _load_entry_points()
     return tuple(_specs.values())
+
+
+def function(name: str) -> PublicRule:
+    """Return the rule of this name as users call it."""
+    return _public(lookup(name))
 
 
 def forget(name: str) -> None:

@@ -1,0 +1,27 @@
+"""Robust gradient aggregation inside PyTorch training, at the cost of an all-reduce.
+
+    import fastgar.torch as fgt
+
+    state = fgt.RobustState("krum", f=1)                    # DistributedDataParallel
+    model.register_comm_hook(state, fgt.robust_hook)
+    fgt.make_robust(fsdp_model, "trimmed_mean", f=1)        # FSDP2
+    out = fgt.all_reduce(tensors, "median", f=1)            # functional
+    agg = torch.compile(lambda G: fgt.ops.krum(G, 2))       # under torch.compile
+
+Each rank is one worker, its gradient one row, and up to f ranks may send anything.
+"""
+
+from __future__ import annotations
+
+from . import ops
+from .collective import all_reduce
+from .errors import TooManyFaultyRanks
+from .fsdp import make_robust
+from .hook import robust_hook
+from .report import RankReport
+from .state import RobustState
+
+__all__ = [
+    "RankReport", "RobustState", "TooManyFaultyRanks", "all_reduce", "make_robust", "ops",
+    "robust_hook",
+]  # fmt: skip

@@ -1,0 +1,176 @@
+"""The ranks of a process group, and the exchanges between them that aggregation needs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import zlib
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastgar.bounds import max_f
+from fastgar.cpu.threads import share
+from fastgar.pipeline import Rule, rule
+
+__all__ = ["Peers", "configured", "hashes", "peers_of"]
+
+SIGN = timedelta(seconds=3)  # within which a rank says that it is alive, when an exchange broke off
+
+# torch 2.13 renames it
+_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class Peers:
+    """The ranks of one group. All tensors travel as bytes, so that every dtype does.
+
+    Attributes
+    ----------
+    n, rank : int
+        How many ranks, and which of them this process is.
+    ranks : tuple of int
+        Their numbers in the whole job, by which messages name them.
+    """
+
+    def __init__(self, group: Any, device: torch.device) -> None:
+        self.group = group
+        self.rank = dist.get_rank(group)
+        if self.rank < 0:
+            raise ValueError(
+                f"rank {dist.get_rank()} is not in this process group: only its ranks may call"
+            )
+        self.n = dist.get_world_size(group)
+        self.ranks = tuple(dist.get_process_group_ranks(group))
+        self.rules: dict[Rule, Rule] = {}  # of calls with a string: they count the calls
+        # Ranks on one machine that may run on the same cores share them.
+        here = self.exchange(np.array([_cores()], np.uint64).view(np.float64), device)
+        share(int((here.view(np.uint64) == np.uint64(_cores())).sum()))
+
+    def all_to_all(
+        self, out: Tensor, own: Tensor, received: list[int], sent: list[int]
+    ) -> dist.Work:
+        """Begin to send the pieces of `own`, each to its rank; the sizes are in elements."""
+        size = own.element_size()
+        work: dist.Work = dist.all_to_all_single(
+            _bytes(out), _bytes(own), [size * k for k in received], [size * k for k in sent],
+            group=self.group, async_op=True,
+        )  # fmt: skip
+        return work
+
+    def all_gather(self, out: Tensor, own: Tensor) -> dist.Work:
+        """Begin to gather what every rank has, in the order of ranks."""
+        work: dist.Work = _gather(_bytes(out), _bytes(own), group=self.group, async_op=True)
+        return work
+
+    def exchange(self, values: NDArray[np.float64], device: torch.device) -> NDArray[np.float64]:
+        """Return the few numbers that every rank has, (n, ...): the same bits on every rank."""
+        own = torch.from_numpy(np.ascontiguousarray(values)).to(device)
+        everyone = torch.empty((self.n, *values.shape), dtype=torch.float64, device=device)
+        self.wait(self.all_gather(everyone.view(-1), own.view(-1)))
+        gathered: NDArray[np.float64] = everyone.cpu().numpy()
+        return gathered
+
+    def wait(self, work: dist.Work) -> None:
+        """Wait for an exchange; where another rank has died, say what that means."""
+        try:
+            work.wait()
+        except RuntimeError as error:
+            silent = [i for i, rank in enumerate(self.ranks) if not _gives_sign(rank)]
+            who = f"no sign of {self.name(silent)}" if silent else "all ranks are still there"
+            error.add_note(
+                f"fastgar: an exchange of rank {dist.get_rank()} with the ranks {self.ranks} broke "
+                f"off ({who}). Nothing was aggregated in this step, and the report on the last one "
+                "is kept."
+            )
+            raise
+
+    def require_alike(self, fields: Sequence[str], everyone: NDArray[np.float64]) -> None:
+        """Raise, on every rank, if ranks differ in one of the fields, of which these are hashes."""
+        for k, what in enumerate(fields):
+            others = np.flatnonzero(everyone[:, k] != everyone[0, k])
+            if len(others):
+                raise ValueError(
+                    f"{what} must be the same on every rank: {self.name([0])} does not agree with "
+                    f"{self.name(others)}"
+                )
+
+    def name(self, positions: Any) -> str:
+        """Return "rank 3" or "ranks 1, 3" for positions in the group."""
+        names = ", ".join(str(self.ranks[int(i)]) for i in positions)
+        return f"rank{'' if len(positions) == 1 else 's'} {names}"
+
+
+def _gives_sign(rank: int) -> bool:
+    """Say whether a rank tells others, as this one does, that it has noticed a broken exchange."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"fastgar/broken/{dist.get_rank()}", "1")
+        store.wait([f"fastgar/broken/{rank}"], SIGN)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.uint8)
+
+
+def _cores() -> int:
+    """Return a number that two ranks have in common if they run on the same cores."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return zlib.crc32(repr((socket.gethostname(), cores)).encode())
+
+
+def hashes(*values: Any) -> list[float]:
+    """Return a number for each value, by which ranks can tell whether theirs are the same."""
+    return [float(zlib.crc32(repr(value).encode())) for value in values]
+
+
+_known: WeakKeyDictionary[Any, Peers] = WeakKeyDictionary()
+
+
+def peers_of(group: Any, device: torch.device) -> Peers:
+    """Return the ranks of a group (None: of the default group); the first call is a collective."""
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(
+            "there is no process group: start with torchrun and call "
+            "torch.distributed.init_process_group first"
+        )
+    group = dist.group.WORLD if group is None else group
+    if group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            f"rank {dist.get_rank()} is not in this process group: only its ranks may call"
+        )
+    peers = _known.get(group)
+    if peers is None:
+        peers = _known[group] = Peers(group, device)
+    return peers
+
+
+def configured(spec: str | Rule, f: int | None, n: int) -> Rule:
+    """Return the rule, or raise the error that says what n ranks can have instead."""
+    if isinstance(spec, str) and spec.split("(")[0].strip() == "zeno":
+        raise ValueError(
+            "zeno scores ranks by a loss on validation data, which a collective does not have: it "
+            "is in fastgar.train; of rules that need nothing but gradients, try 'nnm | krum'"
+        )
+    found = rule(spec, f)
+    if found.stages[-1].spec.kind == "mixing":
+        raise ValueError(
+            f"{found} gives one row per rank: put a rule after it, as in {found} | krum"
+        )
+    complaint = found.check(n)
+    if complaint is not None:
+        try:
+            hint = f"the largest f for {n} ranks is {max_f(found, n)}"
+        except ValueError:
+            hint = f"{n} ranks are too few for it even with f=0"
+        raise ValueError(f"{complaint} (the ranks are its rows): {hint}")
+    return found

@@ -1,0 +1,82 @@
+"""Momentum at the worker, kept per parameter: buckets are cut anew after the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .aggregation import is_finite
+
+__all__ = ["Momentum"]
+
+PREFIXES = ("module.", "_orig_mod.")  # that wrappers put before a parameter's name
+
+
+class Momentum:
+    """Sums of past gradients, ``m = factor * m + gradient``, which are sent in their place.
+
+    They are kept in float32 (of float64 gradients in float64). A gradient that is not finite is
+    sent as it is, and leaves no trace: the rank is faulty in this step only.
+    """
+
+    def __init__(self, factor: float) -> None:
+        if not 0 <= factor < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, got {factor}")
+        self.factor = factor
+        self.sums: dict[Tensor, Tensor] = {}
+
+    def replace(
+        self, vector: Tensor, gradients: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> None:
+        """Put the sums in the place of gradients, which are views of a vector."""
+        if not self.factor or not is_finite(vector):
+            return
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if parameter not in self.sums:
+                wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+                self.sums[parameter] = torch.zeros_like(gradient, dtype=wide)
+        sums = [self.sums[parameter] for parameter in parameters]
+        torch._foreach_mul_(sums, self.factor)
+        torch._foreach_add_(sums, [g.to(m.dtype) for g, m in zip(gradients, sums, strict=True)])
+        torch._foreach_copy_(list(gradients), sums)
+
+    def state_dict(self, model: nn.Module | None) -> dict[str, Tensor]:
+        """Return the sums by the names of parameters."""
+        if not self.sums:
+            return {}
+        names = {parameter: name for name, parameter in _named(model).items()}
+        missing = sum(parameter not in names for parameter in self.sums)
+        if missing:
+            raise ValueError(f"{missing} parameters with momentum are not in this model")
+        return {names[parameter]: m.clone() for parameter, m in self.sums.items()}
+
+    def load_state_dict(self, saved: Mapping[str, Tensor], model: nn.Module | None) -> None:
+        """Take sums by the names of parameters."""
+        if saved and not self.factor:
+            raise ValueError("this state has momentum: make the RobustState with momentum=")
+        parameters: Mapping[str, Any] = _named(model) if saved else {}
+        for name, m in saved.items():
+            if name not in parameters or parameters[name].shape != m.shape:
+                raise ValueError(
+                    f"the state has momentum of a parameter {name!r} of shape {tuple(m.shape)}, "
+                    "and this model has none such"
+                )
+        self.sums = {
+            parameters[name]: torch.empty_like(parameters[name], dtype=m.dtype).copy_(m)
+            for name, m in saved.items()
+        }
+
+
+def _named(model: nn.Module | None) -> dict[str, Tensor]:
+    """Return the parameters by name, whatever the model has been wrapped in."""
+    if model is None:
+        raise TypeError("pass the model: momentum is saved by the names of its parameters")
+    named: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for prefix in PREFIXES * 2:
+            name = name.removeprefix(prefix)
+        named[name] = parameter
+    return named

@@ -1,0 +1,228 @@
+"""What a robust communication hook remembers from step to step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fastgar.errors import unknown
+from fastgar.pipeline import Rule, rule
+
+from .aggregation import Aggregation
+from .exchange import MODES, Memory, exchange_of
+from .group import Peers, configured, hashes, peers_of
+from .momentum import Momentum
+from .report import RankReport, Tally
+
+__all__ = ["RobustState"]
+
+Array = NDArray[np.float64]
+log = logging.getLogger("fastgar.torch")
+FIELDS = ("the rule", "f", "the step", "the mode", "momentum", "too_many")
+
+
+class RobustState:
+    """The state of `robust_hook`: the rule, momentum at the workers, and who was believed.
+
+    Parameters
+    ----------
+    rule : str or Rule
+        A rule's name or a pipeline, as `fastgar.rule` takes it; the same on every rank.
+    f : int, optional
+        How many ranks may send anything.
+    group : ProcessGroup, optional
+        The process group of the model, if that is not the default group.
+    mode : {"sharded", "replicated"}
+        Sharded: rank r aggregates the r-th range of columns for all. Ranks are trusted to
+        aggregate, and only their gradients may be corrupt (bad data, a faulty GPU). Replicated:
+        every rank gathers all gradients and aggregates for itself, so that no rank's word is taken
+        for another's columns; it costs n d numbers of traffic and memory.
+    momentum : float
+        Momentum at the worker: each rank sends ``m = momentum * m + gradient`` instead of its
+        gradient, which makes honest ranks alike. The optimizer must have none then, and there can
+        be no `torch.amp.GradScaler`, which changes the scale of gradients between steps.
+    too_many : {"raise", "nan"}
+        What follows where more than f ranks sent NaN or infinity: `TooManyFaultyRanks` on every
+        rank at the end of the backward pass, or a gradient of NaN on every rank, by which
+        `torch.amp.GradScaler` skips the step.
+    patience : int, optional
+        After so many steps in a row in which a rank was dropped, a line is logged (by logger
+        "fastgar.torch", on one rank). Default: f, but at least 3: in each single step some honest
+        rank is the last.
+    callback : callable, optional
+        Called with the `RankReport` of every step.
+
+    Attributes
+    ----------
+    report : RankReport or None
+        On the last step.
+
+    Examples
+    --------
+    >>> state = fgt.RobustState("krum", f=1, momentum=0.9)  # doctest: +SKIP
+    >>> model.register_comm_hook(state, fgt.robust_hook)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        rule_: str | Rule,
+        f: int | None = None,
+        *,
+        group: Any = None,
+        mode: str = "sharded",
+        momentum: float = 0.0,
+        too_many: str = "raise",
+        patience: int | None = None,
+        callback: Callable[[RankReport], None] | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise unknown("mode", mode, MODES)
+        if too_many not in ("raise", "nan"):
+            raise unknown("way to go on with too many faulty ranks", too_many, ("raise", "nan"))
+        if patience is not None and patience < 1:
+            raise ValueError(f"patience must be at least 1 step, got {patience}")
+        if dist.is_available() and dist.is_initialized():
+            given = configured(rule_, f, dist.get_world_size(group))
+        else:
+            given = rule(rule_, f)  # ranks are counted when there are some
+        if "reference" in given.refs:
+            raise ValueError(
+                f"{given} needs a trusted gradient in every step, which a hook does not have: call "
+                "fgt.all_reduce(gradients, rule, reference=...) after the backward pass, or use "
+                "monna(pivot=r), which trusts rank r"
+            )
+        self.rule = given.at(0)  # counts the steps of this model only
+        self.group, self.mode, self.too_many = group, mode, too_many
+        self.momentum = Momentum(momentum)
+        self.patience, self.callback = patience, callback
+        self.report: RankReport | None = None
+        self.tally = Tally()
+        self.memory = Memory()
+        self.peers: Peers | None = None
+        self.underway: object = None  # of the hook: the buckets of this backward pass
+
+    def begin(self, device: torch.device) -> Aggregation:
+        """Return a new aggregation, for a gradient on that device."""
+        peers = self.join(self.group, device)
+        self.memory.tidy()
+        exchange = exchange_of(self.mode, peers)
+        return Aggregation(self.rule, peers, exchange, reported=True, memory=self.memory)
+
+    def join(self, group: Any, device: torch.device) -> Peers:
+        """Return the ranks of the group, after checking that they go together with this state."""
+        peers = peers_of(group, device)
+        if self.peers is peers:
+            return peers
+        known = len(self.tally.suspicion) if self.peers is None else self.peers.n
+        if known not in (0, peers.n):
+            raise ValueError(
+                f"this state has seen {known} ranks, and the group has {peers.n}: momentum and "
+                "suspicion belong to ranks, so make a new RobustState for them"
+            )
+        configured(self.rule, None, peers.n)
+        own = hashes(
+            str(self.rule), self.rule.f, (self.rule.step, self.tally.step), self.mode,
+            self.momentum.factor, self.too_many,
+        )  # fmt: skip
+        peers.require_alike(FIELDS, peers.exchange(np.array(own), device))
+        self.peers = peers
+        return peers
+
+    def finish(self, aggregation: Aggregation) -> list[Tensor]:
+        """Return the aggregate of each vector, and report."""
+        results = aggregation.finish()
+        decision = aggregation.decision
+        assert decision is not None
+        self.account(aggregation.peers, aggregation.weights(), decision.scores, aggregation.faulty)
+        return results
+
+    def account(
+        self, peers: Peers, weights: Array, scores: Array | None, faulty: NDArray[np.bool_]
+    ) -> None:
+        """Take what a step found out about the ranks into the report."""
+        if scores is not None and len(scores) != peers.n:
+            scores = None  # they rank buckets, not ranks
+        f = (peers.n - 1) // 2 if self.rule.f is None else self.rule.f
+        step = self.tally.step
+        dropped = self.tally.count(weights, scores, faulty, f)
+        self.report = RankReport(
+            step, str(self.rule), peers.ranks, weights, scores, _named(faulty, peers),
+            _named(dropped, peers), self.tally.suspicion,
+        )  # fmt: skip
+        self._log(dropped, max(3, f) if self.patience is None else self.patience)
+        if self.callback is not None:
+            self.callback(self.report)
+
+    def _log(self, dropped: NDArray[np.bool_], patience: int) -> None:
+        """Say which ranks have been dropped long enough, on the first rank that has not been."""
+        report, peers = self.report, self.peers
+        assert report is not None and peers is not None
+        if dropped.all() or int(np.argmin(dropped)) != peers.rank:
+            return
+        for i in np.flatnonzero(self.tally.streak == patience):
+            log.warning(
+                "rank %d was dropped by %s in %d step%s in a row, up to step %d (suspicion %.2f)%s",
+                report.ranks[i], report.rule, patience, "" if patience == 1 else "s", report.step,
+                report.suspicion[i], ": not finite" if report.ranks[i] in report.faulty else "",
+            )  # fmt: skip
+
+    # ------------------------------------------------------------------------------ checkpoints
+
+    def state_dict(self, model: nn.Module | None = None) -> dict[str, Any]:
+        """Return what a checkpoint needs: momentum, suspicion, the count of steps.
+
+        Parameters
+        ----------
+        model : Module, optional
+            Whose parameters' names the momentum gets; required if there is momentum.
+
+        Notes
+        -----
+        Momentum is a rank's own: every rank must save its state, and load that again.
+        """
+        n = len(self.tally.suspicion)
+        return {
+            "rule": repr(self.rule), "ranks": n,
+            "rank": None if self.peers is None else self.peers.rank,
+            "step": self.tally.step, "draws": self.rule.step,
+            "suspicion": torch.from_numpy(self.tally.suspicion.copy()),
+            "streak": torch.from_numpy(self.tally.streak.copy()),
+            "momentum": self.momentum.state_dict(model),
+        }  # fmt: skip
+
+    def load_state_dict(self, saved: Mapping[str, Any], model: nn.Module | None = None) -> None:
+        """Take up where `state_dict` was called.
+
+        Raises
+        ------
+        ValueError
+            The state of another rank, of another number of ranks or of other parameters.
+        """
+        if dist.is_available() and dist.is_initialized():
+            n, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+            if saved["ranks"] not in (0, n):
+                raise ValueError(
+                    f"this is the state of one of {saved['ranks']} ranks, and there are {n}: "
+                    "momentum and suspicion belong to ranks, so begin with a new RobustState"
+                )
+            if saved["rank"] not in (None, rank):
+                raise ValueError(
+                    f"this is the state of rank {saved['rank']}, and here is rank {rank}: momentum "
+                    "is a rank's own, so every rank must save and load its state"
+                )
+        self.momentum.load_state_dict(saved["momentum"], model)
+        self.tally = Tally(
+            saved["suspicion"].numpy().copy(), saved["streak"].numpy().copy(), saved["step"]
+        )
+        self.rule.step = saved["draws"]
+
+
+def _named(chosen: NDArray[np.bool_], peers: Peers) -> tuple[int, ...]:
+    return tuple(peers.ranks[i] for i in np.flatnonzero(chosen))
