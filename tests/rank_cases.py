@@ -809,14 +809,15 @@ def prepare() -> None:
     """Compile before the fork what all will need, without starting a thread."""
     backend.FIXED_ROWS = 0  # the kernels for any n: fewer to compile, and the same bits
     fg.set_threads(1)
-    for dtype in TOLERANCE:
-        X = rows(7, 40, 0, dtype)
-        for spec in ("nnm | trimmed_mean", "nnm | geometric_median", "median", "meamed"):
-            fg.rule(spec, 1)(X)
-    X[0] *= 1e14
-    for spec in specs(7):
-        fg.rule(spec, f_of(spec))(X.float())
-    fg.geometric_median(torch.cat([rows(6, 40), 1e14 * rows(1, 40)]), 1)
+    for n in (4, 5, 7):  # each process would compile by itself what is not there yet
+        for spec in [*specs(n), "nnm | median"]:
+            fg.rule(spec, f_of(spec))(rows(n, 40))
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        for n in (4, 5):
+            fg.rule("nnm | trimmed_mean", 1)(rows(n, 40, 0, dtype))
+        for spec in ("median", "geometric_median"):
+            fg.rule(spec, 1)(rows(5, 40, 0, dtype))
+    fg.geometric_median(torch.cat([rows(4, 40), 1e14 * rows(1, 40)]), 1)
     fg.set_threads(None)
 
 
