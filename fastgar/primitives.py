@@ -413,8 +413,8 @@ def _ranks_used(ranked: Matrix, statistic: Statistic) -> list[tuple[Ranks, Ranks
         runs = np.split(ranks, np.flatnonzero(np.diff(ranks) > 1) + 1)
         return [(np.full(columns, run[0]), np.full(columns, run[-1])) for run in runs]
     k = statistic.closest
-    centre = weights[ranks] @ ranked[ranks]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # of opposite infinities: NaN, and all is then as far
+        centre = weights[ranks] @ ranked[ranks]
         first = (ranked[k:] - centre < centre - ranked[: m - k]).sum(axis=0)
     return [(first, first + k - 1)]
 
