@@ -358,7 +358,7 @@ for n in (6, 130):
     W = np.random.default_rng(0).dirichlet(np.ones(n), n)
     for mixing in (None, W):
         t.emulated(X, Statistic.median(n, closest=n - 2, faults=1), mixing)
-print("clean")
+print("clean", flush=True)
 variant = t.columns_variant(Statistic.median(130), 130, 130, "float32", table=0, mix=0, alignment=4)
 object.__setattr__(variant, "shared", variant.shared - 1024)
 t.emulated(X, Statistic.median(130))
