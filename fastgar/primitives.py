@@ -288,6 +288,8 @@ def columns(
             origins = [T.n + i for i, ref in enumerate(refs) if isinstance(ref, str)]
             rows = np.delete(_addresses(T, refs, number, 0), origins)
             mixing = np.delete(W, origins, axis=1)
+        if mixing is not None and _picks(mixing):
+            rows, mixing = rows[mixing.argmax(axis=1)], None
         place = int(target.addresses[0])
         backend.columns(
             rows, block.columns, block.dtype, statistic, mixing, place, careful=careful,
@@ -296,6 +298,13 @@ def columns(
         if statistic.kind == "condense" and not backend.KNOWS_CONDENSE:
             _first_row_instead(backend, block, place, statistic, offset)
         offset += block.columns
+
+
+def _picks(mixing: Matrix) -> bool:
+    """Return whether every mixed row is just one of the rows, as in Bulyan."""
+    return bool(
+        np.all((mixing == 1.0).sum(axis=1) == 1) and np.count_nonzero(mixing) == len(mixing)
+    )
 
 
 def _takes_median(statistic: Statistic, begin: int, end: int) -> NDArray[np.bool_]:

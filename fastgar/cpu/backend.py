@@ -214,13 +214,6 @@ def _read(weights: Matrix) -> NDArray[np.intp]:
     return used
 
 
-def _picks(mixing: Matrix) -> bool:
-    """Return whether every mixed row is just one of the rows, as in Bulyan."""
-    return bool(
-        np.all((mixing == 1.0).sum(axis=1) == 1) and np.count_nonzero(mixing) == len(mixing)
-    )
-
-
 def _not_a_number(dtype: str) -> Any:
     return np.uint16(0x7FC0) if dtype == "bfloat16" else np.dtype(dtype).type(np.nan)
 
@@ -262,8 +255,6 @@ def columns(
         combine(np.atleast_2d(share), rows, count, dtype, np.array([out]))
         return
     narrow = None
-    if mixing is not None and _picks(mixing):
-        rows, mixing = rows[mixing.argmax(axis=1)], None
     if mixing is not None:
         used = _read(mixing)
         if len(used) < len(rows):

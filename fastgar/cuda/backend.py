@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from .device import Device, Kernel, Pointer, connect, kernel
 from .shapes import CHUNK_SPANS, SPAN, PairShape, pair_shape, triangle
 from .variants import (
+    CODES,
+    ITEMSIZE,
     SELECTION_ROWS,
     Variant,
     columns_variant,
@@ -33,8 +35,6 @@ __all__ = ["Backend", "Numbers"]
 Matrix = NDArray[np.float64]
 Addresses = NDArray[np.int64]
 
-CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 PARTIAL_BYTES = 128 << 20  # of triangles that wait to be added in order
 TABLE = 32  # addresses that one launch writes
 ADD_ENTRIES, ADD_THREADS = 32, 256  # of a block of the kernel `add`
@@ -326,8 +326,6 @@ class Backend:
                 assert not isinstance(mixing, Numbers)
                 self.combine(mixing.mean(axis=0)[np.newaxis], rows, count, dtype, place)
             return
-        if isinstance(mixing, np.ndarray) and _picks(mixing):
-            rows, mixing = rows[mixing.argmax(axis=1)], None
         x = self._rows(rows)
         bits = x.alignment | out
         alignment = bits & -bits
@@ -363,10 +361,3 @@ class Backend:
         v = variant
         function = kernel(v.file, v.kernel, v.defines)
         self._launch(function, v.grid(count), v.block, v.shared, arguments)
-
-
-def _picks(mixing: Matrix) -> bool:
-    """Return whether every mixed row is just one of the rows."""
-    return bool(
-        np.all((mixing == 1.0).sum(axis=1) == 1) and np.count_nonzero(mixing) == len(mixing)
-    )
