@@ -129,16 +129,25 @@ class _Numpy(_Library):
             if not x.dtype.isnative:
                 x = np.array(x, x.dtype.newbyteorder("="))
             dtype = x.dtype.name  # also "bfloat16", which ml_dtypes adds to numpy
-        strides = None if x.flags.c_contiguous else x.strides
-        return _View(x, x.__array_interface__["data"][0], x.shape, strides, 1, dtype, "cpu")
+        flags = x.flags
+        if not flags.c_contiguous:
+            return _View(x, x.__array_interface__["data"][0], x.shape, x.strides, 1, dtype, "cpu")
+        return _View(x, self.address(x, flags.writeable), x.shape, None, 1, dtype, "cpu")
 
     def make(self, like: Any, shape: tuple[int, ...]) -> tuple[int, Any]:
         dtype = like.dtype
-        made: Any = np.empty(shape, dtype if dtype.isnative else dtype.newbyteorder("="))
-        try:  # 0.2 us where __array_interface__ takes 0.9
-            return ctypes.addressof(ctypes.c_char.from_buffer(made)), made
-        except (TypeError, ValueError):  # bfloat16, or no bytes at all
-            return made.__array_interface__["data"][0], made
+        made = np.empty(shape, dtype if dtype.isnative else dtype.newbyteorder("="))
+        return self.address(made, True), made
+
+    def address(self, x: Any, writable: bool) -> int:
+        """Return where a contiguous array begins."""
+        if writable:
+            try:  # 0.2 us where __array_interface__ takes 0.9
+                return ctypes.addressof(ctypes.c_char.from_buffer(x))
+            except (TypeError, ValueError):  # bfloat16, or no bytes at all
+                pass
+        address: int = x.__array_interface__["data"][0]
+        return address
 
 
 class _Torch(_Library):
@@ -151,7 +160,7 @@ class _Torch(_Library):
         self.plain = {torch.Tensor, torch.nn.Parameter}
         self.names = {getattr(torch, name): name for name in _SIZES}
         self.no_dispatch = torch.Tensor.__torch_dispatch__
-        self.strided, self.cpu, self.empty = torch.strided, torch.device("cpu"), torch.empty
+        self.strided, self.empty = torch.strided, torch.empty
         self.bytes = torch.uint8
         self.cuda = torch.version.cuda
 
@@ -163,7 +172,7 @@ class _Torch(_Library):
         if x.layout is not self.strided:
             raise TypeError(f"a torch tensor of layout {x.layout} is not dense: pass x.to_dense()")
         try:
-            shape = x.shape
+            shape = tuple(x.shape)  # slices of a torch.Size, and torch.empty of one, take 1 us
             address = x.data_ptr()
             strides = None if x.is_contiguous() else x.stride()
         except (RuntimeError, ValueError) as error:
@@ -188,9 +197,10 @@ class _Torch(_Library):
         return self.view(view.owner.detach().clone(memory_format=self.torch.contiguous_format))
 
     def make(self, like: Any, shape: tuple[int, ...]) -> tuple[int, Any]:
-        # the device is named because torch.set_default_device would choose another
-        device = self.cpu if like.is_cpu else like.device
-        made = self.empty(shape, dtype=like.dtype, device=device)
+        if type(like) in self.plain:
+            made = like.new_empty(shape)
+        else:  # torch.set_default_device would choose another device
+            made = self.empty(shape, dtype=like.dtype, device=like.device)
         return made.data_ptr(), made
 
     def stream(self, device: str) -> int:

@@ -74,7 +74,7 @@ class Rule:
         self._inner = any(stage.inner for stage in stages)
         self._overflow = bool(self._mixing) or self._last.spec.keeps_far
         self._statistics: dict[int, Statistic] = {}
-        self._selections: dict[int, Selection] = {}
+        self._selections: dict[int, Selection | None] = {}
         self._fitting: set[int] = set()
         self.reads = 1 if self._columns_only else 2
 
@@ -194,7 +194,7 @@ class Rule:
             points: tuple[Any, ...] = ()
         else:
             points = self.points(T, start, reference)
-            if T.device != "cpu" and not check and distance_on == "all":
+            if distance_on == "all" and not check:
                 selection = self._selection(T)
                 if selection is not None:
                     out = T.empty()
@@ -207,13 +207,14 @@ class Rule:
         return out.value()
 
     def _selection(self, T: Table) -> Selection | None:
-        """Return what a GPU can choose by itself, or None if the host must."""
-        n, selection = T.n, self._last.spec.selection
-        if len(self.stages) > 1 or selection is None or not primitives.selects(T):
-            return None
+        """Return what the backend can choose by itself, or None if `decide` must."""
+        n = T.n
         if n not in self._selections:
-            self._selections[n] = selection(n, self._last.f(self.f, n), self._last.options)
-        return self._selections[n]
+            choice = self._last.spec.selection if len(self.stages) == 1 else None
+            f = self._last.f(self.f, n)
+            self._selections[n] = None if choice is None else choice(n, f, self._last.options)
+        selection = self._selections[n]
+        return selection if selection is not None and primitives.selects(T, selection) else None
 
     def points(self, T: Table, start: Any = None, reference_: Any = None) -> tuple[Any, ...]:
         """Check a call's rows and references; return what `primitives` takes as `refs`."""

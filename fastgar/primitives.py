@@ -12,7 +12,7 @@ operation                 gives                                  reads of X
 `inner` is the distance pass once more in float64, for pipelines that meet very long rows.
 
 `select` is a distance pass, the choice that follows from it and the weighted sum (or the statistic
-of the picked rows), all on a GPU: nothing comes back to the host, so nothing waits.
+of the picked rows), by kernels alone: on a GPU nothing comes back to the host, so nothing waits.
 
 *Points* are the n rows of a table followed by reference vectors: one-row tables, or ``"origin"``.
 All of these split over columns: distances add up over column ranges, the rest is independent.
@@ -107,7 +107,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Selection:
-    """A choice of rows that a GPU makes from their distances by itself.
+    """A choice of rows that a backend makes from their distances by itself.
 
     Attributes
     ----------
@@ -116,7 +116,7 @@ class Selection:
         own, 0, among them), squared or not. "bulyan": n-2f picks by Krum, one after the other;
         "bulyan_averaged": n-2f-2 means of ever fewer rows; then `statistic` of the picks.
     f : int
-        How many faulty rows there may be; with more the result is NaN.
+        How many faulty rows there may be; with more the result is NaN on a GPU, else an error.
     """
 
     kind: str
@@ -206,17 +206,19 @@ def _distances(backend: Any, T: Table, refs: Sequence[Any], start: Matrix | None
     total = backend.matrix(T.n + len(refs), start)
     for number, block in enumerate(T.blocks):
         rows = _addresses(T, refs, number, backend.ORIGIN)
-        backend.add_distances(total, rows, block.columns, block.dtype)
+        fresh = number == 0 and start is None
+        backend.add_distances(total, rows, block.columns, block.dtype, fresh=fresh)
     return total
 
 
-def selects(T: Table) -> bool:
-    """Return whether the backend makes a `Selection` of these rows by itself."""
-    return T.device != "cpu" and T.n <= int(_on(T).SELECTED)
+def selects(T: Table, selection: Selection) -> bool:
+    """Return whether the backend makes this choice among these rows by itself."""
+    does: bool = _on(T).selects(selection, T.n)
+    return does
 
 
 def select(T: Table, selection: Selection, out: Out) -> None:
-    """Write what a selection makes of the rows to `out`; on a GPU only, where nothing waits."""
+    """Write what a selection makes of the rows to `out`. On a GPU nothing waits."""
     if not T.columns:
         return
     backend = _on(T)

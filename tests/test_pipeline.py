@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fastgar as fg
 from fastgar import primitives
 from fastgar.arrays import table
+from fastgar.cpu import backend
 
 
 def rows(n: int = 11, d: int = 17, seed: int = 0, dtype: Any = np.float64) -> np.ndarray:
@@ -226,6 +229,37 @@ def test_min_n_and_max_f_agree() -> None:
         fg.max_f("krum", n=2)
 
 
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_the_compiled_choice_is_the_rule_s(data: st.DataObject) -> None:
+    n = data.draw(st.integers(5, 40), label="n")
+    f = data.draw(st.integers(0, (n - 3) // 2), label="f")
+    near = data.draw(st.sampled_from([2, 1000]), label="how many values")
+    neighbours = data.draw(st.sampled_from(["n-f-2", "n-f-1"]))
+    squared = data.draw(st.booleans(), label="squared")
+    options = f"(neighbours={neighbours!r}, squared={squared})"
+    spec = data.draw(st.sampled_from(["krum", "multi_krum"])) + options
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000), label="seed"))
+    X = rng.integers(0, near, (n, 3)) / 7
+    for row in data.draw(st.lists(st.integers(0, n - 1), max_size=3), label="wild rows"):
+        X[row] = data.draw(st.sampled_from([np.nan, np.inf, 1e200, -1e160]))
+    rule = fg.rule(spec, f)
+    try:
+        decided = rule(X, check=True)
+    except fg.TooManyFaults as error:
+        with pytest.raises(fg.TooManyFaults) as chosen:
+            rule(X)
+        assert chosen.value.rows == error.rows
+        assert str(chosen.value) == str(error)
+        return
+    np.testing.assert_array_equal(rule(X), decided)
+    selection = rule._selection(table(X))
+    assert (selection is None) == (n > backend.SELECTED)
+    if selection is not None:
+        weights = backend.select(primitives.sqdist(table(X)), selection)
+        np.testing.assert_array_equal(weights[0], rule.decide(rule.measure(table(X))).weights)
+
+
 def test_reads() -> None:
     expected = {"median": 1, "mean": 1, "krum": 2, "nnm | trimmed_mean": 2, "arc | nnm | krum": 2,
                 "aksel": 2, "nnm": 2, "bulyan": 2}  # fmt: skip
@@ -241,13 +275,13 @@ def test_reads() -> None:
 )  # fmt: skip
 def test_the_data_is_read_as_often_as_promised(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
-    for name in ("sqdist", "inner", "combine", "columns", "usage", "sqdist_to"):
+    for name in ("sqdist", "inner", "combine", "columns", "usage", "sqdist_to", "select"):
         original = getattr(primitives, name)
 
         def counting(
             *args: Any, name: str = name, original: Any = original, **keywords: Any
         ) -> Any:
-            counted.append(name)
+            counted.extend(["sqdist", "combine"] if name == "select" else [name])
             return original(*args, **keywords)
 
         monkeypatch.setattr(primitives, name, counting)

@@ -13,19 +13,22 @@ from fastgar.cpu import CHUNK
 from fastgar.cpu import columns as column_kernels
 from fastgar.cpu.combine import COMBINE
 from fastgar.cpu.combine import STEP as COMBINE_STEP
-from fastgar.cpu.distances import PARTIALS, SPAN, add_in_order
+from fastgar.cpu.distances import PARTIALS, SPAN, add_in_order, overflows
 from fastgar.cpu.distances import complete as complete_in_place
+from fastgar.cpu.selection import ROWS as SELECTED
+from fastgar.cpu.selection import choose
 from fastgar.cpu.threads import get_threads, run
 from fastgar.cpu.vectors import BLOCK, CODES, ITEMSIZE, WIDTH, computing, lanes
 from fastgar.cpu.votes import VOTES
+from fastgar.errors import TooManyFaults
 
 if TYPE_CHECKING:
-    from fastgar.primitives import Statistic
+    from fastgar.primitives import Selection, Statistic
 
 __all__ = [
     "CHUNK", "ITEMSIZE", "KNOWS_CONDENSE", "ORIGIN", "READS_ZERO_WEIGHTS", "add_distances",
-    "add_inner", "columns", "combine", "complete", "finite", "matrix", "numbers", "room", "span",
-    "view",
+    "add_inner", "columns", "combine", "complete", "finite", "matrix", "numbers", "room", "select",
+    "selects", "span", "view",
 ]  # fmt: skip
 
 Matrix = NDArray[np.float64]
@@ -111,7 +114,7 @@ def _padded(
 
 def _accumulate(
     total: Matrix, rows: Addresses, columns: int, dtype: str, *, staged: bool, products: bool,
-    pivot: int = 0, scales: Matrix | None = None,
+    pivot: int = 0, scales: Matrix | None = None, fresh: bool = False,
 ) -> None:  # fmt: skip
     """Add the partial matrices of all chunks to the upper triangle of `total`, in order."""
     points = len(rows)
@@ -119,41 +122,71 @@ def _accumulate(
     moves = None
     if ORIGIN in rows.tolist():  # the origin is one short row of zeros that does not move along
         moves = (rows != ORIGIN).astype(np.int64)
-    chunks = -(-columns // CHUNK)
-    slots = 1
-    if chunks > 1:
-        slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
-    partials = np.zeros((slots, points, points))
-    flags = np.empty(slots, dtype=np.int64)
+    before = (address(rows), 0 if moves is None else address(moves), points, columns)
+    after = (pivot, 0 if scales is None else address(scales))
+    rest, code = points % BLOCK, CODES[dtype]
 
-    def compute_partials(staged: bool, compute: str, first: int, count: int, only: int) -> None:
-        rest = points % BLOCK
-        constants = (int(staged), rest, int(products), CODES[dtype], CODES[compute])
+    def compute_partials(
+        batch: Matrix, staged: bool, compute: str, first: int, count: int, only: int
+    ) -> None:
+        constants = (int(staged), rest, int(products), code, CODES[compute])
         run(
-            PARTIALS.specialised(*constants), address(rows), 0 if moves is None else address(moves),
-            points, columns, first, count, only, address(partials), pivot,
-            0 if scales is None else address(scales), *constants, 0,
+            PARTIALS.specialised(*constants), *before, first, count, only, address(batch), *after,
+            *constants, 0,
             pieces=count,
         )  # fmt: skip
 
+    if fresh and columns <= CHUNK:  # what the one chunk gives need not be added to zeros
+        compute_partials(total, staged, compute, 0, 1, 0)
+        if compute == "float32" and overflows(total):
+            total[:] = 0.0
+            compute_partials(total, True, "float64", 0, 1, 0)
+        return
+    chunks = -(-columns // CHUNK)
+    slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
+    partials = np.zeros((slots, points, points))
+    flags = np.empty(slots, dtype=np.int64)
     for first in range(0, chunks, slots):
         count = min(slots, chunks - first)
         batch = partials if count == slots else partials[:count]
         if first:
             batch[:] = 0.0
-        compute_partials(staged, compute, first, count, 0)
+        compute_partials(partials, staged, compute, first, count, 0)
         checked = flags[:count] if compute == "float32" else flags[:0]
         if not add_in_order(total, batch, checked):  # float32 overflowed: those again in float64
             batch[checked != 0] = 0.0
-            compute_partials(True, "float64", first, count, address(flags))
+            compute_partials(partials, True, "float64", first, count, address(flags))
             add_in_order(total, batch, flags[:0])
 
 
-def add_distances(total: Matrix, rows: Addresses, columns: int, dtype: str) -> None:
-    """Add squared distances to the upper triangle of `total`, NaN to the diagonal of bad rows."""
+def add_distances(
+    total: Matrix, rows: Addresses, columns: int, dtype: str, *, fresh: bool = False
+) -> None:
+    """Add squared distances to the upper triangle of `total`, NaN to the diagonal of bad rows.
+
+    `fresh`: there are only zeros in it yet.
+    """
     if columns:
         staged = dtype in ("float16", "bfloat16")
-        _accumulate(total, rows, columns, dtype, staged=staged, products=False)
+        _accumulate(total, rows, columns, dtype, staged=staged, products=False, fresh=fresh)
+
+
+def selects(selection: Selection, n: int) -> bool:
+    """Return whether `select` makes this choice among n rows."""
+    return selection.kind == "krum" and n <= SELECTED
+
+
+def select(total: Matrix, selection: Selection) -> Matrix:
+    """Return the weights, (1, n), of the rows that are chosen by their distances."""
+    n = len(total)
+    room = np.zeros((3, n + 8))
+    weights = room[:1, :n]
+    faulty = choose(
+        total, selection.kept, selection.squared, selection.m, weights[0], room[1], room[2]
+    )
+    if faulty > selection.f:
+        raise TooManyFaults(np.flatnonzero(total.diagonal()).tolist(), selection.f)
+    return weights
 
 
 def add_inner(

@@ -199,6 +199,16 @@ PARTIALS = Kernel(_partials, 11)
 
 
 @jit
+def overflows(matrix: Any) -> bool:
+    """Return whether a pair of finite rows is infinitely far apart."""
+    for i in range(len(matrix)):
+        for j in range(i + 1, len(matrix)):
+            if matrix[i, j] == np.inf and matrix[i, i] == 0.0 and matrix[j, j] == 0.0:
+                return True
+    return False
+
+
+@jit
 def add_in_order(total: Any, partials: Any, flags: Any) -> bool:
     """Add the upper triangles of the partial matrices to `total`, first to last.
 
@@ -207,13 +217,9 @@ def add_in_order(total: Any, partials: Any, flags: Any) -> bool:
     """
     sound = True
     for piece in range(len(flags)):
-        matrix = partials[piece]
-        flags[piece] = 0
-        for i in range(len(matrix)):
-            for j in range(i + 1, len(matrix)):
-                if matrix[i, j] == np.inf and matrix[i, i] == 0.0 and matrix[j, j] == 0.0:
-                    flags[piece] = 1
-                    sound = False
+        flags[piece] = overflows(partials[piece])
+        if flags[piece]:
+            sound = False
     if sound:
         for piece in range(len(partials)):
             for i in range(len(total)):

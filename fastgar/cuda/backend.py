@@ -194,8 +194,10 @@ class Backend:
         """Return a matrix to add to: of zeros, or of `start`."""
         return _Total(points, start)
 
-    def add_distances(self, total: _Total, rows: Addresses, columns: int, dtype: str) -> None:
-        """Add squared distances to `total`."""
+    def add_distances(
+        self, total: _Total, rows: Addresses, columns: int, dtype: str, *, fresh: bool = False
+    ) -> None:
+        """Add squared distances to `total`; whether it is `fresh` makes no difference here."""
         if columns:
             self._accumulate(total, rows, columns, dtype, False, 0, NULL)
 
@@ -263,6 +265,10 @@ class Backend:
         """Complete the matrix on the device, and return its address; nothing waits."""
         self._add(total, finish=1 if distances else 2)
         return total.address
+
+    def selects(self, selection: Selection, n: int) -> bool:
+        """Return whether `select` makes this choice among n rows."""
+        return n <= self.SELECTED
 
     def select(self, total: _Total, selection: Selection) -> Numbers:
         """Return what a selection makes of the distances; nothing waits."""

@@ -47,7 +47,7 @@ def _kept(n: int, f: int, neighbours: Neighbours) -> int:
     return n - f - (1 if neighbours == "n-f-2" else 0)
 
 
-def _krum_on_gpu(n: int, f: int, options: Any) -> Selection:
+def _krum_selection(n: int, f: int, options: Any) -> Selection:
     kept = _kept(n, f, options["neighbours"])
     m = options.get("m", 1)
     return Selection("krum", f, kept, options["squared"], _default_m(n, f) if m is None else m)
@@ -57,7 +57,7 @@ def _default_m(n: int, f: int) -> int:
     return max(1, n - f - 2)
 
 
-def _bulyan_on_gpu(n: int, f: int, options: Any) -> Selection:
+def _bulyan_selection(n: int, f: int, options: Any) -> Selection:
     repeated = options["selection"] == "repeated"
     statistic = _of_picks(n - 2 * f if repeated else n - 2 * f - 2, f, options["middle"])
     return Selection("bulyan" if repeated else "bulyan_averaged", f, statistic=statistic)
@@ -80,7 +80,7 @@ def _scores(g: Geometry, f: int, neighbours: Neighbours, squared: bool) -> NDArr
     needs=_needs,
     paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017, section 4",
     robust=True,
-    selection=_krum_on_gpu,
+    selection=_krum_selection,
     variants=PUBLISHED,
     kappa=lambda n, f: 6 * (1 + f / (n - 2 * f)),
     variance_ratio=_variance_ratio,
@@ -114,7 +114,7 @@ def krum(
     needs=_needs_for_m,
     paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017",
     robust=True,
-    selection=_krum_on_gpu,
+    selection=_krum_selection,
     variants=PUBLISHED,
 )
 def multi_krum(
@@ -152,7 +152,7 @@ def multi_krum(
     paper="El Mhamdi, Guerraoui and Rouault, The hidden vulnerability of distributed learning in "
     "Byzantium, ICML 2018, section 4",
     robust=True,
-    selection=_bulyan_on_gpu,
+    selection=_bulyan_selection,
     variants={"epfl": {"selection": "averaged", "middle": "upper"}},
     variance_ratio=_variance_ratio,
 )

@@ -51,7 +51,7 @@ class Spec:
     variants
         Options as published code has them, by name.
     selection
-        What a GPU makes of the distances by itself: n, f and the options to a `Selection`.
+        What a backend may make of the distances by itself: n, f and the options to a `Selection`.
     rows_after
         For a mixing rule that changes the number of rows: the new number from the old.
     takes_f
