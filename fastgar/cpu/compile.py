@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 from numba import njit, types
 from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 
 __all__ = ["Kernel", "jit", "part"]
 
@@ -28,8 +29,11 @@ class _Cache(FunctionCache):
     """Numba's cache on disk, which a full disk or a damaged file does not stop."""
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
+        # Numba would first import all that it compiles with, and scipy: 0.3 s that machine code
+        # read from disk has no use for. What it does need is the allocator.
         try:
-            return cast(Any, super()).load_overload(signature, target_context)
+            rtsys.initialize(target_context)
+            return cast(Any, self)._load_overload(signature, target_context)
         except Exception as error:  # whatever half a file makes a reader do
             _say_uncached(f"what is in {self.cache_path} cannot be read ({error!r})")
             return None
