@@ -84,8 +84,7 @@ def one(variant: Any, architecture: str, tool: str | None) -> dict[str, Any]:
     from .roofline import exchanges, operations
 
     rule, dtype, n, file, macros, kernel = variant
-    options = (f"--gpu-architecture={architecture}", "--fmad=false", "--ptxas-options=-v")
-    code, said = nvrtc.compiled(file, macros, *options)
+    code, said = nvrtc.compiled(file, macros, f"-arch={architecture}", *nvrtc.OPTIONS)
     about = said[said.rindex(f"Function properties for {kernel}\n") :]
     registers = re.search(r"Used (\d+) registers", about)
     spilled = re.search(r"(\d+) bytes spill stores", about)
