@@ -19,7 +19,8 @@ sequence are judged one by one.
 
 Arrays on a GPU (torch, cupy, jax, and others through ``__dlpack__``) are read there by the caller's
 current stream, and results and scratch come from the caller's allocator where it has one; those of
-jax and of unknown libraries are CuPy's memory, which the library imports.
+jax and of unknown libraries are CuPy's memory, which the library imports. These libraries have no
+current stream: CUDA's default one is used, and a call returns when the result is there.
 
 Results by library: numpy and torch results are written in place. jax takes over 64-byte aligned
 memory without a copy (an array sharded over several devices comes back on jax's default device);
@@ -316,6 +317,7 @@ class _Jax(_Host):
     def finish(self, made: Any, like: Any) -> Any:
         devices = like.devices()
         if not isinstance(made, np.ndarray):
+            _wait(self.view(like))
             return self.jax.dlpack.from_dlpack(made)
         stays = len(devices) == 1 and getattr(like, "committed", True)
         device = next(iter(devices)) if stays else None
@@ -423,6 +425,16 @@ def _make_on(view: _View, shape: tuple[int, ...]) -> tuple[int, Any]:
     return connect(view.device).array(tuple(shape), view.dtype, 0)
 
 
+def _wait(view: _View) -> None:
+    """Wait for the work on a device whose memory another library gives away.
+
+    It may do so as soon as the input is dropped, on streams that do not wait for ours.
+    """
+    from .cuda.device import connect
+
+    connect(view.device).synchronise(0)
+
+
 class _DLPack(_Host):
     """Any other library: its capsules are read here, since numpy's own reader has no bfloat16."""
 
@@ -460,6 +472,9 @@ class _DLPack(_Host):
     def finish(self, made: Any, like: Any) -> Any:
         if not hasattr(like, "__array_namespace__"):
             return made
+        view = self.view(like)
+        if view.device != "cpu":
+            _wait(view)
         return like.__array_namespace__().from_dlpack(made)
 
 

@@ -11,7 +11,7 @@
 
 #ifdef __CUDACC__
 #define FG_DYNAMIC_SHARED(type, name)                             \
-    extern __shared__ __align__(16) unsigned char fg_shared_[];   \
+    extern __shared__ __align__(32) unsigned char fg_shared_[];   \
     type* const name = reinterpret_cast<type*>(fg_shared_)
 #endif
 

@@ -17,6 +17,7 @@ from fastgar import arrays
 from fastgar.cuda import device as devices
 
 NAME = "cuda:0"
+EIGHT_BYTES = {int, float, devices.Pointer, np.int64, np.float64}  # as kernels take them
 GARBAGE = 0xFF  # what fresh memory holds: NaN in every dtype
 
 
@@ -38,6 +39,8 @@ class EmulatedDevice:
     def launch(self, kernel, grid, block, shared, args, stream) -> None:
         self.launches.append(kernel.name)
         self.streams.add(stream)
+        odd = [a for a in args if type(a) not in EIGHT_BYTES]
+        assert not odd, f"{kernel.name}: CuPy would send less than eight bytes of {odd}"
         values = [ctypes.c_void_p(a) if isinstance(a, devices.Pointer) else a for a in args]
         module = build(kernel.file, dict(kernel.defines))
         module.launch(kernel.name, grid, block, values, shared)

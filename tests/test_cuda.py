@@ -325,8 +325,10 @@ def test_arrays_of_unknown_libraries(monkeypatch):
         assert isinstance(got, emulated.Away)
         check(spec, "float32", torch.from_numpy(got.values), aggregate(spec, torch.from_numpy(X)))
     rows = [emulated.Away(row) for row in X]
+    gpu.waits = 0
     np.testing.assert_array_equal(fg.krum(rows, f=2).values, fg.krum(X, f=2))
     assert gpu.streams == {0}
+    assert gpu.waits == 1, "the library may give the rows' memory away when the call is over"
     with pytest.raises(TypeError, match="needed on the CPU"):
         fg.combine(emulated.Away(np.ones(11)), X)
     states = [{"w": row, "steps": emulated.Away(np.zeros(1, np.int64))} for row in rows]
@@ -380,7 +382,7 @@ def fake_cupy(count=1, capability="90", version=12040, compile_error=None):
         runtime=_Runtime(count, version), Device=lambda index: device,
         compiler=Space(CompileException=_CompileError),
     )  # fmt: skip
-    return Space(cuda=cuda, RawModule=module)
+    return Space(cuda=cuda, RawModule=module, __version__="14.2.0")
 
 
 @pytest.mark.parametrize(
@@ -424,9 +426,105 @@ def test_a_compiler_that_fails_or_is_missing(monkeypatch, error, sentence):
 def test_a_broken_cupy(monkeypatch, tmp_path):
     (tmp_path / "cupy.py").write_text("raise ImportError('libcublas.so.12: cannot open')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setitem(sys.modules, "cupy", None)  # so that nothing of this stays behind
+    del sys.modules["cupy"]
     with pytest.raises(ImportError, match=r"CuPy is broken \(libcublas.*fastgar\[cuda12\]"):
         driver._import("12.1")
+    old = type(sys)("cupy")
+    old.__version__ = "13.4.1"
+    sys.modules["cupy"] = old
+    with pytest.raises(ImportError, match=r"CuPy 13.4.1 is too old, .* 14 or later: .*cuda13"):
+        driver._import("13.0")
+
+
+class Launches:
+    """What CuPy is asked for, without a GPU."""
+
+    def __init__(self):
+        self.current, self.calls, self.streams = 0, [], [0]
+
+    def cupy(self, count=3):
+        from contextlib import contextmanager
+        from types import SimpleNamespace as Space
+
+        seen = self
+
+        class Device:
+            compute_capability = "90"
+            attributes = {"MultiProcessorCount": 4}  # noqa: RUF012
+
+            def __init__(self, index):
+                self.index = index
+
+            def __enter__(self):
+                self.before, seen.current = seen.current, self.index
+
+            def __exit__(self, *error):
+                seen.current = self.before
+
+        @contextmanager
+        def current(stream):
+            version, address = stream.__cuda_stream__()
+            assert version == 0
+            seen.streams.append(address)
+            yield
+            seen.streams.pop()
+
+        def alloc(size):
+            seen.calls.append(("alloc", size, seen.current, seen.streams[-1]))
+            return Space(ptr=4096)
+
+        def launch(grid, block, args, shared, stream):
+            seen.calls.append(("launch", grid, block, args, shared, seen.current, stream.ptr))
+
+        runtime = _Runtime(count)
+        runtime.getDevice = lambda: seen.current
+        runtime.setDevice = lambda index: setattr(seen, "current", index)
+        runtime.memcpyAsync = lambda *args: seen.calls.append(("copy", args, seen.current))
+        runtime.streamSynchronize = lambda stream: seen.calls.append(("wait", stream))
+
+        def module(code, options):
+            seen.calls.append(("compile", options, seen.current))
+            return Space(get_function=lambda name: Space(kernel=launch))
+
+        cuda = Space(
+            runtime=runtime, Device=Device, alloc=alloc, compiler=Space(CompileException=OSError),
+            Stream=Space(from_external=current),
+        )  # fmt: skip
+        return Space(cuda=cuda, RawModule=module, __version__="14.2.0")
+
+
+def test_cupy_is_asked_for_the_datas_device_and_the_callers_stream(monkeypatch):
+    seen = Launches()
+    monkeypatch.setattr(driver, "_import", lambda cuda: seen.cupy())
+    device = driver.CupyDevice("cuda:2", "13.0")
+    kernel = devices.kernel("combine.cu", "combine", (("FG_DTYPE", 2),))
+    for _ in range(2):
+        device.launch(kernel, 7, 256, 16, (devices.Pointer(4096), 3, 0.5), 99)
+    assert seen.calls == [
+        ("compile", driver.OPTIONS, 2),
+        *[("launch", (7,), (256,), (4096, 3, 0.5), 16, 2, 99)] * 2,
+    ]
+    assert not any("fast" in option or "fmad=true" in option for option in driver.OPTIONS)
+    seen.calls.clear()
+    assert device.allocate(100, 98)[0] == 4096
+    into = np.zeros(2)
+    device.read(4096, into, 97)
+    device.write(4096, into, 96)
+    device.synchronise(95)
+    place = into.ctypes.data
+    assert seen.calls == [
+        ("alloc", 100, 2, 98),
+        ("copy", (place, 4096, 16, 2, 97), 2), ("wait", 97),
+        ("copy", (4096, place, 16, 1, 96), 2),
+        ("wait", 95),
+    ]  # fmt: skip
+    assert seen.current == 0 and seen.streams == [0], "the caller's device and stream are current"
+
+
+def test_the_real_cupy_takes_our_streams():
+    cupy = pytest.importorskip("cupy")
+    assert cupy.cuda.Stream.from_external(driver._Stream(77)).ptr == 77
 
 
 def test_nothing_of_cuda_is_imported_for_rows_on_the_cpu():

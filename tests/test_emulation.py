@@ -120,8 +120,9 @@ def test_every_thread_of_every_block_runs_once(kernels):
     out = guarded(np.zeros(2 * 3 * 4 * 30, np.int64))
     kernels.launch("where", (2, 3, 4), (5, 3, 2), [out, 30])
     assert (out == 1).all()
-    with pytest.raises(EmulationError, match="no GPU takes"):
-        kernels.launch("where", 1, 1025, [out, 30])
+    for grid, block, shared in ((1, 1025, 0), (1 << 31, 1, 0), ((1, 65536), 1, 0), (1, 1, 49153)):
+        with pytest.raises(EmulationError, match="no GPU takes"):
+            kernels.launch("where", grid, block, [out, 30], shared=shared)
 
 
 def test_what_does_not_compile_says_why(tmp_path):

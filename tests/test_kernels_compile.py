@@ -24,14 +24,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+DYNAMIC = "FG_BYTES_OF_DYNAMIC_SHARED_MEMORY"  # which the kernels do not look at
 MOST = 32  # values of a column up to which nothing may be spilled
-OPTIONS = ("--fmad=false", "--ptxas-options=-v")
+SHARED = 48 << 10  # bytes that every GPU gives a block without being asked
 
 
 def of_columns(n, dtype, statistic, *, table=False, mix=0, alignment=16):
-    """(file, macros, values of a column) of one variant."""
+    """(file, macros, values of a column) of one variant; macros tell its dynamic shared memory."""
     variant = columns_variant(statistic, n, n, dtype, table=table, mix=mix, alignment=alignment)
-    return variant.file, variant.defines, n
+    return variant.file, (*variant.defines, (DYNAMIC, variant.shared)), n
 
 
 def column_variants():
@@ -92,6 +93,11 @@ def further_variants():
     yield of_columns(128, "float16", Statistic.median(128, closest=90))
 
 
+def shared(said):
+    """Bytes of static shared memory of each kernel, in the order of the report."""
+    return [int(size) for size in re.findall(r"(\d+) bytes smem", said)]
+
+
 def spills(said):
     """Bytes of local memory of each kernel, by name."""
     found = re.findall(
@@ -107,13 +113,15 @@ def complaints(variants, architectures):
     def one(task):
         (file, macros, n), architecture = task
         code, said = nvrtc.compiled(
-            file, dict(macros), f"--gpu-architecture={architecture}", *OPTIONS
+            file, dict(macros), f"--gpu-architecture={architecture}", *nvrtc.OPTIONS
         )
         assert code.startswith(b"\x7fELF")
         local = spills(said)
         if not local:
             pytest.skip("this NVRTC does not report spills")
         worst = {name: size for name, size in local.items() if size}
+        least = dict(macros).get(DYNAMIC, 0)
+        assert max(shared(said), default=0) + least <= SHARED, (file, macros)
         named = " ".join(f"{k}={v}" for k, v in macros if len(str(v)) < 30)
         return f"{file} {architecture} {named}: {worst}" if worst and n <= MOST else None
 
@@ -140,6 +148,6 @@ def test_spills_are_found():
     n = 120  # in the registers of a block of which eight must fit
     file, macros, _ = of_columns(n, "float32", Statistic.median(n))
     _, said = nvrtc.compiled(
-        file, {**dict(macros), "FG_BLOCKS": 8}, "--gpu-architecture=sm_90", *OPTIONS
+        file, {**dict(macros), "FG_BLOCKS": 8}, "--gpu-architecture=sm_90", *nvrtc.OPTIONS
     )
     assert spills(said)["columns"] > 0

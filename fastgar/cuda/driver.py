@@ -12,6 +12,7 @@ from .device import Kernel, source
 
 __all__ = ["OLDEST", "CupyDevice", "install"]
 
+OLDEST_CUPY = 14  # the first that takes streams of other libraries by protocol
 OLDEST = 75  # compute capability 7.5, Turing: what the kernels are compiled for and tested with
 # Where a multiplication and an addition are one operation, the kernels say so.
 OPTIONS = ("--std=c++17", "--fmad=false")
@@ -38,16 +39,24 @@ def _import(cuda: str | None) -> Any:
         raise ImportError(f"CuPy is broken ({error}): {install(cuda)}") from error
     except Exception as error:  # whatever a half-installed CuPy raises
         raise ImportError(f"CuPy is broken ({error}): {install(cuda)}") from error
+    if int(cupy.__version__.partition(".")[0]) < OLDEST_CUPY:
+        raise ImportError(
+            f"CuPy {cupy.__version__} is too old, fastgar needs {OLDEST_CUPY} or later: "
+            f"{install(cuda)}"
+        )
     return cupy
 
 
 class _Stream:
-    """A stream of any library, as CuPy takes it."""
+    """A stream of any library, as CuPy takes it: by its address, or by the protocol."""
 
     __slots__ = ("ptr",)
 
     def __init__(self, ptr: int) -> None:
         self.ptr = ptr
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.ptr  # the version of the protocol, and the address
 
 
 class CupyDevice:
@@ -137,8 +146,12 @@ class CupyDevice:
                 f"({first})"
             ) from error
 
+    def _current(self, stream: int) -> Any:
+        """Return a context in which CuPy's memory is for work on this stream."""
+        return self.cupy.cuda.Stream.from_external(self._stream(stream))
+
     def allocate(self, size: int, stream: int) -> tuple[int, Any]:
-        with self.device, self.cupy.cuda.ExternalStream(stream, self.index):
+        with self.device, self._current(stream):
             memory = self.cupy.cuda.alloc(size)
         return memory.ptr, memory
 
@@ -149,7 +162,7 @@ class CupyDevice:
             kind: Any = np.dtype(ml_dtypes.bfloat16)
         else:
             kind = np.dtype(dtype)
-        with self.device, self.cupy.cuda.ExternalStream(stream, self.index):
+        with self.device, self._current(stream):
             made = self.cupy.empty(shape, kind)
         return made.data.ptr, made
 

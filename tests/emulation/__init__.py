@@ -168,6 +168,8 @@ class Module:
         shape = [*_three(grid), *_three(block)]
         if min(shape) < 1 or np.prod(shape[3:]) > 1024 or max(shape[1:3]) > 65535:
             raise EmulationError(f"{kernel}: no GPU takes the grid {grid} of blocks {block}")
+        if shape[0] >= 1 << 31 or shared > 48 << 10:  # more only where a kernel asks for it
+            raise EmulationError(f"{kernel}: no GPU takes {shape[0]} blocks of {shared} bytes each")
         values: list[Any] = []
         kinds = ""
         for argument in args:

@@ -1,0 +1,157 @@
+"""What the compiler makes of the kernels, for a GPU that need not be there: tables in Markdown.
+
+    pip install nvidia-cuda-nvrtc nvidia-cuda-nvdisasm
+    python -m asv_benchmarks.assembly                    # for sm_90: H100, H200
+    python -m asv_benchmarks.assembly --measured asv_benchmarks/results/gpu-nvidia-h200.json
+
+"Predicted" is the larger of two times for d columns: that in which the bytes that must move come at
+the bandwidth of the data sheet, and that in which the instructions of the arithmetic are issued, at
+the highest clock. It is the least time that there can be, and nothing measured it; `gpu.py`
+measures, and `--measured` puts its times beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BANDWIDTH = 4.8e12  # bytes a second of an H200, by its data sheet
+ISSUED = 132 * 128 * 1.98e9  # instructions a second that it can issue: lanes times clock
+SLOWER = 2  # times as long as others a minimum or maximum takes, on sm_80 and later
+COLUMNS = 25_000_000
+ROWS = (11, 20, 32, 51, 100)
+
+
+def variants() -> list[tuple[str, str, int, str, dict[str, object], str]]:
+    """Return rule, dtype, n, file, macros and kernel of what is shown."""
+    from fastgar.cuda.shapes import pair_shape
+    from fastgar.cuda.variants import CODES, ITEMSIZE, columns_variant
+    from fastgar.primitives import Statistic
+
+    def column(rule: str, dtype: str, n: int, statistic: Statistic) -> Any:
+        variant = columns_variant(statistic, n, n, dtype, table=False, mix=0, alignment=16)
+        return rule, dtype, n, variant.file, dict(variant.defines), variant.kernel
+
+    found = [column("median", "float32", n, Statistic.median(n)) for n in ROWS]
+    for n in ROWS:
+        f = (n - 3) // 4
+        found.append(column("trimmed_mean", "float32", n, Statistic.between(n, f, n - f, f)))
+    for dtype in ("float64", "float16", "bfloat16"):
+        found.append(column("median", dtype, 20, Statistic.median(20)))
+    for n in ROWS:
+        shape = pair_shape(n, False, False, True)
+        macros: dict[str, object] = dict(shape.defines(CODES["float32"], False, 4, False))
+        found.append(("sqdist", "float32", n, "distances.cu", macros, "partials"))
+    macros = {"FG_DTYPE": 2, "FG_TABLE": 0, "FG_OUTS": 0, "FG_K": 1}
+    macros["FG_PACK"] = 16 // ITEMSIZE["float32"]
+    found.append(("combine", "float32", 1, "combine.cu", macros, "combine"))
+    return found
+
+
+def disassembler() -> str | None:
+    """Return where nvdisasm is: on the path, or in NVIDIA's wheel."""
+    found = shutil.which("nvdisasm")
+    spec = find_spec("nvidia")
+    for place in spec.submodule_search_locations or () if spec else ():
+        found = found or next(map(str, Path(place).glob("*/bin/nvdisasm")), None)
+    return found
+
+
+def opcodes(code: bytes, kernel: str, tool: str) -> Counter[str]:
+    """Return how often each instruction stands in the machine code of a kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as place:
+        place.write(code)
+        place.flush()
+        said = subprocess.run([tool, "-c", place.name], capture_output=True, text=True, check=True)
+    text = said.stdout.partition(f".text.{kernel}:")[2].partition("\n\t.section")[0]
+    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", text))
+
+
+def one(variant: Any, architecture: str, tool: str | None) -> dict[str, Any]:
+    """Return what the compiler says of one variant, and the two times."""
+    import nvrtc
+
+    from .roofline import exchanges, operations
+
+    rule, dtype, n, file, macros, kernel = variant
+    code, said = nvrtc.compiled(file, macros, f"-arch={architecture}", *nvrtc.OPTIONS)
+    about = said[said.rindex(f"Function properties for {kernel}\n") :]
+    registers = re.search(r"Used (\d+) registers", about)
+    spilled = re.search(r"(\d+) bytes spill stores", about)
+    shared = re.search(r"(\d+) bytes smem", about)
+    size = {"float64": 8, "float32": 4}.get(dtype, 2)
+    moved = size * (n + (rule != "sqdist")) * COLUMNS
+    f = (n - 3) // 4
+    work = n if rule == "combine" else operations(rule, n, f)
+    slots = work + (SLOWER - 1) * exchanges(rule, n, f)
+    counts = opcodes(code, kernel, tool) if tool else Counter()
+    return {
+        "rule": rule, "dtype": dtype, "n": n,
+        "registers": int(registers.group(1)) if registers else "?",
+        "spilled": int(spilled.group(1)) if spilled else "?",
+        "shared": int(shared.group(1)) if shared else 0,
+        "instructions": counts.total() or "?",
+        "work": work, "bytes": moved // COLUMNS,
+        "memory": moved / BANDWIDTH,
+        "arithmetic": slots * COLUMNS / ISSUED if dtype == "float32" else None,
+    }  # fmt: skip
+
+
+def table(found: list[dict[str, Any]], measured: dict[tuple[str, int], float]) -> str:
+    """Return the table in Markdown."""
+    lines = [
+        "| kernel | dtype | n | registers | bytes spilled | shared memory | instructions | "
+        "needed a column | bytes a column | memory | arithmetic | predicted | measured |",
+        "|" + "---|" * 13,
+    ]
+    for r in found:
+        times = [r["memory"], r["arithmetic"]]
+        shown = [f"{t * 1e6:.0f} us" if t is not None else "" for t in times]
+        predicted = "" if times[1] is None else f"{max(times) * 1e6:.0f} us"
+        seconds = measured.get((r["rule"], r["n"])) if r["dtype"] == "float32" else None
+        clocked = "not yet" if seconds is None else f"{seconds * 1e6:.0f} us"
+        cells = [
+            r["rule"], r["dtype"], r["n"], r["registers"], r["spilled"], r["shared"],
+            r["instructions"], f"{r['work']:.0f}", r["bytes"], *shown, predicted, clocked,
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Compile, count and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", default="sm_90", help="such as sm_90")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="what gpu.py wrote")
+    options = parser.parse_args()
+    sys.path.append(str(HERE.parent / "tests"))
+    import nvrtc
+
+    if nvrtc.library() is None:
+        print("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
+        return 1
+    tool = disassembler()
+    if tool is None:
+        print("nvdisasm is not installed, instructions are not counted: "
+              "pip install nvidia-cuda-nvdisasm", file=sys.stderr)  # fmt: skip
+    measured = {}
+    if options.measured:
+        for r in json.loads(options.measured.read_text())["results"]:
+            if r["d"] == COLUMNS:
+                measured[r["rule"], r["n"]] = r["seconds"]
+    print(table([one(variant, options.arch, tool) for variant in variants()], measured))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
