@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from emulation import build, guarded
 
-from fastgar import arrays
+from fastgar import libraries
 from fastgar.cuda import device as devices
 
 NAME = "cuda:0"
@@ -76,8 +76,8 @@ class Away:
     def __dlpack__(self, *, stream: int | None = None, max_version: Any = None) -> Any:
         assert stream == 1, "the stream must be named, or numbers may not be ready"
         capsule = self.values.__dlpack__()
-        start = arrays._capsule_pointer(capsule, b"dltensor")
-        arrays._DLTensor.from_address(start).device_type = 2
+        start = libraries._capsule_pointer(capsule, b"dltensor")
+        libraries._DLTensor.from_address(start).device_type = 2
         return capsule
 
     def __array_namespace__(self) -> Any:
@@ -93,7 +93,7 @@ def connect(monkeypatch: Any, name: str = NAME) -> EmulatedDevice:
 
 def torch_on_gpu(monkeypatch: Any) -> EmulatedDevice:
     """Have torch's tensors be on a new device; one with an attribute `elsewhere` is there."""
-    adapter = arrays._Torch
+    adapter = libraries.Torch
     view = adapter.view
 
     def on_gpu(self: Any, x: Any) -> Any:

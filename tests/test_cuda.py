@@ -15,7 +15,7 @@ import pytest
 from emulation import needs_compiler
 
 import fastgar as fg
-from fastgar import arrays
+from fastgar import arrays, libraries
 from fastgar.cuda import device as devices
 from fastgar.cuda import driver
 
@@ -87,13 +87,13 @@ def on_cpu():
 
     def run(spec, X, **options):
         with pytest.MonkeyPatch.context() as real:
-            real.setattr(arrays._Torch, "view", VIEW)
+            real.setattr(libraries.Torch, "view", VIEW)
             return aggregate(spec, X, **options)
 
     return run
 
 
-VIEW = arrays._Torch.view
+VIEW = libraries.Torch.view
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_structures_with_several_leaves_and_integers(gpu):
     states = [state(i) for i in range(7)]
     states[6]["half"][2] = float("nan")
     with pytest.MonkeyPatch.context() as real:
-        real.setattr(arrays._Torch, "view", VIEW)
+        real.setattr(libraries.Torch, "view", VIEW)
         want = [fg.rule(spec, 1)(states) for spec in ("krum", "bulyan", "nnm | median")]
         first = fg.krum(states, f=1, buffers="first")
         part = fg.krum(states, f=1, distance_on=lambda path: path == "weight")
@@ -215,7 +215,7 @@ def test_the_primitives(gpu):
     W = torch.from_numpy(np.random.default_rng(0).random((3, 11)))
     W[:, 3] = 0.0
     with pytest.MonkeyPatch.context() as real:
-        real.setattr(arrays._Torch, "view", VIEW)
+        real.setattr(libraries.Torch, "view", VIEW)
         D, mixed = fg.sqdist(X, [X[0].clone(), "origin"]), fg.combine(W, X)
         column = fg.columns(X, "median", W=W)
     np.testing.assert_allclose(fg.sqdist(X, [X[0].clone(), "origin"]), D, rtol=1e-5)
@@ -229,7 +229,7 @@ def test_inspect(gpu, spec):
     X = liars(sample(11, 64))
     report = fg.inspect(spec, X, f=2)
     with pytest.MonkeyPatch.context() as real:
-        real.setattr(arrays._Torch, "view", VIEW)
+        real.setattr(libraries.Torch, "view", VIEW)
         want = fg.inspect(spec, X, f=2)
     assert torch.equal(report.aggregate, want.aggregate)
     assert report.selected == want.selected and report.faulty == want.faulty

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 from numba import njit, types
 from numba.core.caching import FunctionCache
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 
 __all__ = ["Kernel", "jit", "part"]
 
