@@ -7,23 +7,21 @@ what an interrupted run left is dropped until that run is taken up.
 from __future__ import annotations
 
 import json
-import math
-import os
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import fastgar as fg
 
 from .config import Config
+from .lines import Lines
 from .result import Evaluation, Result
 from .rundir import Mismatch
 
 __all__ = ["Results", "summary"]
 
 
-class Results:
+class Results(Lines):
     """An open file of results.
 
     Parameters
@@ -60,21 +58,7 @@ class Results:
         kept = [head, *(line for line in kept[1:] if _key(line) in finished)]
         self.runs = [line for line in kept if line["kind"] == "run"]
         self.evaluations = [line for line in kept if line["kind"] == "evaluation"]
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(map(_line, kept)))
-        os.replace(part, path)
-        self._file = path.open("a")
-
-    def __enter__(self) -> Results:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
+        super().__init__(path, kept)
 
     def finished(self, rule: str, attack: str) -> dict[str, Any] | None:
         """Return the line of a finished run, or None."""
@@ -86,18 +70,14 @@ class Results:
         which = {"rule": config.rule, "attack": config.attack}
         line = {"kind": "evaluation", **which, **asdict(evaluation)}
         self.evaluations.append(line)
-        self._append(line)
+        self.append(line)
 
     def run(self, result: Result) -> dict[str, Any]:
         """Append a finished run, and return its line."""
         line = summary(result)
         self.runs.append(line)
-        self._append(line)
+        self.append(line)
         return line
-
-    def _append(self, line: dict[str, Any]) -> None:
-        self._file.write(_line(line))
-        self._file.flush()
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -121,15 +101,6 @@ def summary(result: Result) -> dict[str, Any]:
 
 def _key(line: dict[str, Any]) -> tuple[Any, Any]:
     return line.get("rule"), line.get("attack")
-
-
-def _line(record: dict[str, Any]) -> str:
-    """Return a record as one line; JSON has no NaN, so it becomes null."""
-    plain = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
-    }
-    return json.dumps(plain, allow_nan=False) + "\n"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

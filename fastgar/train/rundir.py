@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import os
 import platform
 import re
@@ -33,6 +32,7 @@ import torch
 import fastgar as fg
 
 from .config import Config
+from .lines import line
 from .ranks import Ranks
 
 __all__ = ["Mismatch", "RunDirectory", "environment", "name_of", "open_directory"]
@@ -122,7 +122,7 @@ class RunDirectory:
 
     def append(self, record: Record) -> None:
         """Append a line of metrics."""
-        self._metrics.write(_line(record))
+        self._metrics.write(line(record).encode())
         self._metrics.flush()
 
     def save(self, state: Record) -> None:
@@ -222,15 +222,6 @@ def environment() -> Record:
         "threads": {"torch": torch.get_num_threads(), "fastgar": fg.get_threads()},
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _line(record: Record) -> bytes:
-    """Return a record as a line of JSON, which has no NaN: it becomes null."""
-    plain = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
-    }
-    return json.dumps(plain, allow_nan=False).encode() + b"\n"
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -9,13 +9,11 @@ another grid, or of the same grid with other numbers, is refused.
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from ..lines import Lines, plain
 from .setting import Grid, Run
 
 __all__ = ["Mismatch", "Store", "read"]
@@ -27,7 +25,7 @@ class Mismatch(ValueError):
     """The file holds results of another grid."""
 
 
-class Store:
+class Store(Lines):
     """An open file of results.
 
     Parameters
@@ -63,24 +61,9 @@ class Store:
                 setting = settings.get(record["name"])
                 if setting is None:
                     raise Mismatch(f"{path} has a setting {record['name']!r} that this grid lacks")
-                _compare(path, record["config"], _plain(setting.config), f"{setting.name}: ")
+                _compare(path, record["config"], plain(setting.config), f"{setting.name}: ")
                 self.records[record["name"], record["seed"]] = record
-        # Written anew without the line that was cut off, and whole at any moment.
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(map(_line, lines or [head])))
-        os.replace(part, path)
-        self._file = path.open("a")
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
+        super().__init__(path, lines or [head])
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
         """Return the runs that have not ended yet."""
@@ -88,12 +71,12 @@ class Store:
 
     def session(self, facts: Mapping[str, Any]) -> None:
         """Append what is known of the process that is about to work."""
-        self._append({"kind": "session", **facts})
+        self.append({"kind": "session", **facts})
 
     def add(self, run: Run, outcome: Mapping[str, Any]) -> Record:
         """Append how a run ended, and return its record."""
         setting = run.setting
-        record: Record = _plain(
+        record: Record = plain(
             {
                 "kind": "run",
                 "name": setting.name,
@@ -103,13 +86,9 @@ class Store:
                 **outcome,
             }
         )
-        self._append(record)
+        self.append(record)
         self.records[run.key] = record
         return record
-
-    def _append(self, record: Record) -> None:
-        self._file.write(_line(record))
-        self._file.flush()
 
 
 def read(path: Path) -> list[Record]:
@@ -125,21 +104,6 @@ def read(path: Path) -> list[Record]:
 
 def _head(grid: Grid) -> Record:
     return {"kind": "grid", "name": grid.name, "data": grid.data, "variant": grid.variant}
-
-
-def _plain(value: Any) -> Any:
-    """Return what a value becomes when it is written as JSON, which has no NaN, and read again."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _line(record: Record) -> str:
-    return json.dumps(_plain(record), allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def _lines(path: Path) -> list[Record]:
