@@ -7,6 +7,7 @@ mathematics decides on n x n numbers, `primitives` applies the decision.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -160,7 +161,7 @@ class Rule:
         start, reference : like one row of X, optional
             What `refs` names: "start" is the origin unless given, "reference" is required.
         check : bool
-            For rows on a GPU, where krum, multi_krum and bulyan wait for nothing, and so cannot
+            For rows on a GPU, where some rules (see the notes) wait for nothing, and so cannot
             raise TooManyFaults but give NaN: wait for the distances, and raise it. Elsewhere it
             is always raised, and for column rules never.
 
@@ -179,9 +180,10 @@ class Rule:
 
         Notes
         -----
-        On a GPU everything runs on the caller's current stream. Column rules, krum, multi_krum
-        and bulyan wait for nothing, and can be captured in a CUDA graph once they have run; other
-        rules wait once, for the n x n distances.
+        On a GPU everything runs on the caller's current stream. Column rules, krum, multi_krum,
+        bulyan and cge, and nnm before an order statistic (of numbers but float64) wait for nothing,
+        and can be captured in a CUDA graph once they have run; other rules wait once, for the n x n
+        distances.
         """
         T = table(X, buffers=buffers)
         if self._columns_only and start is None and reference is None:
@@ -198,7 +200,7 @@ class Rule:
                 selection = self._selection(T)
                 if selection is not None:
                     out = T.empty()
-                    primitives.select(T, selection, out)
+                    primitives.select(T, selection, points, out)
                     self.step += 1
                     return out.value()
             decision = self._decide_on(T, points, distance_on)
@@ -210,11 +212,21 @@ class Rule:
         """Return what the backend can choose by itself, or None if `decide` must."""
         n = T.n
         if n not in self._selections:
-            choice = self._last.spec.selection if len(self.stages) == 1 else None
-            f = self._last.f(self.f, n)
-            self._selections[n] = None if choice is None else choice(n, f, self._last.options)
+            self._selections[n] = self._choice(n)
         selection = self._selections[n]
         return selection if selection is not None and primitives.selects(T, selection) else None
+
+    def _choice(self, n: int) -> Selection | None:
+        first, last = self.stages[0], self._last
+        if len(self.stages) > 2 or first.spec.selection is None:
+            return None
+        selection: Selection = first.spec.selection(n, first.f(self.f, n), first.options)
+        if first.spec.kind != "mixing":
+            return selection
+        if len(self.stages) == 1 or last.spec.kind != "column" or last.spec.randomised:
+            return None
+        statistic = self._statistic(n)
+        return replace(selection, statistic=statistic) if statistic.kind == "order" else None
 
     def points(self, T: Table, start: Any = None, reference_: Any = None) -> tuple[Any, ...]:
         """Check a call's rows and references; return what `primitives` takes as `refs`."""

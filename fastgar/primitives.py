@@ -111,10 +111,12 @@ class Selection:
 
     Attributes
     ----------
-    kind : {"krum", "bulyan", "bulyan_averaged"}
+    kind : {"krum", "bulyan", "bulyan_averaged", "nnm", "cge"}
         "krum": the mean of the `m` rows with the least sums over the `kept` least distances (their
         own, 0, among them), squared or not. "bulyan": n-2f picks by Krum, one after the other;
         "bulyan_averaged": n-2f-2 means of ever fewer rows; then `statistic` of the picks.
+        "nnm": the `statistic` of the means of each row's n-f nearest. "cge": the mean of the n-f
+        rows nearest to the last point, which is the origin.
     f : int
         How many faulty rows there may be; with more the result is NaN on a GPU, else an error.
     """
@@ -213,16 +215,18 @@ def _distances(backend: Any, T: Table, refs: Sequence[Any], start: Matrix | None
 
 def selects(T: Table, selection: Selection) -> bool:
     """Return whether the backend makes this choice among these rows by itself."""
+    if selection.kind == "nnm" and any(block.dtype == "float64" for block in T.blocks):
+        return False  # distances may overflow, and then need another read
     does: bool = _on(T).selects(selection, T.n)
     return does
 
 
-def select(T: Table, selection: Selection, out: Out) -> None:
+def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> None:
     """Write what a selection makes of the rows to `out`. On a GPU nothing waits."""
     if not T.columns:
         return
     backend = _on(T)
-    chosen = backend.select(_distances(backend, T, (), None), selection)
+    chosen = backend.select(_distances(backend, T, refs, None), selection)
     for block, target in zip(T.blocks, out.blocks, strict=True):
         where = (block.addresses, block.columns, block.dtype)
         if selection.statistic is None:

@@ -33,7 +33,7 @@ class EmulatedDevice:
     def __init__(self, name: str = NAME) -> None:
         self.name, self.processors = name, 3
         self.launches: list[str] = []
-        self.reads = self.writes = self.waits = 0
+        self.reads = self.writes = self.waits = self.allocations = 0
         self.streams: set[int] = set()
 
     def launch(self, kernel, grid, block, shared, args, stream) -> None:
@@ -46,6 +46,7 @@ class EmulatedDevice:
         module.launch(kernel.name, grid, block, values, shared)
 
     def allocate(self, size, stream):
+        self.allocations += 1
         return _scratch(size)
 
     def array(self, shape, dtype, stream):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import emulated
 import numpy as np
@@ -46,10 +47,15 @@ PIPELINES = [
 SPECS = [rule.name + OPTIONS.get(rule.name, "") for rule in fg.list_rules()] + PIPELINES
 WITHOUT_WAITING = [
     "mean", "nan_mean", "median", "trimmed_mean", "meamed", "phocas", "condense", "sign_majority",
-    "krum", "multi_krum", "bulyan", *PIPELINES[:4],
+    "krum", "multi_krum", "bulyan", "cge", *PIPELINES[:5],
 ]  # fmt: skip
 # Weights that depend on distances, not only on their order.
 WEIGHTED = ("geometric", "rfa", "centered", "caf", "fltrust", "clip", "arc")
+
+
+def waits(spec, dtype):
+    """Whether a rule waits for the distances: nnm may need another read of float64."""
+    return spec not in WITHOUT_WAITING or (spec.startswith("nnm") and dtype == "float64")
 
 
 def sample(n, d, dtype="float32", seed=0):
@@ -93,7 +99,7 @@ def on_cpu():
     return run
 
 
-VIEW = libraries.Torch.view
+VIEW, STREAM = libraries.Torch.view, libraries.Torch.stream
 
 
 @pytest.fixture
@@ -119,14 +125,17 @@ def test_every_rule_gives_what_it_gives_on_the_cpu(gpu, on_cpu, spec, dtype):
     check(spec, dtype, got, on_cpu(spec, X))
     assert torch.equal(X.nan_to_num(nan=1e9), before.nan_to_num(nan=1e9))
     assert gpu.streams == {77}, "everything runs on the caller's stream"
-    assert gpu.reads == (0 if spec in WITHOUT_WAITING else 1)
+    assert gpu.reads == waits(spec, dtype)
     assert gpu.waits == 0
-    if spec in WITHOUT_WAITING:
+    assert gpu.allocations == 0, "scratch comes from the caller's allocator"
+    if not waits(spec, dtype):
         assert gpu.writes == 0, "nothing is copied from the host either"
 
 
 @emulation
-@pytest.mark.parametrize("spec", ["krum", "bulyan", "bulyan(variant='epfl')", "nnm | median"])
+@pytest.mark.parametrize(
+    "spec", ["krum", "bulyan", "bulyan(variant='epfl')", "nnm | median", "cge"]
+)
 @pytest.mark.parametrize("n", [11, 40, 131])
 def test_other_numbers_of_rows(gpu, on_cpu, spec, n):
     X = liars(sample(n, 257, seed=n))
@@ -206,6 +215,15 @@ def test_a_very_long_row_costs_a_third_read(gpu, on_cpu):
     assert gpu.launches.count("partials") == 2
 
 
+@emulation
+def test_neighbours_of_rows_whose_distances_overflow_are_left_to_the_host(gpu, on_cpu):
+    X = sample(9, 300, "float64")
+    X[4] *= 1e200
+    X[5] *= 1e200
+    check("nnm | median", "float64", aggregate("nnm | median", X), on_cpu("nnm | median", X))
+    assert gpu.reads == 2  # the distances, and inner products at another scale
+
+
 # -------------------------------------------------------------------------------- the primitives
 
 
@@ -240,7 +258,9 @@ def test_inspect(gpu, spec):
 
 
 @emulation
-@pytest.mark.parametrize("spec", ["krum", "multi_krum", "bulyan", "bulyan(variant='epfl')"])
+@pytest.mark.parametrize(
+    "spec", ["krum", "multi_krum", "bulyan", "bulyan(variant='epfl')", "nnm | median", "cge"]
+)
 def test_too_many_faults_give_nan_or_raise_when_asked_to(gpu, spec):
     X = sample(11, 40)
     X[[1, 4, 6], 3] = float("inf")
@@ -281,14 +301,26 @@ def test_one_row(gpu):
 
 
 @emulation
-def test_columns_that_do_not_lie_side_by_side_are_copied_once(gpu, on_cpu):
+def test_columns_that_do_not_lie_side_by_side_are_copied_once(gpu, on_cpu, monkeypatch):
     X = sample(77, 11).t()
     assert not X.is_contiguous()
-    for spec in ("krum", "median"):
-        check(spec, "float32", aggregate(spec, X), on_cpu(spec, X.contiguous()))
+    copies = []
+    copy = libraries.Torch.contiguous
+
+    def counted(self, view):
+        copies.append(view.shape)
+        return copy(self, view)
+
+    monkeypatch.setattr(libraries.Torch, "contiguous", counted)
+    for spec in ("krum", "median", "nnm | krum"):
+        got = aggregate(spec, X)
+        assert copies == [(11, 77)], "one copy, however often the rows are read"
+        copies.clear()
+        check(spec, "float32", got, on_cpu(spec, X.contiguous()))
     halves = sample(11, 100)[:, :50]  # a row stride is taken as it is
     assert arrays.table(halves).blocks[0].addresses[0] == halves.data_ptr()
     check("krum", "float32", aggregate("krum", halves), on_cpu("krum", halves.contiguous()))
+    assert copies == []
 
 
 @emulation
@@ -314,6 +346,53 @@ def test_each_device_is_used_for_its_own_data(gpu, monkeypatch):
     X.elsewhere = "cuda:1"
     fg.krum(X, f=1)
     assert other.launches and not gpu.launches
+
+
+@emulation
+def test_the_current_stream_of_another_device_is_not_used(gpu, monkeypatch):
+    """A stream of another device may be the current one: that of the data's device counts."""
+    other = emulated.connect(monkeypatch, "cuda:1")
+    streams = {"cuda:0": 70, "cuda:1": 71}
+
+    def current_stream(device=None):
+        return SimpleNamespace(cuda_stream=streams[device or "cuda:1"])
+
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    monkeypatch.setattr(libraries.Torch, "stream", STREAM)
+    X = sample(7, 40)
+    fg.krum(X, f=1)
+    X.elsewhere = "cuda:1"
+    fg.krum(X, f=1)
+    assert gpu.streams == {70} and other.streams == {71}
+
+
+def test_cupys_current_stream_is_that_of_the_datas_device():
+    def current(index):
+        return SimpleNamespace(ptr=60 + index)
+
+    cupy = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=current))
+    assert libraries.Cupy(cupy).stream("cuda:3") == 63
+
+
+@emulation
+def test_jax_arrays_are_read_on_the_default_stream(monkeypatch):
+    gpu = emulated.connect(monkeypatch)
+    imported = []
+    jax = SimpleNamespace(
+        core=SimpleNamespace(Tracer=()), enable_x64=None,
+        dlpack=SimpleNamespace(from_dlpack=lambda made: imported.append(gpu.waits) or made),
+    )  # fmt: skip
+    X = emulated.Away(sample(7, 40).numpy())  # which wants to be told the default stream
+    X.devices = lambda: [SimpleNamespace(platform="gpu")]
+    library = libraries.Jax(jax)
+    view = library.view(X)
+    assert view.device == "cuda:0" and view.address == X.values.ctypes.data
+    _, made = library.make(X, (40,))
+    assert library.stream("cuda:0") == 0 and gpu.waits == 0
+    assert library.finish(made, X) is made and imported == [1], "waits, then hands it over"
+    X.devices = lambda: [SimpleNamespace(platform="rocm")]
+    with pytest.raises(TypeError, match="on the CPU, or on one NVIDIA GPU"):
+        library.view(X)
 
 
 @emulation
@@ -372,17 +451,15 @@ class _CompileError(Exception):
 
 
 def fake_cupy(count=1, capability="90", version=12040, compile_error=None):
-    from types import SimpleNamespace as Space
-
     def module(code, options):
         raise compile_error
 
-    device = Space(compute_capability=capability, attributes={"MultiProcessorCount": 4})
-    cuda = Space(
+    device = SimpleNamespace(compute_capability=capability, attributes={"MultiProcessorCount": 4})
+    cuda = SimpleNamespace(
         runtime=_Runtime(count, version), Device=lambda index: device,
-        compiler=Space(CompileException=_CompileError),
+        compiler=SimpleNamespace(CompileException=_CompileError),
     )  # fmt: skip
-    return Space(cuda=cuda, RawModule=module, __version__="14.2.0")
+    return SimpleNamespace(cuda=cuda, RawModule=module, __version__="14.2.0")
 
 
 @pytest.mark.parametrize(
@@ -445,7 +522,6 @@ class Launches:
 
     def cupy(self, count=3):
         from contextlib import contextmanager
-        from types import SimpleNamespace as Space
 
         seen = self
 
@@ -472,7 +548,7 @@ class Launches:
 
         def alloc(size):
             seen.calls.append(("alloc", size, seen.current, seen.streams[-1]))
-            return Space(ptr=4096)
+            return SimpleNamespace(ptr=4096)
 
         def launch(grid, block, args, shared, stream):
             seen.calls.append(("launch", grid, block, args, shared, seen.current, stream.ptr))
@@ -485,13 +561,14 @@ class Launches:
 
         def module(code, options):
             seen.calls.append(("compile", options, seen.current))
-            return Space(get_function=lambda name: Space(kernel=launch))
+            return SimpleNamespace(get_function=lambda name: SimpleNamespace(kernel=launch))
 
-        cuda = Space(
-            runtime=runtime, Device=Device, alloc=alloc, compiler=Space(CompileException=OSError),
-            Stream=Space(from_external=current),
+        cuda = SimpleNamespace(
+            runtime=runtime, Device=Device, alloc=alloc,
+            compiler=SimpleNamespace(CompileException=OSError),
+            Stream=SimpleNamespace(from_external=current),
         )  # fmt: skip
-        return Space(cuda=cuda, RawModule=module, __version__="14.2.0")
+        return SimpleNamespace(cuda=cuda, RawModule=module, __version__="14.2.0")
 
 
 def test_cupy_is_asked_for_the_datas_device_and_the_callers_stream(monkeypatch):
@@ -525,6 +602,9 @@ def test_cupy_is_asked_for_the_datas_device_and_the_callers_stream(monkeypatch):
 def test_the_real_cupy_takes_our_streams():
     cupy = pytest.importorskip("cupy")
     assert cupy.cuda.Stream.from_external(driver._Stream(77)).ptr == 77
+    if not torch.cuda.is_available():  # then neither is there a driver
+        with pytest.raises(RuntimeError, match="no GPU can be used: there is no NVIDIA driver"):
+            driver.CupyDevice("cuda:0", "13.0")
 
 
 def test_nothing_of_cuda_is_imported_for_rows_on_the_cpu():
@@ -622,6 +702,9 @@ def test_gpu_the_data_says_which_device():
         got = aggregate(spec, X)
         assert got.device == X.device
         check(spec, "float32", got.cpu(), aggregate(spec, X.cpu()))
+    with torch.cuda.stream(torch.cuda.Stream("cuda:1")):  # of another device than the data's
+        here = X.to("cuda:0")
+        check("krum", "float32", fg.krum(here, f=2).cpu(), aggregate("krum", X.cpu()))
 
 
 @real

@@ -15,6 +15,8 @@ import nvrtc
 import pytest
 from emulation import needs_compiler
 
+from fastgar import arrays
+
 torch = pytest.importorskip("torch")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # where the benchmarks are, with or without the package beside them
@@ -75,6 +77,7 @@ class Torch:
 @pytest.fixture
 def pretend(monkeypatch):
     """A GPU that is not there, and small sizes."""
+    arrays.table(torch.zeros(1, 1))  # fastgar keeps the torch that it sees first
     emulated.torch_on_gpu(monkeypatch)
     pretended = Torch()
     monkeypatch.setitem(sys.modules, "torch", pretended)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from emulated import EmulatedDevice
-from emulation import guarded, needs_compiler
+from emulation import build, guarded, needs_compiler
+from test_kernels_columns import huge
 
 from fastgar.cpu import backend as cpu
 from fastgar.cuda import backend as cuda
@@ -134,6 +135,23 @@ def test_tables_of_many_rows_and_results(gpu):
     combine(gpu, W, X, rows=rows, outs=outs)
     assert equal(np.array(results), combine(cpu, W, X))
     assert gpu.device.launches.count("table") >= 3
+
+
+def test_columns_past_two_to_the_31():
+    """The last columns of rows of more than 2^31 numbers; their other pages are never touched."""
+    d, last = (1 << 31) + 999, 40
+    X, out = huge(3 * d), huge(2 * d)
+    for i in range(3):
+        X[(i + 1) * d - last : (i + 1) * d] = np.float32(i + 1).view(np.uint32) >> 16
+    weights = np.array([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]])
+    defines = {"FG_DTYPE": 1, "FG_TABLE": 0, "FG_OUTS": 0, "FG_K": 4, "FG_PACK": 1}
+    tiles = -(-d // 256)
+    args = [X, 2 * d, 3, weights, 0.0, 2, out, 2 * d, d]
+    build("combine.cu", defines).launch("combine", tiles, 256, args, only=(tiles - 2, tiles))
+    two = np.float32(2.0).view(np.uint32) >> 16
+    for result in (out[:d], out[d:]):
+        assert (result[-last:] == two).all()
+        assert not result[-257:-last].any() and not result[: 1 << 20].any()
 
 
 def test_the_same_weights_for_all_need_no_matrix(gpu):

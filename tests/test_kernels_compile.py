@@ -125,7 +125,7 @@ def complaints(variants, architectures):
         named = " ".join(f"{k}={v}" for k, v in macros if len(str(v)) < 30)
         return f"{file} {architecture} {named}: {worst}" if worst and n <= MOST else None
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [c for c in pool.map(one, zip(variants, architectures, strict=False)) if c]
 
 

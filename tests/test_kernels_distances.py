@@ -230,6 +230,7 @@ def test_columns_past_two_to_the_thirty_two(gpu):
     kernel = devices.kernel(
         "distances.cu", "partials", tuple(shape.defines(2, True, 1, False).items())
     )
-    rest = (triangles, counter, devices.Pointer(0), 0)
-    gpu.device.launch(kernel, 1, shape.threads, 0, (rows, 0, 3, first * SPAN + d, first, *rest), 0)
+    table, *rest = (devices.Pointer(array.ctypes.data) for array in (rows, triangles, counter))
+    arguments = (table, 0, 3, first * SPAN + d, first, *rest, devices.Pointer(0), 0)
+    gpu.device.launch(kernel, 1, shape.threads, 0, arguments, 0)
     assert triangles.tolist() == [0.0, 0.0, 0.0, 4.0 * d, 4.0 * d, 0.0]

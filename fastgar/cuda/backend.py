@@ -272,14 +272,21 @@ class Backend:
 
     def select(self, total: _Total, selection: Selection) -> Numbers:
         """Return what a selection makes of the distances; nothing waits."""
-        n, f = total.points, selection.f
+        points, f = total.points, selection.f
+        n = points - (selection.kind == "cge")  # which has the origin as its last point
         block, shared = selection_shape(n)
-        D = (Pointer(self.finish(total, True)), n, n, f)
+        D = (Pointer(self.finish(total, True)), points, n, f)
         if selection.kind == "krum":
             address, owner = self.room(8 * n)
             shape, picks = (n,), False
             rest: tuple[Any, ...] = (selection.kept, int(selection.squared), selection.m)
             rest += (Pointer(address),)
+        elif selection.kind == "cge":
+            address, owner = self.room(8 * n)
+            shape, picks, rest = (n,), False, (n, Pointer(address))
+        elif selection.kind == "nnm":
+            address, owner = self.room(8 * n * n)
+            shape, picks, rest = (n, n), False, (Pointer(address),)  # type: ignore[assignment]
         else:
             picks = selection.kind == "bulyan"
             shape = (n - 2 * f,) if picks else (n - 2 * f - 2, n)  # type: ignore[assignment]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..primitives import hash64, hash_key
+from ..primitives import Selection, hash64, hash_key
 from .options import Count, Seed
 from .registry import mixing_rule
 
@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["bucketing", "nnm"]
 
 
+def _nnm_selection(n: int, f: int, options: Any) -> Selection:
+    return Selection("nnm", f)
+
+
 @mixing_rule(
     needs="2f + 1",
     robust=True,
+    selection=_nnm_selection,
     inner=False,  # a far row is the neighbour of no other, so it is never mixed into one
     paper="Allouah et al., Fixing by mixing, AISTATS 2023",
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..primitives import Selection
 from .options import Positive
 from .registry import distance_rule, mixing_rule
 
@@ -16,9 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["arc", "cge", "clip"]
 
 
+def _cge_selection(n: int, f: int, options: Any) -> Selection:
+    return Selection("cge", f)
+
+
 @distance_rule(
     needs="f + 1",
     references=("origin",),
+    selection=_cge_selection,
     paper="Gupta, Liu and Vaidya, Byzantine fault-tolerant SGD by norm filtering, 2021",
 )
 def cge(g: Geometry, f: int) -> Decision:
