@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ import fastgar as fg
 import fastgar.torch as fgt
 from fastgar.cpu import backend
 from fastgar.rules import distance_rule
+from fastgar.torch import window
+from fastgar.torch.exchange import memory_of
+from fastgar.torch.group import peers_of
 
 SIZE = 7
 TIMEOUT = timedelta(seconds=40)
@@ -80,6 +84,15 @@ def same_on_all(value: Any, group: Any) -> None:
     assert all(each == everyone[0] for each in everyone), value
 
 
+WAYS = ("sharded", "sockets", "replicated")
+
+
+def mode_of(way: str, group: Any) -> str:
+    """Return the mode; sharded means by shared memory or, as between machines, by sockets."""
+    peers_of(group, torch.device("cpu")).on_one_machine = way != "sockets"
+    return "replicated" if way == "replicated" else "sharded"
+
+
 def bytes_written() -> int:
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("wchar")))
@@ -115,25 +128,31 @@ def f_of(spec: str) -> int | None:
 def every_rule(rank: int, group: Any) -> None:
     n = dist.get_world_size(group)
     for k, spec in enumerate(specs(n)):
-        for mode in ("sharded", "replicated"):
+        for name in WAYS:
             d = (1, 3, 8, 1003, 4001)[k % 5]
             X = rows(n, d, seed=k)
             if f_of(spec) is not None:
                 X[k % n] = (float("nan"), float("inf"), 1e30)[k % 3]
             own = X[rank].clone()
+            wanted = fg.rule(spec, f_of(spec))(X)
+            mode = mode_of(name, group)
             found = fgt.all_reduce(own, spec, f_of(spec), group=group, mode=mode)
-            expect(found, fg.rule(spec, f_of(spec))(X))
+            expect(found, wanted)
             same_on_all(found, group)
-            assert torch.equal(own.nan_to_num(), X[rank].nan_to_num())  # never written
+            assert torch.equal(own.nan_to_num(), X[rank].nan_to_num())  # not written
+            same = fgt.all_reduce(own, spec, f_of(spec), group=group, mode=mode, out=own)
+            assert same is own
+            assert torch.equal(own.nan_to_num(), found.nan_to_num())
 
 
 @case(5)
 def every_dtype(rank: int, group: Any) -> None:
     for dtype in TOLERANCE:
         for spec in ("median", "krum", "nnm | trimmed_mean"):
-            for mode in ("sharded", "replicated"):
+            for name in WAYS:
                 X = rows(5, 997, 3, dtype)
                 X[2] = float("inf")
+                mode = mode_of(name, group)
                 found = fgt.all_reduce(X[rank], spec, 1, group=group, mode=mode)
                 assert found.dtype == dtype
                 expect(found, fg.rule(spec, 1)(X))
@@ -152,10 +171,12 @@ def several_tensors_are_one_row(rank: int, group: Any) -> None:
         found = fgt.all_reduce(everyone[rank], spec, 1, group=group)
         listed = fgt.all_reduce(tuple(everyone[rank].values()), spec, 1, group=group)
         assert list(found) == list(wanted) and isinstance(listed, list)
+        into = {name: torch.full_like(own, 7.0) for name, own in everyone[rank].items()}
+        assert fgt.all_reduce(everyone[rank], spec, 1, group=group, out=into) is into
         for name, other in zip(found, listed, strict=True):
             assert found[name].shape == wanted[name].shape
             expect(found[name], wanted[name])
-            assert torch.equal(found[name], other)
+            assert torch.equal(found[name], other) and torch.equal(found[name], into[name])
     assert fgt.all_reduce(torch.zeros(0), "krum", 1, group=group).shape == (0,)
 
 
@@ -201,26 +222,54 @@ def traffic_does_not_grow_with_ranks(rank: int, group: Any) -> None:
         fgt.all_reduce(own[:10], spec, 1, group=group)  # connections are made
         for dtype in (torch.float32, torch.bfloat16):
             vector = own.to(dtype)
-            dist.barrier(group)
-            before = bytes_written()
-            fgt.all_reduce(vector, spec, 1, group=group)
-            sent = bytes_written() - before
-            least = 1.5 * vector.nbytes  # else they are not counted here
-            assert least <= sent <= 2.2 * vector.nbytes + 64 * n * n + 4096, (sent, vector.nbytes)
+            for name in ("sockets", "sharded"):
+                mode_of(name, group)
+                fgt.all_reduce(vector, spec, 1, group=group)
+                before = bytes_written()
+                fgt.all_reduce(vector, spec, 1, group=group)
+                sent = bytes_written() - before
+                size = vector.nbytes if name == "sockets" else 0  # nothing else is sent
+                least, most = 1.5 * size, 2.2 * size + 64 * n * n + 4096
+                assert least <= sent <= most, (name, sent, size)
     vector = own[:1000].clone()
     before = bytes_written()
     fgt.all_reduce(vector, "median", 1, group=group, mode="replicated")
     assert bytes_written() - before >= (n - 1) * vector.nbytes
 
 
+@case(4)
+def memory_in_common_is_given_back_or_done_without(rank: int, group: Any) -> None:
+    X, wanted = rows(4, 1000), fg.krum(rows(4, 1000), 0)
+    for trouble in ("none", "no folder", "no memory"):
+        other = dist.new_group([0, 1, 2, 3], use_local_synchronization=True)
+        peers = peers_of(other, torch.device("cpu"))
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 2 and trouble == "no folder":
+                patch.setattr(window, "FOLDER", Path("/nowhere"))
+            if rank == 2 and trouble == "no memory":
+                patch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError))
+            for _ in range(2):
+                expect(fgt.all_reduce(X[rank], "krum", 0, group=other), wanted)
+        assert peers.on_one_machine == (trouble == "none")
+        shared = memory_of(peers).free.get("window", ())
+        assert len(shared) == (trouble == "none")
+        if shared:
+            for size in (900, 1000, 400, 1300, 1200):  # a window that fits is used again
+                fgt.all_reduce(X[rank][:size], "krum", 0, group=other)
+            assert len(memory_of(peers).free["window"]) <= 3
+        dist.barrier(group)
+        assert not list(Path("/dev/shm").glob("fastgar-*"))
+
+
 @case(4, 5)
 def too_many_faults_are_the_same_error_everywhere(rank: int, group: Any) -> None:
     n = dist.get_world_size(group)
-    for mode in ("sharded", "replicated"):
+    for name in WAYS:
         for spec in ("median", "geometric_median", "nnm | median", "trimmed_mean", "mean"):
             X = rows(n, 50)
             X[1, 7], X[3, 49] = float("nan"), -float("inf")  # in the columns of different ranks
             f = None if spec == "mean" else 1
+            mode = mode_of(name, group)
             try:
                 fgt.all_reduce(X[rank], spec, f, group=group, mode=mode)
             except fg.TooManyFaults as error:
@@ -331,7 +380,8 @@ def the_hook_equals_the_rule_on_stacked_gradients(rank: int, group: Any) -> None
     names = ["mean", "trimmed_mean", "geometric_median", "nnm | median"]
     names += ["krum"] if n == 5 else ["least_sum"]
     for k, spec in enumerate(names):
-        for mode in ("sharded", "replicated"):
+        for name in WAYS:
+            mode = mode_of(name, group)
             for cap in (0.002, 25.0):
                 halves = (torch.bfloat16, torch.float16) if k < 3 and cap < 1 else ()
                 for dtype in (torch.float32, *halves):

@@ -14,7 +14,7 @@ from fastgar.errors import unknown
 from fastgar.pipeline import Rule
 
 from .aggregation import Aggregation, is_finite
-from .exchange import MODES, exchange_of
+from .exchange import MODES, exchange_of, memory_of
 from .group import Peers, configured, hashes, peers_of
 
 __all__ = ["all_reduce"]
@@ -32,6 +32,7 @@ def all_reduce(
     mode: str = "sharded",
     start: Any = None,
     reference: Any = None,
+    out: Any = None,
 ) -> Any:
     """Return the robust aggregate of what the ranks of a group have.
 
@@ -39,7 +40,8 @@ def all_reduce(
     ----------
     tensors : tensor, sequence of tensors, or mapping of tensors
         This rank's row: the same shapes and dtypes on every rank (float16, bfloat16, float32 or
-        float64). Several tensors are one row: distances are those of the whole. Never written.
+        float64). Several tensors are one row: distances are those of the whole. Not written,
+        unless they are `out`.
     rule : str or Rule
         A rule's name or a pipeline, as `fastgar.rule` takes it; the same on every rank.
     f : int, optional
@@ -53,11 +55,14 @@ def all_reduce(
         another's columns; it receives n d numbers.
     start, reference : like tensors, optional
         What a rule refers to (`fastgar.rule`); the same on every rank.
+    out : like tensors, optional
+        What the aggregate is written to. The tensors themselves make the call work in place, as
+        `torch.distributed.all_reduce` does, and save the time that new memory takes.
 
     Returns
     -------
     tensor, list of tensors or dict of tensors
-        New memory, the same on every rank. Gradients do not flow.
+        `out`, or new memory; the same on every rank. Gradients do not flow.
 
     Raises
     ------
@@ -71,8 +76,10 @@ def all_reduce(
     Notes
     -----
     Sharded, each rank sends and receives about 2 d numbers, as in a ring all-reduce, and for
-    distance rules n^2 float64 numbers more; it computes 1/n of the aggregate and needs memory for
-    2 d. Replicated, it sends and receives n d.
+    distance rules n^2 float64 numbers more; it computes 1/n of the aggregate. Replicated, it sends
+    and receives n d. Ranks on one machine share memory instead of sending (not if the environment
+    variable FASTGAR_SHARED_MEMORY is 0). Buffers for d numbers (replicated: n d) are kept for the
+    next call, until the process group is gone.
 
     Randomised stages of a rule that is given as a string draw anew in each call; a `Rule` counts
     its own calls.
@@ -81,11 +88,13 @@ def all_reduce(
     --------
     >>> import fastgar.torch as fgt  # doctest: +SKIP
     >>> gradient = fgt.all_reduce(gradient, "median", f=1)  # doctest: +SKIP
+    >>> fgt.all_reduce(gradient, "median", f=1, out=gradient)  # doctest: +SKIP
     """
     peers = peers_of(group, _device(tensors))
     ready: _Call | None = None
     try:
-        ready = _Call(peers, tensors, rule, f, mode, {"start": start, "reference": reference})
+        refs = {"start": start, "reference": reference}
+        ready = _Call(peers, tensors, rule, f, mode, refs, out)
     finally:  # whoever cannot take part tells the others, who would wait for ever
         header = np.zeros(2 + len(FIELDS)) if ready is None else ready.header
         everyone = peers.exchange(header, _device(tensors))
@@ -97,7 +106,7 @@ class _Call:
 
     def __init__(
         self, peers: Peers, tensors: Any, rule: str | Rule, f: int | None, mode: str,
-        references: dict[str, Any],
+        references: dict[str, Any], out: Any,
     ) -> None:  # fmt: skip
         if mode not in MODES:
             raise unknown("mode", mode, MODES)
@@ -106,6 +115,7 @@ class _Call:
         self.rule = found if isinstance(rule, Rule) else peers.rules.setdefault(found, found)
         self.keys, self.parts = _parts(tensors)
         self.single = isinstance(tensors, Tensor)
+        self.out, self.into = out, self._into(out)
         given = {name: value for name, value in references.items() if value is not None}
         for name in given:
             if name not in self.rule.refs:
@@ -122,17 +132,40 @@ class _Call:
             [(part.dtype, tuple(part.shape)) for part in self.parts], sorted(given),
         )  # fmt: skip
         self.header = np.array([1, faulty, *described], dtype=np.float64)
+        self.exchange = exchange_of(mode, peers, memory_of(peers), self.parts[0].device)
+        self.offered = [self.exchange.offer(vector) for vector in self.vectors]
+
+    def _into(self, out: Any) -> list[Tensor]:
+        """Return what the aggregate is to be written to, checked."""
+        if out is None:
+            return []
+        keys, parts = _parts(out)
+        if keys != self.keys or _kinds(parts) != _kinds(self.parts):
+            raise ValueError("out must have the shapes, dtypes and device of the tensors")
+        return parts
 
     def result(self, everyone: Any) -> Any:
-        self._agree(everyone)
-        exchange = exchange_of(self.mode, self.peers)
-        aggregation = Aggregation(self.rule, self.peers, exchange, checked=self.tell)
-        if self.tell:
-            aggregation.require_few(everyone[:, 1] != 0)
+        try:
+            self._agree(everyone)
+            aggregation = Aggregation(self.rule, self.peers, self.exchange, checked=self.tell)
+            if self.tell:
+                aggregation.require_few(everyone[:, 1] != 0)
+        except ValueError:
+            for window in self.offered:
+                if window is not None:
+                    memory_of(self.peers).give(window)
+            raise
+        whole = self.into[0] if len(self.into) == 1 and self.into[0].is_contiguous() else None
         for k, vector in enumerate(self.vectors):
             own = {name: vectors[k] for name, vectors in self.references.items()}
-            aggregation.send(vector, own)
+            into = None if whole is None else whole.view(-1)
+            aggregation.send(vector, into, own, self.offered[k])
         found = _shaped(aggregation.finish(), self.parts)
+        if self.out is not None:
+            if whole is None:
+                for part, aggregate in zip(self.into, found, strict=True):
+                    part.copy_(aggregate)
+            return self.out
         if self.single:
             return found[0]
         return found if self.keys is None else dict(zip(self.keys, found, strict=True))
@@ -205,12 +238,13 @@ def _shaped(vectors: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
     return shaped
 
 
+def _kinds(parts: Sequence[Tensor]) -> list[Any]:
+    return [(part.dtype, part.shape, part.device) for part in parts]
+
+
 def _like(name: str, value: Any, call: _Call) -> list[Tensor]:
     """Return the vectors of a start or reference, which must be like the tensors."""
     keys, parts = _parts(value)
-    shapes = [
-        [(part.dtype, part.shape, part.device) for part in each] for each in (parts, call.parts)
-    ]
-    if keys != call.keys or shapes[0] != shapes[1]:
+    if keys != call.keys or _kinds(parts) != _kinds(call.parts):
         raise ValueError(f"{name} must have the shapes, dtypes and device of the tensors")
     return _vectors(parts)

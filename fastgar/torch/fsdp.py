@@ -15,7 +15,7 @@ from fastgar.pipeline import Rule
 
 from .aggregation import Aggregation
 from .backward import after_backward, current_backward, raise_after_backward
-from .exchange import Scattered, Sharded
+from .exchange import exchange_of
 from .group import Peers, configured, peers_of
 from .report import RankReport
 from .state import RobustState
@@ -175,7 +175,7 @@ class RobustAllReduce:
 
     def __call__(self, own: Tensor) -> None:
         beside = peers_of(self.shards, own.device)
-        self.step.aggregate(own, own, self.replicas, 1.0, Sharded, beside)
+        self.step.aggregate(own, own, self.replicas, 1.0, beside)
 
 
 class _Backward:
@@ -199,25 +199,24 @@ class _Backward:
         """Aggregate the gradients of a group into `output`, now or at the end."""
         self._enter()
         if not self.together:
-            self.aggregate(own, output, group, factor, Scattered, None)
+            self.aggregate(own, output, group, factor)
             return
         if self.aggregation is None:
-            self._begin(group, own.device, Scattered, None)
+            self._begin(group, own.device)
         assert self.aggregation is not None
         self.columns += len(own)
-        self.aggregation.send(own)
+        self.aggregation.send(own, into=own)
         self.aggregation.advance()
         self.waiting.append((comm, output.zero_(), factor))
 
     def aggregate(
-        self, own: Tensor, output: Tensor, group: Any, factor: float,
-        exchange: type[Sharded], beside: Peers | None,
-    ) -> None:  # fmt: skip
+        self, own: Tensor, output: Tensor, group: Any, factor: float, beside: Peers | None = None
+    ) -> None:
         """Aggregate the gradients of a parameter group by their own distances."""
         self._enter()
-        aggregation = self._begin(group, own.device, exchange, beside)
+        aggregation = self._begin(group, own.device, beside)
         self.columns += len(own)
-        aggregation.send(own)
+        aggregation.send(own, into=own)
         try:
             (result,) = aggregation.finish()
         except (ValueError, SearchLimit) as error:  # the same on every rank
@@ -236,14 +235,12 @@ class _Backward:
             self.state.memory.tidy()
             after_backward(self.complete)
 
-    def _begin(
-        self, group: Any, device: torch.device, exchange: type[Sharded], beside: Peers | None
-    ) -> Aggregation:
+    def _begin(self, group: Any, device: torch.device, beside: Peers | None = None) -> Aggregation:
+        """Return a new aggregation: of whole shards if the ranks beside this one hold the rest."""
         state = self.state
         peers = state.join(group, device)
-        self.aggregation = Aggregation(
-            state.rule, peers, exchange(peers), reported=True, memory=state.memory, beside=beside
-        )
+        exchange = exchange_of(state.mode, peers, state.memory, device, whole=beside is not None)
+        self.aggregation = Aggregation(state.rule, peers, exchange, reported=True, beside=beside)
         return self.aggregation
 
     def complete(self) -> None:

@@ -74,7 +74,7 @@ class _Step:
         if self.state.momentum.factor:
             parameters = bucket.parameters()
             self.state.momentum.replace(buffer, bucket.gradients(), parameters)
-        self.aggregation.send(buffer)
+        self.aggregation.send(buffer, into=buffer)
         self.buffers.append(buffer)
         future: torch.futures.Future[Tensor] = torch.futures.Future(
             devices=[buffer.device] if buffer.is_cuda else None

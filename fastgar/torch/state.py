@@ -112,8 +112,8 @@ class RobustState:
         """Return a new aggregation, for a gradient on that device."""
         peers = self.join(self.group, device)
         self.memory.tidy()
-        exchange = exchange_of(self.mode, peers)
-        return Aggregation(self.rule, peers, exchange, reported=True, memory=self.memory)
+        exchange = exchange_of(self.mode, peers, self.memory, device)
+        return Aggregation(self.rule, peers, exchange, reported=True)
 
     def join(self, group: Any, device: torch.device) -> Peers:
         """Return the ranks of the group, after checking that they go together with this state."""
