@@ -1,5 +1,6 @@
 """What the ranks of a process group do in the tests of `fastgar.torch`: python rank_cases.py FOLDER
 
+Names after the folder choose cases; all of them are run without.
 The processes are forked once, and every one runs all cases in order; in groups of 4, 5 and 7 ranks.
 What happened is written to FOLDER, one file per rank: a line for each case.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.functional import cross_entropy
@@ -33,7 +35,8 @@ import fastgar.torch as fgt
 from fastgar.cpu import backend
 from fastgar.rules import distance_rule
 from fastgar.torch import window
-from fastgar.torch.exchange import memory_of
+from fastgar.torch.aggregation import Aggregation
+from fastgar.torch.exchange import Local, exchange_of, memory_of
 from fastgar.torch.group import peers_of
 
 SIZE = 7
@@ -84,6 +87,7 @@ def same_on_all(value: Any, group: Any) -> None:
     assert all(each == everyone[0] for each in everyone), value
 
 
+MODES = ("sharded", "replicated")
 WAYS = ("sharded", "sockets", "replicated")
 
 
@@ -235,6 +239,32 @@ def traffic_does_not_grow_with_ranks(rank: int, group: Any) -> None:
     before = bytes_written()
     fgt.all_reduce(vector, "median", 1, group=group, mode="replicated")
     assert bytes_written() - before >= (n - 1) * vector.nbytes
+
+
+@case(4)
+def nobody_overwrites_what_a_slow_rank_reads(rank: int, group: Any) -> None:
+    def slowly(function: Any) -> Any:
+        def late(*arguments: Any) -> Any:
+            sleep(0.01 if rank == 1 else 0.0)
+            return function(*arguments)
+
+        return late
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Aggregation, "own", slowly(Aggregation.own))
+        patch.setattr(Local, "collect", slowly(Local.collect))
+        for step in range(6):
+            X = rows(4, 501, step)
+            for spec in ("median", "least_sum"):
+                found = fgt.all_reduce(X[rank], spec, 1, group=group)
+                expect(found, fg.rule(spec, 1)(X))
+        peers, cpu = peers_of(group, torch.device("cpu")), torch.device("cpu")
+        for step in range(6):  # as FSDP reduces and scatters
+            X, rule = rows(4, 500, step), fg.rule("least_sum", 1)
+            exchange = exchange_of("sharded", peers, memory_of(peers), cpu, whole=False)
+            aggregation = Aggregation(rule, peers, exchange)
+            aggregation.send(X[rank].clone())
+            expect(aggregation.finish()[0], rule(X)[125 * rank :][:125])
 
 
 @case(4)
@@ -541,6 +571,60 @@ def gradients_accumulate_and_are_clipped(rank: int, group: Any) -> None:
     assert sum(float(p.grad.norm()) ** 2 for p in model.parameters()) < 0.0101**2
 
 
+@case(4)
+def half_precision_and_a_scaler(rank: int, group: Any) -> None:
+    every = [gradient(network(), r, 0) for r in range(4)]
+    wrapper = default_hooks.fp16_compress_wrapper  # the one for bfloat16 is for NCCL alone
+    for spec in ("median", "geometric_median"):
+        model = parallel(network(), group, bucket_cap_mb=0.002)
+        state = fgt.RobustState(spec, 1, group=group)
+        model.register_comm_hook(state, wrapper(fgt.robust_hook))
+        x, y = batch(rank, 0)
+        cross_entropy(model(x), y).backward()
+        wanted = fg.rule(spec, 1)([{k: g[k].half() for k in g} for g in every])
+        for name, p in model.module.named_parameters():
+            assert p.grad.dtype == torch.float32
+            torch.testing.assert_close(p.grad, wanted[name].float(), **TOLERANCE[torch.float16])
+    model = parallel(network(), group)
+    state = fgt.RobustState("trimmed_mean", 1, group=group, too_many="nan")
+    model.register_comm_hook(state, fgt.robust_hook)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scales = []
+    for step in range(3):  # with one rank that overflows training goes on, with two it waits
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        x, y = batch(rank, step)
+        loss = cross_entropy(model(x), y) * (float("inf") if rank <= step < 2 else 1.0)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+        moved = any(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+        assert moved == (step != 1)
+    assert scales == [1024.0, 512.0, 512.0]
+
+
+@case(4)
+def compiled_models(rank: int, group: Any) -> None:
+    for spec, inside in (("median", False), ("least_sum", False), ("least_sum", True)):
+        net: Any = torch.compile(network(), backend="aot_eager") if inside else network()
+        model = parallel(net, group)
+        state = fgt.RobustState(spec, 1, group=group)
+        model.register_comm_hook(state, fgt.robust_hook)
+        compiled = model if inside else torch.compile(model, backend="aot_eager")
+        for step in range(3):
+            model.zero_grad()
+            x, y = batch(rank, step)
+            cross_entropy(compiled(x), y).backward()
+            wanted = fg.rule(spec, 1)([gradient(network(), r, step) for r in range(4)])
+            for name, p in model.module.named_parameters():
+                expect(p.grad, wanted[name.removeprefix("_orig_mod.")])
+        assert state.report is not None and state.report.step == 2
+
+
 class Branches(nn.Module):
     """A model of which some part is not used, not even on every rank."""
 
@@ -776,14 +860,56 @@ def fsdp_survives_a_bad_rank_and_says_when_there_are_more(rank: int, group: Any)
         assert state.report is not None
         assert state.report.faulty == (1,) and state.report.suspicion[1] == 1.0
         assert state.report.step == 10
+        model = sharded(group)
+        state = fgt.make_robust(model, "multi_krum", 1, scope=scope, too_many="nan")
+        x, y = batch(rank, 0)
+        (cross_entropy(model(x), y) * (float("nan") if rank in (1, 2) else 1.0)).backward()
+        assert all(p.grad.to_local().isnan().all() for p in model.parameters())
+        assert state.report is None
     with raises(ValueError, "robust already"):
         fgt.make_robust(model, "median", 1)
+    with raises(ValueError, "the word of each rank for its shard", "replicas="):
+        fgt.make_robust(sharded(group), "median", 1, mode="replicated")
     with raises(TypeError, "fully_shard", "robust_hook"):
         fgt.make_robust(network(), "median", 1)
     with raises(ValueError, "unknown scope", "global"):
         fgt.make_robust(sharded(group), "median", 1, scope="all")
     with raises(ValueError, "the largest f for 5 ranks is 2"):
         fgt.make_robust(sharded(group), "median", 3)
+
+
+@case(5)
+def fsdp_with_momentum_equals_a_simulation(rank: int, group: Any) -> None:
+    def train(model: Any, steps: Any) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in steps:
+            optimizer.zero_grad()
+            x, y = batch(rank, step)
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    for spec, scope in (("trimmed_mean", "group"), ("krum", "global")):
+        wanted = simulated(5, spec, 1, 10, momentum=0.9)
+        model = sharded(group)
+        state = fgt.make_robust(model, spec, 1, scope=scope, momentum=0.9)
+        train(model, range(4))
+        saved = state.state_dict(model)
+        assert set(saved["momentum"]) == {"*", "2.*"}
+        rest = sharded(group)
+        for p, q in zip(rest.parameters(), model.parameters(), strict=True):
+            p.detach().copy_(q.detach())
+        second = fgt.make_robust(rest, spec, 1, scope=scope, momentum=0.9)
+        second.load_state_dict(saved, rest)
+        train(rest, range(4, 10))
+        for name, p in rest.named_parameters():
+            near = {"rtol": 1e-3, "atol": 1e-5}
+            torch.testing.assert_close(p.detach().full_tensor(), wanted[name], **near)
+        assert second.report is not None and second.report.step == 9
+        with raises(ValueError, "none such"):
+            second.load_state_dict(saved, network()[0])
+        model[2].weight.requires_grad_(False)  # the vector that is reduced gets shorter
+        with raises(ValueError, "the same parameters must get gradients"):
+            train(model, [4])
 
 
 @case(7)
@@ -793,9 +919,10 @@ def replicas_of_shards_are_the_workers(rank: int, group: Any) -> None:
     across = [dist.new_group([i, 2 + i, 4 + i]) for i in range(2)]
     if rank == 6:
         return
-    for spec in ("least_sum", "median", "nnm | median"):
+    ways = [(spec, mode) for spec in ("least_sum", "median", "nnm | median") for mode in MODES]
+    for spec, mode in ways:
         model: Any = sharded(pairs[rank // 2])
-        state = fgt.make_robust(model, spec, 1, replicas=across[rank % 2])
+        state = fgt.make_robust(model, spec, 1, replicas=across[rank % 2], mode=mode)
         for step in range(2):
             model.zero_grad()
             x, y = batch(rank, step)
@@ -808,10 +935,22 @@ def replicas_of_shards_are_the_workers(rank: int, group: Any) -> None:
             for name, p in model.named_parameters():
                 expect(p.grad.full_tensor(), wanted[name])
         assert state.report is not None and state.report.faulty == (2 + rank % 2,)
-    x, y = batch(rank, 0)
-    with raises(fgt.TooManyFaultyRanks, "2 ranks sent NaN"):
-        loss = cross_entropy(model(x), y)
-        (loss * float("nan") if rank in (0, 3) else loss).backward()
+        with raises(fgt.TooManyFaultyRanks, "2 ranks sent NaN"):
+            loss = cross_entropy(model(x), y)
+            (loss * float("nan") if rank in (0, 3) else loss).backward()
+    slow = sharded(pairs[rank // 2])
+    fgt.make_robust(slow, "median", 1, replicas=across[rank % 2], momentum=0.5)
+    for step in range(2):
+        slow.zero_grad()
+        x, y = batch(rank, step)
+        cross_entropy(slow(x), y).backward()
+    every = [[gradient(network(), r, step) for r in range(6)] for step in range(2)]
+    rows = [
+        {k: sum((0.5 * first[r][k] + second[r][k]) / 2 for r in (a, a + 1)) for k in second[a]}
+        for first, second in [every] for a in (0, 2, 4)
+    ]  # fmt: skip
+    for name, p in slow.named_parameters():
+        expect(p.grad.full_tensor(), fg.median(rows, 1)[name])
     with raises(ValueError, "does not go with replicas="):
         fgt.make_robust(sharded(pairs[rank // 2]), "krum", 0, scope="global", replicas=across[0])
 
@@ -843,6 +982,8 @@ def work(rank: int, folder: Path) -> None:
     groups = {size: dist.new_group(list(range(size)), timeout=TIMEOUT) for size in (4, 5, 7)}
     with (folder / f"{rank}.jsonl").open("w") as written:
         for name, (size, function) in CASES.items():
+            if sys.argv[2:] and function.__name__ not in sys.argv[2:]:
+                continue
             trouble, began = None, perf_counter()
             if rank < size:
                 try:
