@@ -721,6 +721,32 @@ def a_rank_that_is_dropped_again_and_again_is_logged(rank: int, group: Any) -> N
 
 
 @case(4)
+def an_error_in_a_callback_spoils_no_gradient(rank: int, group: Any) -> None:
+    def fail(report: Any) -> None:
+        if rank == 1:
+            raise ValueError("of the user")
+
+    wanted = fg.median([gradient(network(), r, 0) for r in range(4)], 1)
+    state = fgt.RobustState("median", 1, group=group, callback=fail)
+    one = parallel(network(), group)
+    one.register_comm_hook(state, fgt.robust_hook)
+    two = sharded(group)
+    fgt.make_robust(two, "median", 1, callback=fail)
+    x, y = batch(rank, 0)
+    for model in (one, two):
+        loss = cross_entropy(model(x), y)
+        if rank == 1:
+            with raises(ValueError, "of the user"):
+                loss.backward()
+        else:
+            loss.backward()
+    for name, p in one.module.named_parameters():
+        expect(p.grad, wanted[name])
+    for name, p in two.named_parameters():
+        expect(p.grad.full_tensor(), wanted[name])
+
+
+@case(4)
 def states_that_cannot_be_right(rank: int, group: Any) -> None:
     def state(*arguments: Any, **options: Any) -> Any:
         return fgt.RobustState(*arguments, group=group, **options)

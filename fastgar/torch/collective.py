@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastgar.arrays import table
@@ -51,8 +52,9 @@ def all_reduce(
     mode : {"sharded", "replicated"}
         Sharded: rank r aggregates the r-th range of columns for all. Ranks are trusted to
         aggregate, and only what they send may be corrupt (bad data, a faulty GPU). Replicated:
-        every rank gathers all rows and aggregates for itself, so that no rank's word is taken for
-        another's columns; it receives n d numbers.
+        every rank gathers all rows, from their owners, and aggregates for itself, so that no rank's
+        word is taken for another's columns; it receives n d numbers. A rank that sends different
+        rows to different ranks can still make their results differ.
     start, reference : like tensors, optional
         What a rule refers to (`fastgar.rule`); the same on every rank.
     out : like tensors, optional
@@ -90,14 +92,15 @@ def all_reduce(
     >>> gradient = fgt.all_reduce(gradient, "median", f=1)  # doctest: +SKIP
     >>> fgt.all_reduce(gradient, "median", f=1, out=gradient)  # doctest: +SKIP
     """
-    peers = peers_of(group, _device(tensors))
+    device = _device(tensors, group)
+    peers = peers_of(group, device)
     ready: _Call | None = None
     try:
         refs = {"start": start, "reference": reference}
         ready = _Call(peers, tensors, rule, f, mode, refs, out)
     finally:  # whoever cannot take part tells the others, who would wait for ever
         header = np.zeros(2 + len(FIELDS)) if ready is None else ready.header
-        everyone = peers.exchange(header, _device(tensors))
+        everyone = peers.exchange(header, device)
     return ready.result(everyone)
 
 
@@ -181,13 +184,16 @@ class _Call:
         self.peers.require_alike(FIELDS, everyone[:, 2:])
 
 
-def _device(tensors: Any) -> torch.device:
-    """Return where the first tensor is; the CPU if there is none."""
+def _device(tensors: Any, group: Any) -> torch.device:
+    """Return where the first tensor is; if there is none, where ranks can exchange something."""
     if isinstance(tensors, Mapping):
         tensors = list(tensors.values())
     if isinstance(tensors, Sequence) and tensors:
         tensors = tensors[0]
-    return tensors.device if isinstance(tensors, Tensor) else torch.device("cpu")
+    if isinstance(tensors, Tensor):
+        return tensors.device
+    nccl = dist.is_initialized() and dist.get_backend(group) == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 def _parts(tensors: Any) -> tuple[list[str] | None, list[Tensor]]:

@@ -14,7 +14,7 @@ from fastgar.errors import SearchLimit, unknown
 from fastgar.pipeline import Rule
 
 from .aggregation import Aggregation
-from .backward import after_backward, current_backward, raise_after_backward
+from .backward import after_backward, current_backward, postponed_errors, raise_after_backward
 from .errors import TooManyFaultyRanks
 from .exchange import exchange_of
 from .group import Peers, configured, peers_of
@@ -277,7 +277,8 @@ class _Backward:
             decision = self.aggregation.decision
             scores = decision.scores if self.together and decision is not None else None
             weights = self.weights / self.columns
-            self.state.account(self.aggregation.peers, weights, scores, self.faulty)
+            with postponed_errors():
+                self.state.account(self.aggregation.peers, weights, scores, self.faulty)
         finally:
             self.reset()
 

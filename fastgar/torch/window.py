@@ -6,6 +6,7 @@ twice. A window has a part for each rank, which that rank alone can write.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import uuid
@@ -22,6 +23,7 @@ from .group import Peers
 __all__ = ["Window", "open_window"]
 
 FOLDER = Path("/dev/shm")
+log = logging.getLogger("fastgar.torch")
 
 
 @dataclass(eq=False)
@@ -75,6 +77,10 @@ def _make(path: Path, size: int) -> bool:
     try:
         os.posix_fallocate(file, 0, size)
     except OSError:  # a write to memory that is not there would kill the process later
+        log.warning(
+            "%s has no room for %d bytes more: ranks talk through sockets, which takes longer",
+            FOLDER, size,
+        )  # fmt: skip
         return False
     finally:
         os.close(file)
