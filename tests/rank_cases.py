@@ -270,12 +270,14 @@ def nobody_overwrites_what_a_slow_rank_reads(rank: int, group: Any) -> None:
 @case(4)
 def memory_in_common_is_given_back_or_done_without(rank: int, group: Any) -> None:
     X, wanted = rows(4, 1000), fg.krum(rows(4, 1000), 0)
-    for trouble in ("none", "no folder", "no memory"):
+    for trouble in ("none", "no folder", "no memory", "not wanted"):
         other = dist.new_group([0, 1, 2, 3], use_local_synchronization=True)
         peers = peers_of(other, torch.device("cpu"))
         with pytest.MonkeyPatch.context() as patch:
             if rank == 2 and trouble == "no folder":
                 patch.setattr(window, "FOLDER", Path("/nowhere"))
+            if rank == 2 and trouble == "not wanted":
+                patch.setenv("FASTGAR_SHARED_MEMORY", "0")
             if rank == 2 and trouble == "no memory":
                 patch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError))
             for _ in range(2):
