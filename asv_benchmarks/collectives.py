@@ -110,17 +110,34 @@ def collectives(rank, columns):
     import torch.distributed as dist
 
     import fastgar.torch as fgt
+    from fastgar.torch.group import peers_of
 
     own = torch.randn(columns, generator=torch.Generator().manual_seed(rank))
     plain = torch.zeros(columns)  # a sum in place: other numbers would grow to infinity
+    out = torch.empty(columns)
+
+    def call(rule, f, **options):
+        return lambda: fgt.all_reduce(own, rule, f, **options)
+
     # All honest, so that Krum has a close race; f = 0, which is all that four ranks allow it.
-    return slowest(
+    times = slowest(
         {
             "all_reduce": lambda: dist.all_reduce(plain),
-            "median": lambda: fgt.all_reduce(own, "median", f=1),
-            "krum": lambda: fgt.all_reduce(own, "krum", f=0),
-            "nnm | trimmed_mean": lambda: fgt.all_reduce(own, "nnm | trimmed_mean", f=1),
-            "replicated median": lambda: fgt.all_reduce(own, "median", f=1, mode="replicated"),
+            "median": call("median", 1, out=out),
+            "krum": call("krum", 0, out=out),
+            "nnm | trimmed_mean": call("nnm | trimmed_mean", 1, out=out),
+            "median, new memory": call("median", 1),
+            "krum, new memory": call("krum", 0),
+        },
+        TURNS,
+    )
+    peers_of(None, own.device).on_one_machine = False  # as between machines
+    return times | slowest(
+        {
+            "all_reduce (2)": lambda: dist.all_reduce(plain),
+            "median, sockets": call("median", 1, out=out),
+            "krum, sockets": call("krum", 0, out=out),
+            "median, replicated": call("median", 1, out=out, mode="replicated"),
         },
         TURNS,
     )
@@ -151,7 +168,7 @@ def training_step(rank, columns):
 
     return slowest(
         {"averaging": step(None, None), "median": step("median", 1), "krum": step("krum", 0)},
-        TURNS // 2,
+        TURNS,
     )
 
 
@@ -165,8 +182,9 @@ def main():
     work = training_step if options.step else collectives
     if options.rank is None:
         times = measured("--columns", str(options.columns), *["--step"][: options.step])
-        first = next(iter(times))
         for name, seconds in times.items():
+            if name.startswith(("all_reduce", "averaging")):
+                first = name
             print(f"{name:20} {1000 * seconds:8.1f} ms {seconds / times[first]:6.2f}")
         return
     import torch

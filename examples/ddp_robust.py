@@ -23,7 +23,7 @@ import fastgar.torch as fgt
 
 CLASSES, FEATURES, BATCH = 10, 64, 32
 FAULTS = ("none", "NaN", "1e30", "another model")
-COLOURS = {"average": "#D55E00", "robust": "#0072B2"}
+LINES = {"robust": ("#0072B2", "-"), "average": ("#D55E00", (0, (2, 1)))}  # dashes on top
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -92,11 +92,12 @@ def draw_picture(curves: dict[tuple[str, str], list[float]], path: Path) -> None
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     for panel, fault in zip(figure.subplots(1, len(FAULTS), sharey=True), FAULTS, strict=True):
-        for how, colour in COLOURS.items():
+        for how, (colour, dashes) in LINES.items():
             curve = curves[how, fault]
             steps = range(5, 5 * len(curve) + 1, 5)
-            panel.plot(steps, curve, color=colour, label=how, linewidth=2)
-        panel.set(title=f"faulty rank: {fault}", xlabel="step", ylim=(0, 103))
+            panel.plot(steps, curve, color=colour, linestyle=dashes, label=how, linewidth=2)
+        title = "no faulty rank" if fault == "none" else f"faulty rank: {fault}"
+        panel.set(title=title, xlabel="step", ylim=(0, 103))
         panel.grid(alpha=0.25, linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
         if fault == FAULTS[0]:
@@ -120,7 +121,7 @@ def main() -> None:
         for how, rule in (("average", None), ("robust", options.rule)):
             curves[how, fault] = train(rule, fault, options.steps)
         if dist.get_rank() == 0:
-            last = [curves[how, fault][-1] for how in COLOURS]
+            last = [curves[how, fault][-1] for how in ("average", "robust")]
             print(f"{fault:14} {last[0]:>7.1f}% {last[1]:>7.1f}%", flush=True)
     if dist.get_rank() == 0:
         draw_picture(curves, options.out)

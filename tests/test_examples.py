@@ -24,11 +24,17 @@ EXPECTED = {
 RANKS = {  # on four ranks, in fewer steps than they take by themselves
     "ddp_robust.py": ("--steps 10 --out ddp.png", "NaN"),
     "fsdp_robust.py": ("--steps 35 --scope global", "accuracy"),
+    "lightning_robust.py": ("--steps 40", "accuracy"),
+    "accelerate_robust.py": ("--steps 40", "accuracy"),
 }
 NEEDS = {
     "quickstart.py": ("torch", "jax"),
     "who_is_lying.py": ("torch", "sklearn"),
     "fool_the_median.py": ("matplotlib",),
+    "ddp_robust.py": ("torch", "matplotlib"),
+    "fsdp_robust.py": ("torch",),
+    "lightning_robust.py": ("torch", "lightning"),
+    "accelerate_robust.py": ("torch", "accelerate"),
 }
 
 
@@ -63,8 +69,9 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", RANKS)
 def test_an_example_runs_on_four_ranks(name: str, tmp_path: Path) -> None:
-    for library in ("torch", "matplotlib"):
-        pytest.importorskip(library)
+    for library in NEEDS[name]:
+        if find_spec(library) is None:
+            pytest.skip(f"needs {library}")
     arguments, words = RANKS[name]
     launch = f"-m torch.distributed.run --standalone --nproc-per-node 4 {EXAMPLES / name}"
     result = subprocess.run(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.autograd import Variable
 
-__all__ = ["after_backward", "current_backward", "raise_after_backward"]
+__all__ = ["after_backward", "current_backward", "postponed_errors", "raise_after_backward"]
 
 
 def current_backward() -> int:
@@ -33,3 +34,12 @@ def raise_after_backward(error: Exception) -> None:
     # DDP queues its last work after the hook returns: what is queued from here comes before it,
     # and what is queued from there after it.
     after_backward(lambda: after_backward(complain))
+
+
+@contextmanager
+def postponed_errors() -> Iterator[None]:
+    """Raise what a user's callback raises where it does no harm: gradients are complete then."""
+    try:
+        yield
+    except Exception as error:
+        raise_after_backward(error)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastgar.arrays import table
@@ -14,7 +15,7 @@ from fastgar.errors import unknown
 from fastgar.pipeline import Rule
 
 from .aggregation import Aggregation, is_finite
-from .exchange import MODES, exchange_of
+from .exchange import MODES, exchange_of, memory_of
 from .group import Peers, configured, hashes, peers_of
 
 __all__ = ["all_reduce"]
@@ -32,6 +33,7 @@ def all_reduce(
     mode: str = "sharded",
     start: Any = None,
     reference: Any = None,
+    out: Any = None,
 ) -> Any:
     """Return the robust aggregate of what the ranks of a group have.
 
@@ -39,7 +41,8 @@ def all_reduce(
     ----------
     tensors : tensor, sequence of tensors, or mapping of tensors
         This rank's row: the same shapes and dtypes on every rank (float16, bfloat16, float32 or
-        float64). Several tensors are one row: distances are those of the whole. Never written.
+        float64). Several tensors are one row: distances are those of the whole. Not written,
+        unless they are `out`.
     rule : str or Rule
         A rule's name or a pipeline, as `fastgar.rule` takes it; the same on every rank.
     f : int, optional
@@ -49,15 +52,19 @@ def all_reduce(
     mode : {"sharded", "replicated"}
         Sharded: rank r aggregates the r-th range of columns for all. Ranks are trusted to
         aggregate, and only what they send may be corrupt (bad data, a faulty GPU). Replicated:
-        every rank gathers all rows and aggregates for itself, so that no rank's word is taken for
-        another's columns; it receives n d numbers.
+        every rank gathers all rows, from their owners, and aggregates for itself, so that no rank's
+        word is taken for another's columns; it receives n d numbers. A rank that sends different
+        rows to different ranks can still make their results differ.
     start, reference : like tensors, optional
         What a rule refers to (`fastgar.rule`); the same on every rank.
+    out : like tensors, optional
+        What the aggregate is written to. The tensors themselves make the call work in place, as
+        `torch.distributed.all_reduce` does, and save the time that new memory takes.
 
     Returns
     -------
     tensor, list of tensors or dict of tensors
-        New memory, the same on every rank. Gradients do not flow.
+        `out`, or new memory; the same on every rank. Gradients do not flow.
 
     Raises
     ------
@@ -71,8 +78,10 @@ def all_reduce(
     Notes
     -----
     Sharded, each rank sends and receives about 2 d numbers, as in a ring all-reduce, and for
-    distance rules n^2 float64 numbers more; it computes 1/n of the aggregate and needs memory for
-    2 d. Replicated, it sends and receives n d.
+    distance rules n^2 float64 numbers more; it computes 1/n of the aggregate. Replicated, it sends
+    and receives n d. Ranks on one machine share memory instead of sending (not if the environment
+    variable FASTGAR_SHARED_MEMORY is 0). Buffers for d numbers (replicated: n d) are kept for the
+    next call, until the process group is gone.
 
     Randomised stages of a rule that is given as a string draw anew in each call; a `Rule` counts
     its own calls.
@@ -81,14 +90,17 @@ def all_reduce(
     --------
     >>> import fastgar.torch as fgt  # doctest: +SKIP
     >>> gradient = fgt.all_reduce(gradient, "median", f=1)  # doctest: +SKIP
+    >>> fgt.all_reduce(gradient, "median", f=1, out=gradient)  # doctest: +SKIP
     """
-    peers = peers_of(group, _device(tensors))
+    device = _device(tensors, group)
+    peers = peers_of(group, device)
     ready: _Call | None = None
     try:
-        ready = _Call(peers, tensors, rule, f, mode, {"start": start, "reference": reference})
+        refs = {"start": start, "reference": reference}
+        ready = _Call(peers, tensors, rule, f, mode, refs, out)
     finally:  # whoever cannot take part tells the others, who would wait for ever
         header = np.zeros(2 + len(FIELDS)) if ready is None else ready.header
-        everyone = peers.exchange(header, _device(tensors))
+        everyone = peers.exchange(header, device)
     return ready.result(everyone)
 
 
@@ -97,7 +109,7 @@ class _Call:
 
     def __init__(
         self, peers: Peers, tensors: Any, rule: str | Rule, f: int | None, mode: str,
-        references: dict[str, Any],
+        references: dict[str, Any], out: Any,
     ) -> None:  # fmt: skip
         if mode not in MODES:
             raise unknown("mode", mode, MODES)
@@ -106,6 +118,7 @@ class _Call:
         self.rule = found if isinstance(rule, Rule) else peers.rules.setdefault(found, found)
         self.keys, self.parts = _parts(tensors)
         self.single = isinstance(tensors, Tensor)
+        self.out, self.into = out, self._into(out)
         given = {name: value for name, value in references.items() if value is not None}
         for name in given:
             if name not in self.rule.refs:
@@ -122,17 +135,40 @@ class _Call:
             [(part.dtype, tuple(part.shape)) for part in self.parts], sorted(given),
         )  # fmt: skip
         self.header = np.array([1, faulty, *described], dtype=np.float64)
+        self.exchange = exchange_of(mode, peers, memory_of(peers), self.parts[0].device)
+        self.offered = [self.exchange.offer(vector) for vector in self.vectors]
+
+    def _into(self, out: Any) -> list[Tensor]:
+        """Return what the aggregate is to be written to, checked."""
+        if out is None:
+            return []
+        keys, parts = _parts(out)
+        if keys != self.keys or _kinds(parts) != _kinds(self.parts):
+            raise ValueError("out must have the shapes, dtypes and device of the tensors")
+        return parts
 
     def result(self, everyone: Any) -> Any:
-        self._agree(everyone)
-        exchange = exchange_of(self.mode, self.peers)
-        aggregation = Aggregation(self.rule, self.peers, exchange, checked=self.tell)
-        if self.tell:
-            aggregation.require_few(everyone[:, 1] != 0)
+        try:
+            self._agree(everyone)
+            aggregation = Aggregation(self.rule, self.peers, self.exchange, checked=self.tell)
+            if self.tell:
+                aggregation.require_few(everyone[:, 1] != 0)
+        except ValueError:
+            for window in self.offered:
+                if window is not None:
+                    memory_of(self.peers).give(window)
+            raise
+        whole = self.into[0] if len(self.into) == 1 and self.into[0].is_contiguous() else None
         for k, vector in enumerate(self.vectors):
             own = {name: vectors[k] for name, vectors in self.references.items()}
-            aggregation.send(vector, own)
+            into = None if whole is None else whole.view(-1)
+            aggregation.send(vector, into, own, self.offered[k])
         found = _shaped(aggregation.finish(), self.parts)
+        if self.out is not None:
+            if whole is None:
+                for part, aggregate in zip(self.into, found, strict=True):
+                    part.copy_(aggregate)
+            return self.out
         if self.single:
             return found[0]
         return found if self.keys is None else dict(zip(self.keys, found, strict=True))
@@ -148,13 +184,16 @@ class _Call:
         self.peers.require_alike(FIELDS, everyone[:, 2:])
 
 
-def _device(tensors: Any) -> torch.device:
-    """Return where the first tensor is; the CPU if there is none."""
+def _device(tensors: Any, group: Any) -> torch.device:
+    """Return where the first tensor is; if there is none, where ranks can exchange something."""
     if isinstance(tensors, Mapping):
         tensors = list(tensors.values())
     if isinstance(tensors, Sequence) and tensors:
         tensors = tensors[0]
-    return tensors.device if isinstance(tensors, Tensor) else torch.device("cpu")
+    if isinstance(tensors, Tensor):
+        return tensors.device
+    nccl = dist.is_initialized() and dist.get_backend(group) == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 def _parts(tensors: Any) -> tuple[list[str] | None, list[Tensor]]:
@@ -205,12 +244,13 @@ def _shaped(vectors: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
     return shaped
 
 
+def _kinds(parts: Sequence[Tensor]) -> list[Any]:
+    return [(part.dtype, part.shape, part.device) for part in parts]
+
+
 def _like(name: str, value: Any, call: _Call) -> list[Tensor]:
     """Return the vectors of a start or reference, which must be like the tensors."""
     keys, parts = _parts(value)
-    shapes = [
-        [(part.dtype, part.shape, part.device) for part in each] for each in (parts, call.parts)
-    ]
-    if keys != call.keys or shapes[0] != shapes[1]:
+    if keys != call.keys or _kinds(parts) != _kinds(call.parts):
         raise ValueError(f"{name} must have the shapes, dtypes and device of the tensors")
     return _vectors(parts)

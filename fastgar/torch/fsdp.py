@@ -14,8 +14,9 @@ from fastgar.errors import SearchLimit, unknown
 from fastgar.pipeline import Rule
 
 from .aggregation import Aggregation
-from .backward import after_backward, current_backward, raise_after_backward
-from .exchange import Scattered, Sharded
+from .backward import after_backward, current_backward, postponed_errors, raise_after_backward
+from .errors import TooManyFaultyRanks
+from .exchange import exchange_of
 from .group import Peers, configured, peers_of
 from .report import RankReport
 from .state import RobustState
@@ -38,6 +39,9 @@ def make_robust(
     *,
     scope: str = "group",
     replicas: Any = None,
+    mode: str = "sharded",
+    momentum: float = 0.0,
+    too_many: str = "raise",
     patience: int | None = None,
     callback: Callable[[RankReport], None] | None = None,
 ) -> RobustState:
@@ -59,7 +63,14 @@ def make_robust(
         The ranks that hold the same shard in other replicas of the model. Then the replicas are the
         workers: within each, FSDP averages as usual, and what the rule aggregates are their
         averages. `fully_shard` gets the one-dimensional mesh of a replica.
-    patience, callback
+    mode : {"sharded", "replicated"}
+        Sharded: ranks are trusted to aggregate their shards, as they are to hold them, and only
+        their gradients may be corrupt. Replicated, for `replicas` alone: each replica aggregates
+        for itself, so that none has to trust another; the ranks of one trust each other.
+    momentum : float
+        As for `RobustState`. It is of the whole gradient: d float32 numbers on each rank, as no
+        sharding can have it (with `replicas`, of a rank's shard).
+    too_many, patience, callback
         As for `RobustState`.
 
     Returns
@@ -76,8 +87,7 @@ def make_robust(
 
     Notes
     -----
-    Ranks are trusted to aggregate their shards, as they are to hold them; only their gradients may
-    be corrupt. More than f ranks with NaN or infinity raise `TooManyFaultyRanks` on every rank out
+    More than f ranks with NaN or infinity raise `TooManyFaultyRanks` on every rank out
     of ``backward()``; gradients must then not be used.
 
     Traffic is that of FSDP's own reduce-scatter, and n^2 float64 numbers per group for distance
@@ -115,15 +125,24 @@ def make_robust(
         group = kept[0][1]._reduce_scatter_process_group
     elif scope == "global":
         raise ValueError('scope="global" does not go with replicas=: use scope="group"')
+    if mode == "replicated" and replicas is None:
+        raise ValueError(
+            "FSDP takes the word of each rank for its shard of the parameters, so that it is no "
+            'use to take none for gradients: mode="replicated" is for replicas=, or for '
+            "DistributedDataParallel"
+        )
     checked = configured(rule, f, dist.get_world_size(group))
-    state = RobustState(checked, group=group, patience=patience, callback=callback)
+    state = RobustState(
+        checked, group=group, mode=mode, momentum=momentum, too_many=too_many, patience=patience,
+        callback=callback,
+    )  # fmt: skip
     step = _Backward(state, scope == "global" and state.rule.reads > 1)
     for module, parameters in kept:
         if replicas is None:
-            module.set_custom_reduce_scatter(RobustReduceScatter(step, parameters))
+            module.set_custom_reduce_scatter(RobustReduceScatter(step, module, parameters))
         else:
             shards = parameters._reduce_scatter_process_group
-            module.set_all_reduce_hook(RobustAllReduce(step, replicas, shards))
+            module.set_all_reduce_hook(RobustAllReduce(step, module, replicas, shards))
     return state
 
 
@@ -136,8 +155,8 @@ def _param_group(module: Any) -> Any:
 class RobustReduceScatter(ReduceScatter):
     """What FSDP calls in place of the reduce-scatter of one parameter group."""
 
-    def __init__(self, step: _Backward, parameters: Any) -> None:
-        self.step, self.parameters = step, parameters
+    def __init__(self, step: _Backward, module: Any, parameters: Any) -> None:
+        self.step, self.module, self.parameters = step, module, parameters
 
     def allocate(self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
@@ -155,6 +174,7 @@ class RobustReduceScatter(ReduceScatter):
             raise ValueError(
                 "a gradient divide factor is for sums, and this is no sum: leave it as it is"
             )
+        self.step.state.momentum.replace(input_tensor, [input_tensor], [self.module])
         self.step.take(self, input_tensor, output_tensor, group, factor)
 
     def gradients_are_in(self, output: Tensor) -> bool:
@@ -170,12 +190,13 @@ class RobustReduceScatter(ReduceScatter):
 class RobustAllReduce:
     """What FSDP calls with the shard of a parameter group, averaged over a replica."""
 
-    def __init__(self, step: _Backward, replicas: Any, shards: Any) -> None:
-        self.step, self.replicas, self.shards = step, replicas, shards
+    def __init__(self, step: _Backward, module: Any, replicas: Any, shards: Any) -> None:
+        self.step, self.module, self.replicas, self.shards = step, module, replicas, shards
 
     def __call__(self, own: Tensor) -> None:
+        self.step.state.momentum.replace(own, [own], [self.module])
         beside = peers_of(self.shards, own.device)
-        self.step.aggregate(own, own, self.replicas, 1.0, Sharded, beside)
+        self.step.aggregate(own, own, self.replicas, 1.0, beside)
 
 
 class _Backward:
@@ -192,6 +213,7 @@ class _Backward:
         self.weights: Any = 0.0
         self.faulty: Any = False
         self.error: Exception | None = None
+        self.skipped = False
 
     def take(
         self, comm: RobustReduceScatter, own: Tensor, output: Tensor, group: Any, factor: float
@@ -199,30 +221,28 @@ class _Backward:
         """Aggregate the gradients of a group into `output`, now or at the end."""
         self._enter()
         if not self.together:
-            self.aggregate(own, output, group, factor, Scattered, None)
+            self.aggregate(own, output, group, factor)
             return
         if self.aggregation is None:
-            self._begin(group, own.device, Scattered, None)
+            self._begin(group, own.device)
         assert self.aggregation is not None
         self.columns += len(own)
-        self.aggregation.send(own)
+        self.aggregation.send(own, into=own)
         self.aggregation.advance()
         self.waiting.append((comm, output.zero_(), factor))
 
     def aggregate(
-        self, own: Tensor, output: Tensor, group: Any, factor: float,
-        exchange: type[Sharded], beside: Peers | None,
-    ) -> None:  # fmt: skip
+        self, own: Tensor, output: Tensor, group: Any, factor: float, beside: Peers | None = None
+    ) -> None:
         """Aggregate the gradients of a parameter group by their own distances."""
         self._enter()
-        aggregation = self._begin(group, own.device, exchange, beside)
+        aggregation = self._begin(group, own.device, beside)
         self.columns += len(own)
-        aggregation.send(own)
+        aggregation.send(own, into=own)
         try:
             (result,) = aggregation.finish()
         except (ValueError, SearchLimit) as error:  # the same on every rank
-            self.error = error
-            output.zero_()
+            self._give_up(error, [output])
             return
         torch.mul(result, factor, out=output)
         self.weights = self.weights + len(own) * aggregation.weights()
@@ -236,14 +256,12 @@ class _Backward:
             self.state.memory.tidy()
             after_backward(self.complete)
 
-    def _begin(
-        self, group: Any, device: torch.device, exchange: type[Sharded], beside: Peers | None
-    ) -> Aggregation:
+    def _begin(self, group: Any, device: torch.device, beside: Peers | None = None) -> Aggregation:
+        """Return a new aggregation: of whole shards if the ranks beside this one hold the rest."""
         state = self.state
         peers = state.join(group, device)
-        self.aggregation = Aggregation(
-            state.rule, peers, exchange(peers), reported=True, memory=state.memory, beside=beside
-        )
+        exchange = exchange_of(state.mode, peers, state.memory, device, whole=beside is not None)
+        self.aggregation = Aggregation(state.rule, peers, exchange, reported=True, beside=beside)
         return self.aggregation
 
     def complete(self) -> None:
@@ -253,31 +271,42 @@ class _Backward:
                 self._finish()
             if self.error is not None:
                 raise_after_backward(self.error)
+            if self.error is not None or self.skipped:
                 return
             assert self.aggregation is not None
             decision = self.aggregation.decision
             scores = decision.scores if self.together and decision is not None else None
             weights = self.weights / self.columns
-            self.state.account(self.aggregation.peers, weights, scores, self.faulty)
+            with postponed_errors():
+                self.state.account(self.aggregation.peers, weights, scores, self.faulty)
         finally:
             self.reset()
 
+    def _give_up(self, error: Exception, outputs: Sequence[Tensor]) -> None:
+        """Leave no gradient: zeros and an error, or NaN."""
+        skip = isinstance(error, TooManyFaultyRanks) and self.state.too_many == "nan"
+        for output in outputs:
+            output.fill_(float("nan") if skip else 0.0)
+        self.skipped |= skip
+        self.error = self.error if skip else error
+
     def _finish(self) -> None:
         assert self.aggregation is not None
+        outputs = [output for _, output, _ in self.waiting]
         try:
             results = self.aggregation.finish()
         except (ValueError, SearchLimit) as error:
-            self.error = error
+            self._give_up(error, outputs)
+            results = outputs
+        if not all(comm.gradients_are_in(output) for comm, output, _ in self.waiting):
+            self.error = self.error or ValueError(
+                'scope="global" fills gradients in at the end of the backward pass: they must be '
+                "None before it (zero_grad), accumulate with set_requires_gradient_sync(False), "
+                'and have the dtype in which they are reduced; else use scope="group"'
+            )
+        if self.error is not None or self.skipped:
             return
-        for (comm, output, factor), result in zip(self.waiting, results, strict=True):
-            if not comm.gradients_are_in(output):
-                self.error = ValueError(
-                    'scope="global" fills gradients in at the end of the backward pass: they must '
-                    "be None before it (zero_grad), accumulate with "
-                    "set_requires_gradient_sync(False), and have the dtype in which they are "
-                    'reduced; else use scope="group"'
-                )
-                return
+        for (_, output, factor), result in zip(self.waiting, results, strict=True):
             torch.mul(result, factor, out=output)
         self.weights = self.columns * self.aggregation.weights()
         self.faulty = np.asarray(self.aggregation.faulty)

@@ -49,6 +49,7 @@ class Peers:
         self.n = dist.get_world_size(group)
         self.ranks = tuple(dist.get_process_group_ranks(group))
         self.rules: dict[Rule, Rule] = {}  # of calls with a string: they count the calls
+        self.on_one_machine = True  # until it turns out that they cannot share memory
         # Ranks on one machine that may run on the same cores share them.
         here = self.exchange(np.array([_cores()], np.uint64).view(np.float64), device)
         share(int((here.view(np.uint64) == np.uint64(_cores())).sum()))
@@ -64,23 +65,51 @@ class Peers:
         )  # fmt: skip
         return work
 
-    def all_gather(self, out: Tensor, own: Tensor) -> dist.Work:
-        """Begin to gather what every rank has, in the order of ranks."""
-        work: dist.Work = _gather(_bytes(out), _bytes(own), group=self.group, async_op=True)
-        return work
+    def gather_pieces(self, pieces: Sequence[Tensor]) -> list[dist.Work]:
+        """Begin to fill in a vector of which every rank has one piece, the same in all places."""
+        own = pieces[self.rank]
+        if own.is_cuda and len({len(piece) for piece in pieces}) == 1 and self.n > 1:
+            count = self.n * len(own)
+            whole = own.as_strided((count,), (1,), own.storage_offset() - self.rank * len(own))
+            return [_gather(_bytes(whole), _bytes(own), group=self.group, async_op=True)]
+        # Gloo's all_gather goes through a second buffer, which costs more than it gains.
+        return [
+            dist.broadcast(_bytes(piece), rank, group=self.group, async_op=True)
+            for rank, piece in zip(self.ranks, pieces, strict=True)
+            if len(piece)
+        ]
+
+    def send_to_all(self, rows: Sequence[Tensor], own: Tensor) -> list[dist.Work]:
+        """Begin to send a vector to every rank and to receive theirs: directly, none forwards."""
+        rows[self.rank].copy_(own)
+        calls = []
+        for step in range(1, self.n):
+            source, target = (self.rank - step) % self.n, (self.rank + step) % self.n
+            calls += [
+                dist.P2POp(dist.irecv, _bytes(rows[source]), self.ranks[source], self.group),
+                dist.P2POp(dist.isend, _bytes(own), self.ranks[target], self.group),
+            ]
+        return list(dist.batch_isend_irecv(calls)) if calls else []
+
+    def meet(self) -> dist.Work:
+        """Begin to wait for all ranks."""
+        own, others = (torch.zeros(self.n, dtype=torch.uint8) for _ in range(2))
+        return self.all_to_all(others, own, [1] * self.n, [1] * self.n)
 
     def exchange(self, values: NDArray[np.float64], device: torch.device) -> NDArray[np.float64]:
         """Return the few numbers that every rank has, (n, ...): the same bits on every rank."""
-        own = torch.from_numpy(np.ascontiguousarray(values)).to(device)
-        everyone = torch.empty((self.n, *values.shape), dtype=torch.float64, device=device)
-        self.wait(self.all_gather(everyone.view(-1), own.view(-1)))
-        gathered: NDArray[np.float64] = everyone.cpu().numpy()
+        # One step, where an all_gather takes n - 1: half the time of four ranks.
+        own = torch.from_numpy(np.ascontiguousarray(values)).to(device).view(-1).repeat(self.n)
+        everyone, counts = torch.empty_like(own), [values.size] * self.n
+        self.wait([self.all_to_all(everyone, own, counts, counts)])
+        gathered: NDArray[np.float64] = everyone.cpu().numpy().reshape(self.n, *values.shape)
         return gathered
 
-    def wait(self, work: dist.Work) -> None:
-        """Wait for an exchange; where another rank has died, say what that means."""
+    def wait(self, works: list[dist.Work]) -> None:
+        """Wait for exchanges; where another rank has died, say what that means."""
         try:
-            work.wait()
+            while works:
+                works.pop().wait()
         except RuntimeError as error:
             silent = [i for i, rank in enumerate(self.ranks) if not _gives_sign(rank)]
             who = f"no sign of {self.name(silent)}" if silent else "all ranks are still there"
@@ -113,7 +142,7 @@ def _gives_sign(rank: int) -> bool:
         store = dist.distributed_c10d._get_default_store()
         store.set(f"fastgar/broken/{dist.get_rank()}", "1")
         store.wait([f"fastgar/broken/{rank}"], SIGN)
-    except RuntimeError:
+    except (RuntimeError, AttributeError):  # the name of the store is not public
         return False
     return True
 

@@ -5,12 +5,12 @@ DDP compares the hook's annotations with classes: no postponed annotations in th
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import GradBucket
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 
 from fastgar.errors import SearchLimit
 
 from .aggregation import Aggregation
-from .backward import raise_after_backward
+from .backward import postponed_errors, raise_after_backward
 from .errors import TooManyFaultyRanks
 from .state import RobustState
 
@@ -74,7 +74,7 @@ class _Step:
         if self.state.momentum.factor:
             parameters = bucket.parameters()
             self.state.momentum.replace(buffer, bucket.gradients(), parameters)
-        self.aggregation.send(buffer)
+        self.aggregation.send(buffer, into=buffer)
         self.buffers.append(buffer)
         future: torch.futures.Future[Tensor] = torch.futures.Future(
             devices=[buffer.device] if buffer.is_cuda else None
@@ -88,12 +88,17 @@ class _Step:
         return future
 
     def _complete(self) -> None:
+        error: Exception | None = None
         try:
-            results = self.state.finish(self.aggregation)
-        except (ValueError, SearchLimit) as error:  # the same on every rank
-            skip = isinstance(error, TooManyFaultyRanks) and self.state.too_many == "nan"
+            results = self.aggregation.finish()
+        except (ValueError, SearchLimit) as complaint:  # the same on every rank
+            skip = isinstance(complaint, TooManyFaultyRanks) and self.state.too_many == "nan"
             results = [buffer.fill_(float("nan") if skip else 0.0) for buffer in self.buffers]
             if not skip:
-                raise_after_backward(error)
+                raise_after_backward(complaint)
+            error = complaint
         for future, result in zip(self.futures, results, strict=True):
             future.set_result(result)
+        if error is None:
+            with postponed_errors():
+                self.state.report_on(self.aggregation)

@@ -1,4 +1,7 @@
-"""Momentum at the worker, kept per parameter: buckets are cut anew after the first step."""
+"""Momentum at the worker, kept per parameter: DDP cuts its buckets anew after the first step.
+
+FSDP always reduces the parameters of a module together: there it is kept per module.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,22 @@ class Momentum:
         if not 0 <= factor < 1:
             raise ValueError(f"momentum must be at least 0 and below 1, got {factor}")
         self.factor = factor
-        self.sums: dict[Tensor, Tensor] = {}
+        self.sums: dict[Any, Tensor] = {}  # by parameters, or by FSDP's modules
 
     def replace(
-        self, vector: Tensor, gradients: Sequence[Tensor], parameters: Sequence[Tensor]
+        self, vector: Tensor, gradients: Sequence[Tensor], parameters: Sequence[Any]
     ) -> None:
         """Put the sums in the place of gradients, which are views of a vector."""
         if not self.factor or not is_finite(vector):
             return
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            if parameter not in self.sums:
+            known = self.sums.get(parameter)
+            if known is not None and known.shape != gradient.shape:
+                raise ValueError(
+                    f"there is momentum of shape {tuple(known.shape)} for a gradient of shape "
+                    f"{tuple(gradient.shape)}: in each step the same parameters must get gradients"
+                )
+            if known is None:
                 wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
                 self.sums[parameter] = torch.zeros_like(gradient, dtype=wide)
         sums = [self.sums[parameter] for parameter in parameters]
@@ -50,33 +59,44 @@ class Momentum:
         names = {parameter: name for name, parameter in _named(model).items()}
         missing = sum(parameter not in names for parameter in self.sums)
         if missing:
-            raise ValueError(f"{missing} parameters with momentum are not in this model")
+            raise ValueError(f"{missing} parameters or modules with momentum are not in this model")
         return {names[parameter]: m.clone() for parameter, m in self.sums.items()}
 
     def load_state_dict(self, saved: Mapping[str, Tensor], model: nn.Module | None) -> None:
         """Take sums by the names of parameters."""
         if saved and not self.factor:
             raise ValueError("this state has momentum: make the RobustState with momentum=")
-        parameters: Mapping[str, Any] = _named(model) if saved else {}
+        owners: Mapping[str, Any] = _named(model) if saved else {}
         for name, m in saved.items():
-            if name not in parameters or parameters[name].shape != m.shape:
+            owner = owners.get(name)
+            if owner is None or (isinstance(owner, Tensor) and owner.shape != m.shape):
                 raise ValueError(
                     f"the state has momentum of a parameter {name!r} of shape {tuple(m.shape)}, "
                     "and this model has none such"
                 )
-        self.sums = {
-            parameters[name]: torch.empty_like(parameters[name], dtype=m.dtype).copy_(m)
-            for name, m in saved.items()
-        }
+        self.sums = {owners[name]: _beside(owners[name], m) for name, m in saved.items()}
 
 
-def _named(model: nn.Module | None) -> dict[str, Tensor]:
-    """Return the parameters by name, whatever the model has been wrapped in."""
+def _beside(owner: Any, m: Tensor) -> Tensor:
+    """Return a copy, laid out as the parameter; a module's is a vector."""
+    if not isinstance(owner, Tensor):
+        device = next(owner.parameters()).device
+        return m.to(device, copy=True)
+    return torch.empty_like(owner, dtype=m.dtype).copy_(m)
+
+
+def _named(model: nn.Module | None) -> dict[str, Any]:
+    """Return parameters, and modules as "name.*", by name, whatever the model is wrapped in."""
     if model is None:
         raise TypeError("pass the model: momentum is saved by the names of its parameters")
-    named: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        for prefix in PREFIXES * 2:
-            name = name.removeprefix(prefix)
-        named[name] = parameter
-    return named
+    named: dict[str, Any] = {
+        f"{name}.*".removeprefix("."): module for name, module in model.named_modules()
+    }
+    named |= model.named_parameters()
+    return {_stripped(name): owner for name, owner in named.items()}
+
+
+def _stripped(name: str) -> str:
+    for prefix in PREFIXES * 2:
+        name = name.removeprefix(prefix)
+    return name

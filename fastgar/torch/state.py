@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fastgar.errors import unknown
 from fastgar.pipeline import Rule, rule
@@ -42,8 +42,10 @@ class RobustState:
     mode : {"sharded", "replicated"}
         Sharded: rank r aggregates the r-th range of columns for all. Ranks are trusted to
         aggregate, and only their gradients may be corrupt (bad data, a faulty GPU). Replicated:
-        every rank gathers all gradients and aggregates for itself, so that no rank's word is taken
-        for another's columns; it costs n d numbers of traffic and memory.
+        every rank gathers all gradients, from their owners, and aggregates for itself, so that no
+        rank's word is taken for another's columns; it costs n d numbers of traffic and memory. A
+        rank that sends different gradients to different ranks can still make their models differ
+        (and CPUs of different kinds may round differently).
     momentum : float
         Momentum at the worker: each rank sends ``m = momentum * m + gradient`` instead of its
         gradient, which makes honest ranks alike. The optimizer must have none then, and there can
@@ -112,8 +114,8 @@ class RobustState:
         """Return a new aggregation, for a gradient on that device."""
         peers = self.join(self.group, device)
         self.memory.tidy()
-        exchange = exchange_of(self.mode, peers)
-        return Aggregation(self.rule, peers, exchange, reported=True, memory=self.memory)
+        exchange = exchange_of(self.mode, peers, self.memory, device)
+        return Aggregation(self.rule, peers, exchange, reported=True)
 
     def join(self, group: Any, device: torch.device) -> Peers:
         """Return the ranks of the group, after checking that they go together with this state."""
@@ -135,13 +137,11 @@ class RobustState:
         self.peers = peers
         return peers
 
-    def finish(self, aggregation: Aggregation) -> list[Tensor]:
-        """Return the aggregate of each vector, and report."""
-        results = aggregation.finish()
-        decision = aggregation.decision
+    def report_on(self, aggregation: Aggregation) -> None:
+        """Take in what an aggregation that is finished found out about the ranks."""
+        weights, decision = aggregation.weights(), aggregation.decision
         assert decision is not None
-        self.account(aggregation.peers, aggregation.weights(), decision.scores, aggregation.faulty)
-        return results
+        self.account(aggregation.peers, weights, decision.scores, aggregation.faulty)
 
     def account(
         self, peers: Peers, weights: Array, scores: Array | None, faulty: NDArray[np.bool_]
