@@ -350,6 +350,17 @@ def calls_that_cannot_be_right(rank: int, group: Any) -> None:
 
 
 @case(4)
+def a_call_that_failed_leaves_the_ranks_alike(rank: int, group: Any) -> None:
+    own, odd = torch.arange(5000.0) + rank, rank == 2
+    for other in (torch.ones(8000), torch.ones(8000, dtype=torch.int32)):
+        for _ in range(2):
+            assert torch.equal(fgt.all_reduce(own, "median", 1, group=group), own - rank + 1.5)
+        with raises(TypeError if odd and other.dtype == torch.int32 else ValueError):
+            fgt.all_reduce(other if odd else own, "median", 1, group=group)
+    assert torch.equal(fgt.all_reduce(own, "median", 1, group=group), own - rank + 1.5)
+
+
+@case(4)
 def ranks_that_do_not_call_alike(rank: int, group: Any) -> None:
     odd = rank == 2
     kinds: list[tuple[str, tuple[Any, ...], str]] = [

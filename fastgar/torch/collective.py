@@ -101,6 +101,8 @@ def all_reduce(
     finally:  # whoever cannot take part tells the others, who would wait for ever
         header = np.zeros(2 + len(FIELDS)) if ready is None else ready.header
         everyone = peers.exchange(header, device)
+        if not everyone[:, 0].all():
+            memory_of(peers).forget_windows()
     return ready.result(everyone)
 
 
@@ -148,8 +150,8 @@ class _Call:
         return parts
 
     def result(self, everyone: Any) -> Any:
+        self._agree(everyone)
         try:
-            self._agree(everyone)
             aggregation = Aggregation(self.rule, self.peers, self.exchange, checked=self.tell)
             if self.tell:
                 aggregation.require_few(everyone[:, 1] != 0)
@@ -181,7 +183,11 @@ class _Call:
                 f"{self.peers.name(absent)} could not take part, and raised an error that says "
                 "why: nothing was aggregated"
             )
-        self.peers.require_alike(FIELDS, everyone[:, 2:])
+        try:
+            self.peers.require_alike(FIELDS, everyone[:, 2:])
+        except ValueError:  # of vectors of other lengths, perhaps
+            memory_of(self.peers).forget_windows()
+            raise
 
 
 def _device(tensors: Any, group: Any) -> torch.device:

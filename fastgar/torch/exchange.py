@@ -57,6 +57,10 @@ class Memory:
         found: Window | None = self._take("window", size)
         return found
 
+    def forget_windows(self) -> None:
+        """Keep none. Ranks must all have the same: those that did not ask alike may not."""
+        self.free.pop("window", None)
+
     def _take(self, kind: Any, size: int) -> Any:
         free = self.free.setdefault(kind, [])
         fitting = [each for each in free if size <= _size(each) <= 2 * size]
