@@ -421,14 +421,14 @@ def parallel(model: nn.Module, group: Any, **options: Any) -> Any:
 def the_hook_equals_the_rule_on_stacked_gradients(rank: int, group: Any) -> None:
     n = dist.get_world_size(group)
     names = ["mean", "trimmed_mean", "geometric_median", "nnm | median"]
-    names += ["krum"] if n == 5 else ["least_sum"]
+    names += ["krum", "bulyan"] if n == 5 else ["least_sum"]
     for k, spec in enumerate(names):
         for name in WAYS:
             mode = mode_of(name, group)
             for cap in (0.002, 25.0):
                 halves = (torch.bfloat16, torch.float16) if k < 3 and cap < 1 else ()
                 for dtype in (torch.float32, *halves):
-                    f = None if spec == "mean" else 1
+                    f = {"mean": None, "bulyan": 0}.get(spec, 1)
                     model = parallel(
                         network(0, dtype), group, bucket_cap_mb=cap,
                         gradient_as_bucket_view=k % 2 == 0,
