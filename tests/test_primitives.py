@@ -449,6 +449,8 @@ def test_of_equal_values_the_lowest_rows_are_used(X, faults, data):
     n, d = X.shape
     ranks = data.draw(st.sets(st.integers(0, n - 1), min_size=1).map(sorted))
     closest = data.draw(st.none() | st.integers(1, n))
+    if closest:  # to a centre that is exact however it is summed: nearly equal is not equal
+        ranks = ranks[: 1 << len(ranks).bit_length() - 1]
     weights = [1 / len(ranks) if rank in ranks else 0.0 for rank in range(n)]
     statistic = Statistic(tuple(weights), closest=closest, faults=faults)
     want = np.zeros((n, d), bool)

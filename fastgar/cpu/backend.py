@@ -96,10 +96,6 @@ def span(columns: int, n: int) -> int:
     return max(CHUNK, min(columns, CACHED // (4 * (n + 1)) // CHUNK * CHUNK))
 
 
-def _pieces(columns: int, step: int) -> int:
-    return columns // step or 1
-
-
 def _padded(
     rows: Addresses, columns: int, dtype: str, width: int
 ) -> tuple[Addresses, NDArray[np.uint8]]:
@@ -223,7 +219,7 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Ad
         targets, _result = _padded(outs, 0, dtype, width)
         span = width
     constants = (CODES[dtype],)
-    pieces = _pieces(span, COMBINE_STEP)
+    pieces = span // COMBINE_STEP or 1
     run(
         COMBINE.specialised(*constants), address(rows), len(rows), address(narrow),
         narrow.strides[0], len(narrow), address(targets), span, pieces, *constants, 0,
@@ -309,7 +305,7 @@ def _columns(
     rows: Addresses, count: int, dtype: str, statistic: Statistic, mixing: Any, out: int,
     careful: bool,
 ) -> None:  # fmt: skip
-    pieces = _pieces(count, column_kernels.STEP)
+    pieces = column_kernels.pieces_of(count, get_threads())
     code, compute = CODES[dtype], CODES[computing(dtype)]
     source: tuple[int, ...]
     if statistic.kind in ("finite_mean", "sign"):

@@ -40,7 +40,17 @@ from fastgar.cpu.tiles import (
 )  # fmt: skip
 from fastgar.cpu.vectors import DTYPES, I64, WIDTH, Vectors, computing
 
-STEP = 4096  # columns that a thread takes at a time
+SHORT, LONG = 4096, 32768  # columns that a thread takes at a time
+WHOLE = 64  # columns: a multiple of what any kernel computes at a time
+
+
+def pieces_of(columns: int, threads: int) -> int:
+    """Return how many pieces of columns there are for threads to take.
+
+    Long ones, since memory is read faster in long runs; but several for each thread, in case one is
+    slow, and none that is shorter than it is worth.
+    """
+    return max(1, min(columns // SHORT, max(columns // LONG, 8 * threads)))
 
 
 def _mean(v: Vectors, values: list[Any]) -> Any:
@@ -123,12 +133,13 @@ def _fixed(  # type: ignore[no-untyped-def]
     counter, rows, out, columns, pieces, faults, n, lo, hi, k, dtype, _
 ):  # fmt: skip
     lanes, size = lanes_of(dtype), itemsize_of(dtype)
+    step = columns // pieces // WHOLE * WHOLE
     while True:
         piece = take(counter)
         if piece >= pieces:
             return
-        stop = columns if piece == pieces - 1 else (piece + 1) * STEP
-        for j in range(piece * STEP, stop, lanes):
+        stop = columns if piece == pieces - 1 else (piece + 1) * step
+        for j in range(piece * step, stop, lanes):
             at = min(j, columns - lanes) * size
             _in_registers(rows, at, out, at, faults, n, lo, hi, k, dtype, dtype)
 
@@ -174,12 +185,13 @@ def _fixed_mixed(  # type: ignore[no-untyped-def]
     table = np.empty(m, dtype=np.int64)
     for i in range(m):
         table[i] = tile + i * pitch
+    step = columns // pieces // WHOLE * WHOLE
     while True:
         piece = take(counter)
         if piece >= pieces:
             break
-        stop = columns if piece == pieces - 1 else (piece + 1) * STEP
-        for j in range(piece * STEP, stop, WIDTH * lanes):
+        stop = columns if piece == pieces - 1 else (piece + 1) * step
+        for j in range(piece * step, stop, WIDTH * lanes):
             first = min(j, columns - WIDTH * lanes)
             _mix_tile(
                 rows, n, first * size, weights, row, careful, m, table.ctypes.data, dtype, compute
@@ -295,12 +307,13 @@ def _any(  # type: ignore[no-untyped-def]
     for i in range(m, padded):
         for w in range(width):
             fill(base + i * pitch + w * vector, np.inf, compute)
+    step = columns // pieces // WHOLE * WHOLE
     while True:
         piece = take(counter)
         if piece >= pieces:
             break
-        stop = columns if piece == pieces - 1 else (piece + 1) * STEP
-        for j in range(piece * STEP, stop, width * lanes):
+        stop = columns if piece == pieces - 1 else (piece + 1) * step
+        for j in range(piece * step, stop, width * lanes):
             first = min(j, columns - width * lanes) * size
             if weights:
                 _mix_tile(

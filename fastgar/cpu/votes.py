@@ -8,7 +8,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from fastgar.cpu.columns import STEP
+from fastgar.cpu.columns import WHOLE
 from fastgar.cpu.compile import Kernel
 from fastgar.cpu.tiles import cgutils, element, itemsize_of, lanes_of, literal, take
 from fastgar.cpu.vectors import DTYPES, Vectors, computing
@@ -59,12 +59,13 @@ def _vote(
 
 def _votes(counter, rows, n, out, columns, pieces, faults, signs, dtype, _):  # type: ignore[no-untyped-def]
     lanes, size = lanes_of(dtype), itemsize_of(dtype)
+    step = columns // pieces // WHOLE * WHOLE
     while True:
         piece = take(counter)
         if piece >= pieces:
             return
-        stop = columns if piece == pieces - 1 else (piece + 1) * STEP
-        for j in range(piece * STEP, stop, lanes):
+        stop = columns if piece == pieces - 1 else (piece + 1) * step
+        for j in range(piece * step, stop, lanes):
             _vote(rows, n, min(j, columns - lanes) * size, out, faults, signs, dtype)
 
 
