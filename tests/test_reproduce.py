@@ -349,7 +349,8 @@ def test_a_run_that_stops_is_kept_with_its_reason(changes: dict[str, Any], reaso
 
 
 DRIVER = """
-import sys
+import signal, sys, threading, time
+from multiprocessing import resource_tracker
 sys.path.insert(0, {folder!r})
 from fastgar.cli import main, reproduce
 from fastgar.train.reproduce import momentum
@@ -361,15 +362,22 @@ if __name__ == "__main__":
     reproduce._report = lambda *arguments: None
     import fastgar.train.reproduce.execute as execute
     execute.check = lambda configs: None
+    if {elsewhere}:
+        resource_tracker.ensure_running()  # which would let the signal in again later
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGINT}})
     sys.exit(main(["reproduce", "momentum", "--seeds", "1", "--processes", "2", "--out", {out!r}]))
 """
 
 
-@pytest.fixture
-def driver(fakes: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+@pytest.fixture(params=[False])
+def driver(
+    request: pytest.FixtureRequest, fakes: Path, tmp_path: Path
+) -> Iterator[subprocess.Popen[str]]:
     """Start the command on five runs, of which two never end, and wait until they are reached."""
     script = tmp_path / "driver.py"
-    script.write_text(DRIVER.format(folder=str(fakes), out=str(tmp_path / "out")))
+    places = {"folder": str(fakes), "out": str(tmp_path / "out")}
+    script.write_text(DRIVER.format(**places, elsewhere=request.param))
     process = subprocess.Popen(
         [sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -408,6 +416,7 @@ def _wait_for_the_end(group: int) -> None:
     pytest.fail(f"still there: {_members(group)}")
 
 
+@pytest.mark.parametrize("driver", [False, True], indirect=True, ids=["", "another thread is told"])
 def test_ctrl_c_ends_all_processes_and_keeps_what_is_done(
     driver: subprocess.Popen[str], tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ __all__ = ["Outcome", "ProcessesDied", "cores", "run_all"]
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS",
 )  # fmt: skip
+ATTENTION = 1.0  # seconds after which Ctrl-C is seen at the latest
 GIVE_UP = 3  # processes that died in a row, without any run that ended in between
 
 Execute = Callable[[Mapping[str, Any], int], Mapping[str, Any]]
@@ -114,7 +115,9 @@ class _Team:
 
     def wait(self) -> Iterator[tuple[Outcome, bool]]:
         """Wait for processes to answer or die; yield what became of runs, and who died."""
-        for ready in wait(list(self.busy)):
+        # Not for ever: Ctrl-C does not end a wait that begins at the same moment, nor one that
+        # another thread than this is told of; then it is seen when the wait is over.
+        for ready in wait(list(self.busy), ATTENTION):
             assert isinstance(ready, Connection)
             process, run = self.busy.pop(ready)
             try:
