@@ -26,6 +26,7 @@ import numpy as np
 
 __all__ = ["NUMPY", "SIZES", "DLPack", "Library", "View", "as_numpy", "library_of"]
 
+HUGE = 4 << 20  # bytes from which on NumPy asks for huge pages, which cost a quarter to touch
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -166,7 +167,10 @@ class Torch(Library):
         return self.view(view.owner.detach().clone(memory_format=self.torch.contiguous_format))
 
     def make(self, like: Any, shape: tuple[int, ...]) -> tuple[int, Any]:
-        if type(like) in self.plain:
+        if like.is_cpu and prod(shape) * like.element_size() >= HUGE:
+            size = prod(shape) * like.element_size()
+            made = self.torch.from_numpy(np.empty(size, np.uint8)).view(like.dtype).view(shape)
+        elif type(like) in self.plain:
             made = like.new_empty(shape)
         else:  # torch.set_default_device would choose another device
             made = self.empty(shape, dtype=like.dtype, device=like.device)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+import fastgar as fg
 from fastgar.arrays import Block, Out, Table, reference, table
 
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -936,3 +937,14 @@ def test_no_array_library_is_imported() -> None:
         "assert not found, found\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
+def test_large_torch_results_are_tensors_like_any(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    X = torch.ones((3, 2, 2_100_000), dtype=getattr(torch, name), requires_grad=name != "float16")
+    for result, shape in ((fg.median(X), X.shape[1:]), (fg.nnm(X, f=1), X.shape)):
+        assert type(result) is torch.Tensor and result.dtype == X.dtype and result.shape == shape
+        assert result.is_contiguous() and not result.requires_grad and bool((result == 1).all())
+        result.mul_(2)
+        assert torch.equal(result.clone(), torch.full_like(result, 2))
