@@ -362,6 +362,7 @@ if __name__ == "__main__":
     reproduce._report = lambda *arguments: None
     import fastgar.train.reproduce.execute as execute
     execute.check = lambda configs: None
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start jobs deaf to it
     if {elsewhere}:
         resource_tracker.ensure_running()  # which would let the signal in again later
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
