@@ -200,9 +200,9 @@ class Rule:
                 selection = self._selection(T)
                 if selection is not None:
                     out = T.empty()
-                    primitives.select(T, selection, points, out)
-                    self.step += 1
-                    return out.value()
+                    if primitives.select(T, selection, points, out):
+                        self.step += 1
+                        return out.value()
             decision = self._decide_on(T, points, distance_on)
         out = self.apply(decision, T, points)
         self.step += 1
@@ -312,12 +312,14 @@ class Rule:
         """
         if D is None or not (self._inner or self._overflow) or self._centre is not None:
             return None
+        if not self._inner and np.isfinite(D).all():
+            return None
         n = D.shape[0] - len(self._names)
         if self._too_many(D.diagonal()[:n]):
             return None  # which `decide` will say
         if not self._inner:
             sound = D.diagonal() == 0
-            if np.isfinite(D).all() or np.isfinite(D[np.ix_(sound, sound)]).all():
+            if np.isfinite(D[np.ix_(sound, sound)]).all():
                 return None
         return rescaling(D, n)
 

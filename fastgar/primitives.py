@@ -172,10 +172,11 @@ def _addresses(T: Table, refs: Sequence[Any], block: int, origin: int) -> NDArra
     rows = T.blocks[block].addresses
     if not refs:
         return rows
-    extra = [
-        np.array([origin]) if isinstance(ref, str) else ref.blocks[block].addresses for ref in refs
-    ]
-    return np.concatenate([rows, *extra]).astype(np.int64, copy=False)
+    points = np.empty(T.n + len(refs), dtype=np.int64)
+    points[: T.n] = rows
+    for i, ref in enumerate(refs):
+        points[T.n + i] = origin if isinstance(ref, str) else ref.blocks[block].addresses[0]
+    return points
 
 
 def sqdist(T: Table, refs: Sequence[Any] = (), start: Matrix | None = None) -> Matrix:
@@ -215,18 +216,22 @@ def _distances(backend: Any, T: Table, refs: Sequence[Any], start: Matrix | None
 
 def selects(T: Table, selection: Selection) -> bool:
     """Return whether the backend makes this choice among these rows by itself."""
-    if selection.kind == "nnm" and any(block.dtype == "float64" for block in T.blocks):
-        return False  # distances may overflow, and then need another read
-    does: bool = _on(T).selects(selection, T.n)
+    double = any(block.dtype == "float64" for block in T.blocks)
+    does: bool = _on(T).selects(selection, T.n, double)
     return does
 
 
-def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> None:
-    """Write what a selection makes of the rows to `out`. On a GPU nothing waits."""
+def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> bool:
+    """Write what a selection makes of the rows to `out`. On a GPU nothing waits.
+
+    Returns False, and has written nothing, where distances do not suffice for the choice.
+    """
     if not T.columns:
-        return
+        return True
     backend = _on(T)
     chosen = backend.select(_distances(backend, T, refs, None), selection)
+    if chosen is None:
+        return False
     for block, target in zip(T.blocks, out.blocks, strict=True):
         where = (block.addresses, block.columns, block.dtype)
         if selection.statistic is None:
@@ -234,6 +239,7 @@ def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> Non
         else:
             place = int(target.addresses[0])
             backend.columns(*where, selection.statistic, chosen, place)
+    return True
 
 
 def inner(
@@ -260,12 +266,7 @@ def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool
     non-finite is then computed again by itself.
     """
     backend = _on(T)
-    weights = W if W.ndim == 2 else W[np.newaxis]
-    vectors = refs
-    if refs and "origin" in {ref for ref in refs if isinstance(ref, str)}:  # it adds nothing
-        vectors = [ref for ref in refs if not isinstance(ref, str)]
-        origins = [T.n + i for i, ref in enumerate(refs) if isinstance(ref, str)]
-        weights = np.delete(weights, origins, axis=1)
+    vectors, weights = _without_origin(W if W.ndim == 2 else W[np.newaxis], T.n, refs)
     for number, (block, target) in enumerate(zip(T.blocks, out.blocks, strict=True)):
         rows = _addresses(T, vectors, number, 0)
         backend.combine(weights, rows, block.columns, block.dtype, target.addresses)
@@ -274,6 +275,15 @@ def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool
                 if not backend.finite(place, block.columns, block.dtype):
                     again = (weights[i : i + 1], rows, block.columns, block.dtype)
                     backend.combine(*again, target.addresses[i : i + 1])
+
+
+def _without_origin(W: Matrix, n: int, refs: Sequence[Any]) -> tuple[Sequence[Any], Matrix]:
+    """Return the references and the weights without the origin, which adds nothing."""
+    kept = [i for i, ref in enumerate(refs) if not isinstance(ref, str)]
+    if len(kept) == len(refs):
+        return refs, W
+    vectors = [refs[i] for i in kept]
+    return vectors, W[:, [*range(n), *(n + i for i in kept)]] if kept else W[:, :n]
 
 
 def columns(
@@ -287,13 +297,11 @@ def columns(
     may be non-finite.
     """
     backend = _on(T)
+    vectors: Sequence[Any] = ()
+    if W is not None:
+        vectors, W = _without_origin(W, T.n, refs)
     for number, (block, target) in enumerate(zip(T.blocks, out.blocks, strict=True)):
-        rows = block.addresses
-        mixing = W
-        if W is not None and len(refs):
-            origins = [T.n + i for i, ref in enumerate(refs) if isinstance(ref, str)]
-            rows = np.delete(_addresses(T, refs, number, 0), origins)
-            mixing = np.delete(W, origins, axis=1)
+        rows, mixing = _addresses(T, vectors, number, 0), W
         if mixing is not None and _picks(mixing):
             rows, mixing = rows[mixing.argmax(axis=1)], None
         place = int(target.addresses[0])

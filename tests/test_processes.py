@@ -147,6 +147,18 @@ def test_an_interrupt_among_borrowed_threads_is_not_lost(monkeypatch, when):
         threads.run(kernel, pieces=100)
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_kernel_without_memory_is_an_error(pieces):
+    from fastgar.cpu import threads
+
+    fastgar.set_threads(2)
+    try:
+        with pytest.raises(MemoryError, match="no memory for a kernel"):
+            threads.run(lambda counter: False, pieces=pieces)
+    finally:
+        fastgar.set_threads(None)
+
+
 def test_torch_keeps_its_threads():
     pytest.importorskip("torch")
     out = python(

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from fastgar.cpu import CHUNK
 from fastgar.cpu import columns as column_kernels
+from fastgar.cpu import selection as choices
 from fastgar.cpu.combine import COMBINE
 from fastgar.cpu.combine import STEP as COMBINE_STEP
 from fastgar.cpu.distances import PARTIALS, SPAN, add_in_order, overflows
 from fastgar.cpu.distances import complete as complete_in_place
 from fastgar.cpu.selection import ROWS as SELECTED
-from fastgar.cpu.selection import choose
 from fastgar.cpu.threads import get_threads, run
 from fastgar.cpu.vectors import BLOCK, CODES, ITEMSIZE, WIDTH, computing, lanes
 from fastgar.cpu.votes import VOTES
@@ -116,7 +116,7 @@ def _accumulate(
     points = len(rows)
     compute = "float64" if products or dtype == "float64" else "float32"
     moves = None
-    if ORIGIN in rows.tolist():  # the origin is one short row of zeros that does not move along
+    if columns > SPAN and ORIGIN in rows.tolist():  # a short row of zeros: it does not move along
         moves = (rows != ORIGIN).astype(np.int64)
     before = (address(rows), 0 if moves is None else address(moves), points, columns)
     after = (pivot, 0 if scales is None else address(scales))
@@ -167,22 +167,50 @@ def add_distances(
         _accumulate(total, rows, columns, dtype, staged=staged, products=False, fresh=fresh)
 
 
-def selects(selection: Selection, n: int) -> bool:
-    """Return whether `select` makes this choice among n rows."""
-    return selection.kind == "krum" and n <= SELECTED
+_met: set[str] = set()
 
 
-def select(total: Matrix, selection: Selection) -> Matrix:
-    """Return the weights, (1, n), of the rows that are chosen by their distances."""
-    n = len(total)
-    room = np.zeros((3, n + 8))
-    weights = room[:1, :n]
-    faulty = choose(
-        total, selection.kept, selection.squared, selection.m, weights[0], room[1], room[2]
-    )
-    if faulty > selection.f:
-        raise TooManyFaults(np.flatnonzero(total.diagonal()).tolist(), selection.f)
-    return weights
+def selects(selection: Selection, n: int, double: bool) -> bool:
+    """Return whether `select` makes this choice among n rows; `double`: there is float64.
+
+    It never makes the first of its kind in a process, which should not wait for the compiler: what
+    a rule decides in NumPy is the same.
+    """
+    if n > SELECTED or selection.kind == "bulyan_averaged":
+        return False
+    if selection.kind in _met:
+        return True
+    _met.add(selection.kind)
+    return False
+
+
+def select(total: Matrix, selection: Selection) -> NDArray[Any] | None:
+    """Return what a selection makes of the distances: for `combine` or `columns`.
+
+    That is (1, n) weights, (n, n) mixing or the numbers of picked rows; None where float64
+    distances overflowed and the choice needs more than them.
+    """
+    points, kind, f = len(total), selection.kind, selection.f
+    room = np.zeros((3, points + 8))
+    chosen: NDArray[Any]
+    if kind == "krum":
+        chosen = room[2:, :points]
+        faulty = choices.krum(
+            total, selection.kept, selection.squared, selection.m, chosen[0], room
+        )
+    elif kind == "cge":
+        chosen = room[2:, : points - 1]  # the origin is the last point
+        faulty = choices.cge(total, points - 1 - f, chosen[0], room)
+    elif kind == "nnm":
+        chosen = np.zeros((points, points))
+        faulty = choices.nnm(total, points - f, chosen, room)
+    else:
+        chosen = np.zeros(points - 2 * f, dtype=np.int64)
+        faulty = choices.repeated_krum(total, f, chosen, np.empty_like(total), room)
+    if faulty > f:
+        n = chosen.shape[-1] if chosen.ndim == 2 else points
+        raise TooManyFaults(np.flatnonzero(total.diagonal()[:n]).tolist(), f)
+    return chosen if faulty >= 0 else None
 
 
 def add_inner(
@@ -238,7 +266,7 @@ def _read(weights: Matrix) -> NDArray[np.intp]:
     """
     nonzero = weights[0]
     if len(weights) > 1:
-        nonzero = ((weights != 0.0) & (weights == weights)).any(axis=0)
+        nonzero = np.logical_or.reduce(np.abs(weights) > 0.0)  # which NaN is not
     used: NDArray[np.intp] = nonzero.nonzero()[0]
     return used
 
@@ -275,10 +303,13 @@ def columns(
 ) -> None:  # fmt: skip
     """Write the statistic of each of `count` columns of X, or of mixing @ X, at `out`.
 
-    `offset`, the number of the first column, is for backends that know condense.
+    In place of the mixing, the numbers of the rows that were picked. `offset`, the number of the
+    first column, is for backends that know condense.
     """
     if not count:
         return
+    if mixing is not None and mixing.ndim == 1:
+        rows, mixing = rows[mixing], None
     if statistic.kind == "mean":
         share = np.full((1, len(rows)), 1 / len(rows)) if mixing is None else mixing.mean(axis=0)
         combine(np.atleast_2d(share), rows, count, dtype, np.array([out]))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 
@@ -20,6 +19,7 @@ from fastgar.cpu.networks import pruned, sorting
 from fastgar.cpu.tiles import (
     add_slot,
     add_weighted,
+    allocate,
     clean,
     element,
     fill,
@@ -28,13 +28,14 @@ from fastgar.cpu.tiles import (
     flip,
     integer_at,
     itemsize_of,
-    keep,
     lanes_of,
     literal,
     load_tile,
     mix,
     network,
     number_at,
+    put_integer,
+    release,
     store_vector,
     take,
 )  # fmt: skip
@@ -137,7 +138,7 @@ def _fixed(  # type: ignore[no-untyped-def]
     while True:
         piece = take(counter)
         if piece >= pieces:
-            return
+            return True
         stop = columns if piece == pieces - 1 else (piece + 1) * step
         for j in range(piece * step, stop, lanes):
             at = min(j, columns - lanes) * size
@@ -180,11 +181,13 @@ def _fixed_mixed(  # type: ignore[no-untyped-def]
     lanes, size = lanes_of(dtype), itemsize_of(dtype)
     vector = lanes * itemsize_of(compute)
     pitch = WIDTH * vector
-    scratch = np.empty(m * pitch // 8 + 8)
-    tile = (scratch.ctypes.data + 63) // 64 * 64
-    table = np.empty(m, dtype=np.int64)
+    scratch = allocate(64 + m * (pitch + 8))
+    if not scratch:
+        return False
+    tile = (scratch + 63) // 64 * 64
+    table = tile + m * pitch
     for i in range(m):
-        table[i] = tile + i * pitch
+        put_integer(table, i, tile + i * pitch)
     step = columns // pieces // WHOLE * WHOLE
     while True:
         piece = take(counter)
@@ -193,16 +196,12 @@ def _fixed_mixed(  # type: ignore[no-untyped-def]
         stop = columns if piece == pieces - 1 else (piece + 1) * step
         for j in range(piece * step, stop, WIDTH * lanes):
             first = min(j, columns - WIDTH * lanes)
-            _mix_tile(
-                rows, n, first * size, weights, row, careful, m, table.ctypes.data, dtype, compute
-            )
+            _mix_tile(rows, n, first * size, weights, row, careful, m, table, dtype, compute)
             for w in range(WIDTH):
                 to = (first + w * lanes) * size
-                _in_registers(
-                    table.ctypes.data, w * vector, out, to, faults, m, lo, hi, k, compute, dtype
-                )
-    keep(scratch)
-    keep(table)
+                _in_registers(table, w * vector, out, to, faults, m, lo, hi, k, compute, dtype)
+    release(scratch)
+    return True
 
 
 @part
@@ -297,16 +296,18 @@ def _any(  # type: ignore[no-untyped-def]
     padded = 16
     while padded < m:
         padded *= 2
-    scratch = np.empty((padded * pitch + 6 * vector) // 8 + 8)
-    base = (scratch.ctypes.data + 63) // 64 * 64
+    scratch = allocate(64 + padded * (pitch + 8) + 6 * vector)
+    if not scratch:
+        return False
+    base = (scratch + 63) // 64 * 64
     totals = base + padded * pitch
     centre, poison = totals + 4 * vector, totals + 5 * vector
-    tiles = np.empty(padded, dtype=np.int64)
+    tiles = poison + vector
     for i in range(padded):
-        tiles[i] = base + i * pitch
+        put_integer(tiles, i, base + i * pitch)
     for i in range(m, padded):
         for w in range(width):
-            fill(base + i * pitch + w * vector, np.inf, compute)
+            fill(base + i * pitch + w * vector, math.inf, compute)
     step = columns // pieces // WHOLE * WHOLE
     while True:
         piece = take(counter)
@@ -316,9 +317,7 @@ def _any(  # type: ignore[no-untyped-def]
         for j in range(piece * step, stop, width * lanes):
             first = min(j, columns - width * lanes) * size
             if weights:
-                _mix_tile(
-                    rows, n, first, weights, row, careful, m, tiles.ctypes.data, dtype, compute
-                )
+                _mix_tile(rows, n, first, weights, row, careful, m, tiles, dtype, compute)
             for w in range(width):
                 tile, to = base + w * vector, first + w * lanes * size
                 if weights:
@@ -336,8 +335,8 @@ def _any(  # type: ignore[no-untyped-def]
                     add_weighted(centre, totals, 1.0, compute)
                     _average_closest(tile, pitch, m, k, centre, totals, compute)
                 store_vector(totals, poison, out + to, dtype)
-    keep(scratch)
-    keep(tiles)
+    release(scratch)
+    return True
 
 
 FIXED = Kernel(_fixed, 6)

@@ -19,7 +19,7 @@ def _combine(  # type: ignore[no-untyped-def]
     while True:
         piece = take(counter)
         if piece >= pieces:
-            return
+            return True
         stop = columns if piece == pieces - 1 else (piece + 1) * STEP
         for j in range(piece * STEP, stop, vectors * lanes):
             at = min(j, columns - vectors * lanes) * size

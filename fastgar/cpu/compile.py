@@ -16,9 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from llvmlite import binding
 from numba import njit, types
 from numba.core.caching import FunctionCache
-from numba.core.runtime.nrt import rtsys
+from numba.core.runtime import nrt
 
 __all__ = ["Kernel", "jit", "part"]
 
@@ -29,10 +30,11 @@ class _Cache(FunctionCache):
     """Numba's cache on disk, which a full disk or a damaged file does not stop."""
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        # Numba would first import all that it compiles with, and scipy: 0.3 s that machine code
-        # read from disk has no use for. What it does need is the allocator.
+        # Numba would first import all that it compiles with, and scipy, and compile its allocator:
+        # 0.3 s that machine code read from disk has no use for. What that does need are the
+        # functions of Numba's runtime by name.
         try:
-            rtsys.initialize(target_context)
+            _name_runtime()
             return cast(Any, self)._load_overload(signature, target_context)
         except Exception as error:  # whatever half a file makes a reader do
             _say_uncached(f"what is in {self.cache_path} cannot be read ({error!r})")
@@ -43,6 +45,14 @@ class _Cache(FunctionCache):
             cast(Any, super()).save_overload(signature, data)
         except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
             _say_uncached(f"{self.cache_path} cannot be written to ({error!r})")
+
+
+@cache
+def _name_runtime() -> None:
+    """Let machine code find Numba's runtime, as Numba itself does before it compiles."""
+    helpers: dict[str, int] = cast(Any, nrt)._nrt.c_helpers
+    for name, place in helpers.items():
+        binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", place)
 
 
 def jit(function: F) -> F:

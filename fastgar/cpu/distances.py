@@ -10,23 +10,25 @@ A non-finite row shows as NaN on the diagonal of a partial matrix of distances.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 
 from fastgar.cpu import CHUNK
 from fastgar.cpu.compile import Kernel, jit, part
 from fastgar.cpu.tiles import (
+    allocate,
     cgutils,
     element,
     integer_at,
     itemsize_of,
-    keep,
     lanes_of,
     literal,
     number_at,
+    put_integer,
+    release,
     take,
 )
 from fastgar.cpu.vectors import BLOCK, CODES, DTYPES, I64, Vectors
@@ -156,10 +158,11 @@ def _partials(  # type: ignore[no-untyped-def]
     """Add to the (zero) partial matrix of each piece what chunk number first + piece holds."""
     lanes, size = lanes_of(compute), itemsize_of(dtype)
     pitch = SPAN * itemsize_of(compute) + 64  # no power of two: rows would share cache sets
-    scratch = np.empty(points * pitch // 8 + 8)
-    tile = (scratch.ctypes.data + 63) // 64 * 64
-    local = np.empty(points, dtype=np.int64)
-    table = local.ctypes.data
+    scratch = allocate(64 + points * (pitch + 8))
+    if not scratch:
+        return False
+    tile = (scratch + 63) // 64 * 64
+    table = tile + points * pitch  # where each row goes on
     while True:
         piece = take(counter)
         if piece >= pieces:
@@ -173,26 +176,26 @@ def _partials(  # type: ignore[no-untyped-def]
             count = min(SPAN, stop - begin)
             for i in range(points):
                 move = integer_at(moves, i) if moves else 1
-                local[i] = integer_at(rows, i) + begin * size * move
+                put_integer(table, i, integer_at(rows, i) + begin * size * move)
             done = 0 if staged else count - count % lanes
             for copied in range(done == 0, 1 + (done < count)):
                 vectors = done // lanes
                 if copied:  # widened, centred or too few for a vector: a copy in the cache
                     left = count - done
                     vectors = (left + lanes - 1) // lanes
-                    centre = local[pivot] if scales else 0
+                    centre = integer_at(table, pivot) if scales else 0
                     for i in range(points):
                         scale = number_at(scales, i, DOUBLE) if scales else 1.0
                         read = left if scale != 0.0 else 0  # scale 0 means not read
-                        source, place = local[i] + done * size, tile + i * pitch
+                        source, place = integer_at(table, i) + done * size, tile + i * pitch
                         _copy_row(
                             source, read, vectors * lanes, place, centre, scale, dtype, compute
                         )
                     for i in range(points):
-                        local[i] = tile + i * pitch
+                        put_integer(table, i, tile + i * pitch)
                 _all_pairs(table, vectors, partial, points, rest, products, compute)
-    keep(scratch)
-    keep(local)
+    release(scratch)
+    return True
 
 
 PARTIALS = Kernel(_partials, 11)
@@ -203,7 +206,7 @@ def overflows(matrix: Any) -> bool:
     """Return whether a pair of finite rows is infinitely far apart."""
     for i in range(len(matrix)):
         for j in range(i + 1, len(matrix)):
-            if matrix[i, j] == np.inf and matrix[i, i] == 0.0 and matrix[j, j] == 0.0:
+            if matrix[i, j] == inf and matrix[i, i] == 0.0 and matrix[j, j] == 0.0:
                 return True
     return False
 
@@ -234,8 +237,8 @@ def complete(total: Any, distances: bool) -> None:
     for i in range(len(total)):
         for j in range(i + 1, len(total)):
             if distances and (total[i, i] != 0.0 or total[j, j] != 0.0):
-                total[i, j] = np.inf
+                total[i, j] = inf
             total[j, i] = total[i, j]
     for i in range(len(total)):
         if distances and total[i, i] != 0.0:
-            total[i, i] = np.inf
+            total[i, i] = inf

@@ -19,6 +19,8 @@ from fastgar.cpu import team
 
 __all__ = ["get_threads", "run", "set_threads", "share"]
 
+NO_MEMORY = "no memory for a kernel to work in"
+
 Task = tuple[Callable[[], None], "SimpleQueue[None]"]
 
 
@@ -106,17 +108,19 @@ def share(processes: int) -> None:
         _threads = None
 
 
-def run(function: Callable[..., None], *arguments: Any, pieces: int) -> None:
+def run(function: Callable[..., bool], *arguments: Any, pieces: int) -> None:
     """Call `function(counter, *arguments)` in several threads at once and wait for all of them.
 
     `counter` is the address of an integer from which the threads take piece numbers, 0 upwards;
-    the function returns once it draws a number of at least `pieces`.
+    the function returns True once it draws a number of at least `pieces`, or False at once if it
+    finds no memory to work in.
     """
     counter = ctypes.c_int64(0)
     address = ctypes.addressof(counter)
     threads = min(get_threads(), pieces)
     if threads <= 1:
-        function(address, *arguments)
+        if not function(address, *arguments):
+            raise MemoryError(NO_MEMORY)
         return
     errors: list[BaseException] = []
     started: set[int] = set()
@@ -124,7 +128,8 @@ def run(function: Callable[..., None], *arguments: Any, pieces: int) -> None:
     def body() -> None:
         started.add(threading.get_ident())
         try:
-            function(address, *arguments)
+            if not function(address, *arguments):
+                errors.append(MemoryError(NO_MEMORY))
         except BaseException as error:
             errors.append(error)
 

@@ -18,9 +18,9 @@ from fastgar.cpu.networks import bitonic_merge, sorting
 from fastgar.cpu.vectors import DTYPES, I64, Vectors, computing
 
 __all__ = [
-    "add_slot", "add_weighted", "cgutils", "clean", "element", "fill", "finish", "finite_tile",
-    "flip", "integer_at", "itemsize_of", "keep", "lanes_of", "literal", "load_tile", "mix",
-    "network", "number_at", "store_vector", "take",
+    "add_slot", "add_weighted", "allocate", "cgutils", "clean", "element", "fill", "finish",
+    "finite_tile", "flip", "integer_at", "itemsize_of", "lanes_of", "literal", "load_tile", "mix",
+    "network", "number_at", "put_integer", "release", "store_vector", "take",
 ]  # fmt: skip
 
 cgutils: Any = numba_cgutils  # Numba is hardly typed, and compiled code not at all
@@ -98,16 +98,43 @@ def number_at(typingctx: Any, table: Any, index: Any, dtype: Any) -> Any:
 
 
 @intrinsic
-def keep(typingctx: Any, array: Any) -> Any:
-    """Do nothing, up to where the array is alive: Numba frees it after its last use by name.
+def put_integer(typingctx: Any, table: Any, index: Any, value: Any) -> Any:
+    """Write the integer at position `index` of the array at address `table`."""
 
-    That its address is still in use, Numba cannot see.
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        place = b.add(args[0], b.mul(args[1], _integer(8)))
+        b.store(args[2], b.inttoptr(place, ir.PointerType()))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def allocate(typingctx: Any, size: Any) -> Any:
+    """Return the address of fresh memory, to be released; 0 if there is none.
+
+    An array would do, but compiling its code and loading it costs more than all else in a kernel.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.PointerType(), [I64])
+        malloc = cgutils.get_or_insert_function(b.module, kind, "malloc")
+        return b.ptrtoint(b.call(malloc, args), I64)
+
+    return types.intp(types.intp), codegen
+
+
+@intrinsic
+def release(typingctx: Any, memory: Any) -> Any:
+    """Give back what `allocate` gave."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType()])
+        free = cgutils.get_or_insert_function(b.module, kind, "free")
+        b.call(free, [b.inttoptr(args[0], ir.PointerType())])
         return context.get_dummy_value()
 
-    return types.void(array), codegen
+    return types.void(types.intp), codegen
 
 
 @literal

@@ -63,7 +63,7 @@ def _votes(counter, rows, n, out, columns, pieces, faults, signs, dtype, _):  # 
     while True:
         piece = take(counter)
         if piece >= pieces:
-            return
+            return True
         stop = columns if piece == pieces - 1 else (piece + 1) * step
         for j in range(piece * step, stop, lanes):
             _vote(rows, n, min(j, columns - lanes) * size, out, faults, signs, dtype)

@@ -266,9 +266,12 @@ class Backend:
         self._add(total, finish=1 if distances else 2)
         return total.address
 
-    def selects(self, selection: Selection, n: int) -> bool:
-        """Return whether `select` makes this choice among n rows."""
-        return n <= self.SELECTED
+    def selects(self, selection: Selection, n: int, double: bool) -> bool:
+        """Return whether `select` makes this choice among n rows; `double`: there is float64.
+
+        Distances of float64 rows may overflow, and NNM then needs another read.
+        """
+        return n <= self.SELECTED and not (double and selection.kind == "nnm")
 
     def select(self, total: _Total, selection: Selection) -> Numbers:
         """Return what a selection makes of the distances; nothing waits."""
