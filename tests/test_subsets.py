@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from fastgar.cpu import subsets
 from fastgar.cpu.bitsets import find_cover, pack, pack_all, unpack
 from fastgar.cpu.diameter import minimum_diameter_subset
 from fastgar.cpu.spectrum import minimum_spectral_subset
@@ -18,6 +19,25 @@ from fastgar.cpu.variance import minimum_variance_subset
 from fastgar.errors import SearchLimit
 
 SEARCHES = [minimum_diameter_subset, minimum_variance_subset, minimum_spectral_subset]
+
+
+@pytest.fixture(autouse=True, scope="module", params=["all", "search"])
+def how_small_problems_are_solved(request):
+    """By looking at all subsets, as usual, or by the search that larger ones need."""
+    usual = subsets.FEW
+    subsets.FEW = usual if request.param == "all" else 0
+    subsets.every.cache_clear()
+    yield
+    subsets.FEW = usual
+    subsets.every.cache_clear()
+
+
+def test_all_subsets_come_in_order():
+    few = subsets.every(5, 3)
+    assert (few is None) == (subsets.FEW == 0)
+    if few is not None:
+        assert few.tolist() == [list(some) for some in combinations(range(5), 3)]
+    assert subsets.every(30, 20) is None
 
 
 def distances(X):
@@ -35,11 +55,11 @@ def spectral_width(X):
 
 def best(n, size, width, tie):
     """Return the lexicographically first of the subsets of least width, and that width."""
-    subsets = list(combinations(range(n), size))
-    widths = np.array([width(list(subset)) for subset in subsets])
+    candidates = list(combinations(range(n), size))
+    widths = np.array([width(list(subset)) for subset in candidates])
     # `<=` alone, as the least may be infinite, and equal rows may round to a little over 0.
     first = np.flatnonzero((widths <= widths.min() * (1 + tie)) | (widths <= tie))[0]
-    return list(subsets[first]), widths.min()
+    return list(candidates[first]), widths.min()
 
 
 def check_distances(D, size):

@@ -17,7 +17,10 @@ from fastgar.cpu.subsets import (
     Status,
     among,
     ball,
+    every,
     first_in_order,
+    first_least,
+    inside,
     usable,
 )
 
@@ -78,6 +81,9 @@ def minimum_diameter_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) 
     rows = usable(np.isfinite(np.diagonal(D)), size)
     limit = Limit("mda", len(D), size, node_limit)
     D = among(rows, D)
+    subsets = every(len(D), size)
+    if subsets is not None:
+        return rows[first_least(subsets, inside(D, subsets).max(axis=(1, 2)), 0.0)]
     undecided = np.zeros(len(D), np.int8)
     # Each row that stays has `size` rows within the diameter, itself among them.
     radius = np.partition(D, size - 1, axis=1)[:, size - 1]

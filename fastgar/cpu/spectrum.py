@@ -28,7 +28,10 @@ from fastgar.cpu.subsets import (
     Rows,
     Status,
     among,
+    every,
     first_in_order,
+    first_least,
+    inside,
     largest,
     usable,
 )
@@ -304,6 +307,17 @@ def _peel(K: Matrix, size: int) -> Flags:
     return np.isin(np.arange(len(K)), rows)
 
 
+def _widths(K: Matrix, subsets: Rows) -> Matrix:
+    """Return the largest eigenvalue of the scatter of each subset."""
+    G = inside(K, subsets)
+    G = G - G[:, :1]  # about the first row of each: of equal rows exactly 0
+    G -= G[:, :, :1]
+    G -= G.mean(axis=1, keepdims=True)
+    G -= G.mean(axis=2, keepdims=True)
+    widths: Matrix = np.maximum(np.linalg.eigvalsh(G)[:, -1], 0.0)
+    return widths
+
+
 def minimum_spectral_subset(
     K: Matrix, size: int, node_limit: int = NODE_LIMIT, allowed: Flags | None = None
 ) -> Rows:
@@ -352,6 +366,9 @@ def minimum_spectral_subset(
     n = len(K)
     subset = _peel(K, size)
     K = _about(np.argmax(subset), K)  # rounded here once, and hardly again
+    subsets = every(n, size)
+    if subsets is not None:
+        return rows[first_least(subsets, _widths(K, subsets), TIE)]
     D = np.diagonal(K)[:, None] + np.diagonal(K) - 2 * K
     # A row far from the others rules out the most, so it is the first base.
     bases = np.argsort(-np.partition(D, size - 1, axis=1)[:, :size].sum(axis=1), kind="stable")

@@ -1,16 +1,19 @@
 """Exact search for the `size` of n rows that lie closest together, on n x n matrices alone.
 
 Three measures of closeness: the diameter (MDA, `diameter.py`), the trace of the covariance (MVA,
-`variance.py`) and its largest eigenvalue (SMEA, `spectrum.py`). Each has an oracle: given which
-rows are kept and which removed, is there a
-subset at most this wide? The least width comes from asking for less until the answer is no; then
-the rows are walked in order, and each is kept if some subset of that width still has it. What
-remains is the lexicographically first of the best subsets.
+`variance.py`) and its largest eigenvalue (SMEA, `spectrum.py`). Where there are only a few subsets,
+all are measured. Otherwise each has an oracle: given which rows are kept and which removed, is
+there a subset at most this wide? The least width comes from asking for less until the answer is
+no; then the rows are walked in order, and each is kept if some subset of that width still has it.
+What remains is the lexicographically first of the best subsets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from itertools import combinations
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -21,11 +24,13 @@ from fastgar.errors import SearchLimit
 
 __all__ = [
     "FREE", "KEPT", "NODE_LIMIT", "REMOVED", "SLICE", "TIE", "Find", "Flags", "Limit", "Matrix",
-    "Rows", "Status", "among", "ball", "first_in_order", "largest", "usable",
+    "Rows", "Status", "among", "ball", "every", "first_in_order", "first_least", "inside",
+    "largest", "usable",
 ]  # fmt: skip
 
 NODE_LIMIT = 200_000  # about five seconds at n = 51
 SLICE = 2_000  # branches between two looks at whether somebody pressed Ctrl-C
+FEW = 20_000  # distances inside all subsets, up to which it is quicker to look at every one
 FREE, KEPT, REMOVED = 0, 1, 2  # what is decided of a row
 TIE = 1e-12  # widths that differ by less, relatively, are equal: sums in different order do
 
@@ -68,6 +73,28 @@ def usable(allowed: Flags, size: int) -> Rows:
 def among(rows: Rows, matrix: Matrix) -> Matrix:
     """Return a copy of the entries between these rows, in the layout that is compiled for."""
     return np.ascontiguousarray(matrix[np.ix_(rows, rows)], np.float64)
+
+
+@lru_cache(maxsize=16)
+def every(n: int, size: int) -> Rows | None:
+    """Return all subsets of `size` of n rows, (subsets, size), in order; None if there are many."""
+    if comb(n, size) * size**2 > FEW:
+        return None
+    subsets: Rows = np.array(list(combinations(range(n), size)), dtype=np.intp)
+    subsets.flags.writeable = False
+    return subsets
+
+
+def inside(matrix: Matrix, subsets: Rows) -> Matrix:
+    """Return the entries between the rows of each subset: (subsets, size, size)."""
+    entries: Matrix = matrix[subsets[:, :, np.newaxis], subsets[:, np.newaxis]]
+    return entries
+
+
+def first_least(subsets: Rows, widths: Matrix, tie: float) -> Rows:
+    """Return the first subset that is as close as any, up to a relative difference of `tie`."""
+    first: Rows = subsets[(widths <= widths.min() * (1 + tie)).argmax()]
+    return first
 
 
 def ball(D: Matrix, radius: NDArray[np.float64], size: int) -> Flags:

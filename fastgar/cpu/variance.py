@@ -31,12 +31,17 @@ from fastgar.cpu.subsets import (
     Status,
     among,
     ball,
+    every,
     first_in_order,
+    first_least,
+    inside,
     largest,
     usable,
 )
 
 __all__ = ["minimum_variance_subset"]
+
+SUMMABLE = 1e300  # no sum of a few thousand smaller numbers overflows
 
 
 @jit
@@ -245,6 +250,9 @@ def minimum_variance_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) 
     removals = n - size
     if removals == 0:
         return rows
+    subsets = every(n, size)
+    if subsets is not None and D.max() < SUMMABLE:
+        return rows[first_least(subsets, inside(D, subsets).sum(axis=(1, 2)), TIE)]
     subset = ball(D, np.partition(D, size - 1, axis=1)[:, size - 1], size)
     if np.isinf(D[np.ix_(subset, subset)]).any():
         finite = within(D, np.finfo(float).max, size, limit)(np.zeros(n, np.int8))
