@@ -71,8 +71,9 @@ def usable(allowed: Flags, size: int) -> Rows:
 
 
 def among(rows: Rows, matrix: Matrix) -> Matrix:
-    """Return a copy of the entries between these rows, in the layout that is compiled for."""
-    return np.ascontiguousarray(matrix[np.ix_(rows, rows)], np.float64)
+    """Return the entries between these rows, only to be read, in the layout compiled for."""
+    part = matrix if rows.size == len(matrix) else matrix[np.ix_(rows, rows)]
+    return np.ascontiguousarray(part, np.float64)
 
 
 @lru_cache(maxsize=16)
