@@ -35,12 +35,28 @@ from fastgar.cpu.vectors import BLOCK, CODES, DTYPES, I64, Vectors
 
 DOUBLE = CODES["float64"]
 SPAN = 1024  # columns over which sums stay in vectors
+OWN, OTHERS = 5, 8  # how the times compare that pairs within a block and between two blocks take
+
+
+def _soon(b: Any, table: Any, points: Any, done: Any, whole: Any, work: int) -> list[Any]:
+    """Return the starts of the rows whose next span memory is to bring while a block is computed.
+
+    Each block fetches a few of the rows, so that memory is as busy all the time: the first rows in
+    the share of the `whole` work that is done, up to those in what is then done. At most four.
+    """
+    first, end = (
+        b.sdiv(b.mul(part, points), whole) for part in (done, b.add(done, ir.Constant(I64, work)))
+    )
+    last = b.sub(end, ir.Constant(I64, 1))
+    last = b.select(b.icmp_signed("<", first, last), last, first)
+    rows = [b.add(first, ir.Constant(I64, k)) for k in range(4)]
+    return [element(b, table, b.select(b.icmp_signed("<", row, last), row, last)) for row in rows]
 
 
 @literal
 def _pairs(
-    typingctx: Any, table: Any, i: Any, j: Any, vectors: Any, partial: Any, points: Any, a: Any,
-    b: Any, triangle: Any, products: Any, dtype: Any,
+    typingctx: Any, table: Any, i: Any, j: Any, vectors: Any, partial: Any, points: Any, done: Any,
+    whole: Any, a: Any, b: Any, triangle: Any, products: Any, dtype: Any,
 ) -> Any:  # fmt: skip
     """Add the block of rows i to i + a against rows j to j + b to the partial matrix.
 
@@ -49,7 +65,7 @@ def _pairs(
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        table_, i_, j_, vectors_, partial_, points_ = args[:6]
+        table_, i_, j_, vectors_, partial_, points_, done_, whole_ = args[:8]
         v = Vectors(builder, DTYPES[dtype.literal_value])
         rows, others = a.literal_value, b.literal_value
         own = triangle.literal_value
@@ -65,13 +81,13 @@ def _pairs(
 
         left = starts(i_, rows)
         right = left if own else starts(j_, others)
+        soon = _soon(builder, table_, points_, done_, whole_, OWN if own else OTHERS)
+        ahead = ir.Constant(I64, SPAN * v.itemsize)
         totals = [cgutils.alloca_once_value(builder, v.constant(0.0)) for _ in pairs]
         with cgutils.for_range(builder, vectors_) as loop:
             offset = builder.mul(loop.index, ir.Constant(I64, v.stored))
-            if own:  # each row comes here once a span: have its next span fetched meanwhile
-                ahead = builder.add(offset, ir.Constant(I64, SPAN * v.itemsize))
-                for start in left:
-                    v.prefetch(start, ahead)
+            for start in soon:
+                v.prefetch(start, builder.add(offset, ahead))
             x = [v.load(start, offset) for start in left]
             y = x if own else [v.load(start, offset) for start in right]
             for (p, q), total in zip(pairs, totals, strict=True):
@@ -84,19 +100,25 @@ def _pairs(
                     difference = builder.fsub(x[p], y[q])
                     after = v.fma(difference, difference, before)
                 builder.store(after, total)
-        for (p, q), total in zip(pairs, totals, strict=True):
-            row = builder.add(i_, ir.Constant(I64, p))
-            column = builder.add(i_ if own else j_, ir.Constant(I64, q))
-            place = builder.add(builder.mul(row, points_), column)
-            pointer = builder.inttoptr(
-                builder.add(partial_, builder.mul(place, ir.Constant(I64, 8))), ir.PointerType()
-            )
-            lanes_sum = v.lane_sum(builder.load(total, typ=v.type))
-            known = builder.load(pointer, typ=ir.DoubleType())
-            builder.store(builder.fadd(known, lanes_sum), pointer)
+        sums = dict(zip(pairs, (builder.load(total, typ=v.type) for total in totals), strict=True))
+        width = 1 << (others - 1).bit_length()  # so that the sums of a row lie in one vector
+        values = [sums.get((p, q), v.constant(0.0)) for p in range(rows) for q in range(width)]
+        values += [v.constant(0.0)] * (-len(values) % v.lanes)
+        lines = v.lane_sums(values)
+        kind = ir.VectorType(ir.DoubleType(), others)
+        for p in range(rows):
+            vector, lane = divmod(p * width, v.lanes)
+            mine = v.picked(lines[vector], range(lane, lane + others))
+            place = builder.mul(builder.add(i_, ir.Constant(I64, p)), points_)
+            place = builder.add(place, i_ if own else j_)
+            pointer = v.pointer(partial_, builder.mul(place, ir.Constant(I64, 8)))
+            known = builder.load(pointer, typ=kind, align=8)
+            builder.store(builder.fadd(known, mine), pointer, align=8)
         return context.get_dummy_value()
 
-    signature = types.void(table, i, j, vectors, partial, points, a, b, triangle, products, dtype)
+    signature = types.void(
+        table, i, j, vectors, partial, points, done, whole, a, b, triangle, products, dtype
+    )
     return signature, codegen
 
 
@@ -105,13 +127,28 @@ def _all_pairs(  # type: ignore[no-untyped-def]
     table, vectors, partial, points, rest, products, compute
 ):  # fmt: skip
     """Add all pairs of points; `rest`, a compile-time constant, is points % BLOCK."""
-    whole = points - points % BLOCK
-    for i in range(0, whole, BLOCK):
-        _pairs(table, i, i, vectors, partial, points, BLOCK, BLOCK, 1, products, compute)
-        for j in range(i + BLOCK, whole, BLOCK):
-            _pairs(table, i, j, vectors, partial, points, BLOCK, BLOCK, 0, products, compute)
-        _pairs(table, i, whole, vectors, partial, points, BLOCK, rest, 0, products, compute)
-    _pairs(table, whole, whole, vectors, partial, points, rest, rest, 1, products, compute)
+    end = points - rest
+    blocks = (points + BLOCK - 1) // BLOCK
+    whole = blocks * OWN + blocks * (blocks - 1) // 2 * OTHERS
+    done = 0
+    for i in range(0, end, BLOCK):
+        _pairs(
+            table, i, i, vectors, partial, points, done, whole, BLOCK, BLOCK, 1, products, compute
+        )
+        done += OWN
+        for j in range(i + BLOCK, end, BLOCK):
+            _pairs(
+                table, i, j, vectors, partial, points, done, whole, BLOCK, BLOCK, 0, products,
+                compute,
+            )  # fmt: skip
+            done += OTHERS
+        if rest:
+            _pairs(
+                table, i, end, vectors, partial, points, done, whole, BLOCK, rest, 0, products,
+                compute,
+            )  # fmt: skip
+            done += OTHERS
+    _pairs(table, end, end, vectors, partial, points, done, whole, rest, rest, 1, products, compute)
 
 
 @literal
@@ -163,37 +200,40 @@ def _partials(  # type: ignore[no-untyped-def]
         return False
     tile = (scratch + 63) // 64 * 64
     table = tile + points * pitch  # where each row goes on
+    each = 1 + pieces // 32 if pieces < 256 else 8  # in a row, so that prefetching is not in vain
     while True:
-        piece = take(counter)
-        if piece >= pieces:
+        begins = take(counter) * each
+        if begins >= pieces:
             break
-        if only and integer_at(only, piece) == 0:
-            continue
-        start = (first + piece) * CHUNK
-        stop = min(start + CHUNK, columns)
-        partial = partials + piece * points * points * 8
-        for begin in range(start, stop, SPAN):
-            count = min(SPAN, stop - begin)
-            for i in range(points):
-                move = integer_at(moves, i) if moves else 1
-                put_integer(table, i, integer_at(rows, i) + begin * size * move)
-            done = 0 if staged else count - count % lanes
-            for copied in range(done == 0, 1 + (done < count)):
-                vectors = done // lanes
-                if copied:  # widened, centred or too few for a vector: a copy in the cache
-                    left = count - done
-                    vectors = (left + lanes - 1) // lanes
-                    centre = integer_at(table, pivot) if scales else 0
-                    for i in range(points):
-                        scale = number_at(scales, i, DOUBLE) if scales else 1.0
-                        read = left if scale != 0.0 else 0  # scale 0 means not read
-                        source, place = integer_at(table, i) + done * size, tile + i * pitch
-                        _copy_row(
-                            source, read, vectors * lanes, place, centre, scale, dtype, compute
-                        )
-                    for i in range(points):
-                        put_integer(table, i, tile + i * pitch)
-                _all_pairs(table, vectors, partial, points, rest, products, compute)
+        ends = begins + each if begins + each < pieces else pieces
+        for piece in range(begins, ends):
+            if only and integer_at(only, piece) == 0:
+                continue
+            start = (first + piece) * CHUNK
+            stop = min(start + CHUNK, columns)
+            partial = partials + piece * points * points * 8
+            for begin in range(start, stop, SPAN):
+                count = min(SPAN, stop - begin)
+                for i in range(points):
+                    move = integer_at(moves, i) if moves else 1
+                    put_integer(table, i, integer_at(rows, i) + begin * size * move)
+                done = 0 if staged else count - count % lanes
+                for copied in range(done == 0, 1 + (done < count)):
+                    vectors = done // lanes
+                    if copied:  # widened, centred or too few for a vector: a copy in the cache
+                        left = count - done
+                        vectors = (left + lanes - 1) // lanes
+                        centre = integer_at(table, pivot) if scales else 0
+                        for i in range(points):
+                            scale = number_at(scales, i, DOUBLE) if scales else 1.0
+                            read = left if scale != 0.0 else 0  # scale 0 means not read
+                            source, place = integer_at(table, i) + done * size, tile + i * pitch
+                            _copy_row(
+                                source, read, vectors * lanes, place, centre, scale, dtype, compute
+                            )
+                        for i in range(points):
+                            put_integer(table, i, tile + i * pitch)
+                    _all_pairs(table, vectors, partial, points, rest, products, compute)
     release(scratch)
     return True
 

@@ -200,21 +200,40 @@ class Vectors:
             ]
         return partial[0]
 
-    def lane_sum(self, value: Value) -> Value:
-        """Add up the lanes of one vector, in double precision and in a fixed order."""
-        b, lanes = self.builder, self.lanes
-        if self.dtype != "float64":
-            value = b.fpext(value, ir.VectorType(ir.DoubleType(), lanes))
-        while lanes > 1:
-            lanes //= 2
-            halves = [
-                b.shuffle_vector(
-                    value, value, ir.Constant(ir.VectorType(I32, lanes), list(range(k, k + lanes)))
-                )
-                for k in (0, lanes)
-            ]
-            value = b.fadd(*halves)
-        return b.extract_element(value, ir.Constant(I32, 0))
+    def lane_sums(self, values: Sequence[Value]) -> list[Value]:
+        """Return vectors whose lanes are the sums of the lanes of each value, in a fixed order.
+
+        There are as many values as lanes, or a multiple. Two vectors at a time are folded into
+        one, so that 16 sums take 15 additions and not 64.
+        """
+        results = []
+        for first in range(0, len(values), self.lanes):
+            folded, width = list(values[first : first + self.lanes]), self.lanes
+            while width > 1:
+                folded = [
+                    self._fold(x, y, width) for x, y in zip(folded[::2], folded[1::2], strict=True)
+                ]
+                width //= 2
+            results.append(folded[0])
+        return results
+
+    def _fold(self, x: Value, y: Value, width: int) -> Value:
+        """Add the lower to the upper half of each `width` lanes: those of x and then those of y."""
+        low = [lane for lane in range(2 * self.lanes) if lane % width < width // 2]
+        kind = ir.VectorType(I32, self.lanes)
+        halves = [
+            self.builder.shuffle_vector(x, y, ir.Constant(kind, [lane + shift for lane in low]))
+            for shift in (0, width // 2)
+        ]
+        return self.builder.fadd(*halves)
+
+    def picked(self, value: Value, lanes: Sequence[int]) -> Value:
+        """Return some lanes of a vector, as doubles."""
+        kind = ir.VectorType(I32, len(lanes))
+        few = self.builder.shuffle_vector(value, value, ir.Constant(kind, list(lanes)))
+        if self.dtype == "float64":
+            return few
+        return self.builder.fpext(few, ir.VectorType(ir.DoubleType(), len(lanes)))
 
     def any(self, mask: Value) -> Value:
         """Return whether any lane of a comparison's result is true."""
