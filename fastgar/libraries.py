@@ -169,7 +169,9 @@ class Torch(Library):
     def make(self, like: Any, shape: tuple[int, ...]) -> tuple[int, Any]:
         if like.is_cpu and prod(shape) * like.element_size() >= HUGE:
             size = prod(shape) * like.element_size()
-            made = self.torch.from_numpy(np.empty(size, np.uint8)).view(like.dtype).view(shape)
+            room = np.empty(size + 64, np.uint8)
+            skip = -room.ctypes.data % 64  # to a cache line, where torch would begin as well
+            made = self.torch.from_numpy(room[skip : skip + size]).view(like.dtype).view(shape)
         elif type(like) in self.plain:
             made = like.new_empty(shape)
         else:  # torch.set_default_device would choose another device

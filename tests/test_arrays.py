@@ -946,5 +946,6 @@ def test_large_torch_results_are_tensors_like_any(name: str) -> None:
     for result, shape in ((fg.median(X), X.shape[1:]), (fg.nnm(X, f=1), X.shape)):
         assert type(result) is torch.Tensor and result.dtype == X.dtype and result.shape == shape
         assert result.is_contiguous() and not result.requires_grad and bool((result == 1).all())
+        assert result.data_ptr() % 64 == 0
         result.mul_(2)
         assert torch.equal(result.clone(), torch.full_like(result, 2))

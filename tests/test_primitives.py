@@ -218,6 +218,34 @@ def test_a_row_of_nan_weights_writes_nan_and_all_zeros_write_zeros():
     assert np.isnan(got[0]).all() and not got[1].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [4, 7])
+def test_writing_past_the_caches_gives_the_same(dtype, k, monkeypatch):
+    rng = np.random.default_rng(k)
+    made = {}
+
+    def written(rows, W, skip, d):
+        """Combine into memory that begins `skip` bytes after a cache line; return all of it."""
+        size = rows.dtype.itemsize * d
+        memory = np.full(k * size + 192, 0xAB, np.uint8)
+        first = -memory.ctypes.data % 64 + 64 + skip
+        places = memory.ctypes.data + first + np.arange(k) * size
+        backend.combine(W, arrays.table(rows).blocks[0].addresses, d, dtype, places)
+        outside = np.concatenate([memory[:first], memory[first + k * size :]])
+        assert (outside == 0xAB).all()
+        return memory[first : first + k * size].tobytes(), backend._streams(places, size)
+
+    for d in (256, 4096, 9024, 9025):
+        X, W = sample(6, d, dtype, seed=d), rng.standard_normal((k, 6))
+        for least in (0, 1 << 40):
+            monkeypatch.setattr(backend, "STREAMED", least)
+            for skip in (0, 8):
+                made[least, skip] = written(X, W, skip, d)
+        assert made[0, 0][1] == (d != 9025)
+        assert not made[0, 8][1] and not made[1 << 40, 0][1]
+        assert len({result for result, _ in made.values()}) == 1
+
+
 def test_combine_writes_separate_rows():
     rows = [row.copy() for row in sample(4, 130)]
     got = combine(np.array([[0, 1.0, 0, 0], [0.25] * 4]), rows)

@@ -39,6 +39,8 @@ PARTIAL_BYTES = 16 << 20  # for the partial matrices that wait to be added in or
 ZEROS = np.zeros(SPAN)
 ORIGIN = ZEROS.ctypes.data  # the address that stands for a row of zeros
 CACHED = 4 << 20  # bytes of X that stay in a core's share of the cache between two uses
+STREAMED = 16 << 20  # bytes of several results that caches do not keep until they are used
+LINE = 64  # bytes of a cache line
 READS_ZERO_WEIGHTS = True  # of several mixed rows: a row with a weight anywhere is in all sums
 KNOWS_CONDENSE = False
 
@@ -246,7 +248,7 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Ad
         rows, _rows = _padded(rows, columns, dtype, width)
         targets, _result = _padded(outs, 0, dtype, width)
         span = width
-    constants = (CODES[dtype],)
+    constants = (CODES[dtype], int(_streams(targets, columns * size)))
     pieces = span // COMBINE_STEP or 1
     run(
         COMBINE.specialised(*constants), address(rows), len(rows), address(narrow),
@@ -256,6 +258,14 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Ad
     if short:
         for out, target in zip(outs.tolist(), targets.tolist(), strict=True):
             ctypes.memmove(out, target, columns * size)
+
+
+def _streams(outs: Addresses, size: int) -> bool:
+    """Return whether rows of this many bytes are to be written past the caches."""
+    if len(outs) < 4 or len(outs) * size < STREAMED:
+        return False
+    aligned: bool = (outs % LINE == 0).all() and size % LINE == 0
+    return aligned
 
 
 def _read(weights: Matrix) -> NDArray[np.intp]:

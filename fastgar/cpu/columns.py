@@ -39,7 +39,7 @@ from fastgar.cpu.tiles import (
     store_vector,
     take,
 )  # fmt: skip
-from fastgar.cpu.vectors import DTYPES, I64, WIDTH, Vectors, computing
+from fastgar.cpu.vectors import AHEAD, DTYPES, I64, WIDTH, Vectors, computing
 
 SHORT, LONG = 4096, 32768  # columns that a thread takes at a time
 WHOLE = 64  # columns: a multiple of what any kernel computes at a time
@@ -162,9 +162,11 @@ def _mix_tile(  # type: ignore[no-untyped-def]
     """Fill m tile rows, WIDTH vectors wide, with W X; rows of W are `row` bytes apart."""
     whole = m - m % 4
     for i in range(0, whole, 4):
-        mix(rows, n, at, weights + i * row, row, tiles + 8 * i, 0, 4, WIDTH, dtype, compute)
+        some, place = weights + i * row, tiles + 8 * i
+        mix(rows, n, at, at + AHEAD + 16 * i, some, row, place, 0, 4, WIDTH, dtype, compute, 0)
     for i in range(whole, m):
-        mix(rows, n, at, weights + i * row, row, tiles + 8 * i, 0, 1, WIDTH, dtype, compute)
+        some, place = weights + i * row, tiles + 8 * i
+        mix(rows, n, at, at + AHEAD, some, row, place, 0, 1, WIDTH, dtype, compute, 0)
     if careful:  # a zero weight means "not read", and 0 * NaN is NaN: look again where that shows
         for i in range(m):
             for w in range(WIDTH):

@@ -318,24 +318,27 @@ def store_vector(typingctx: Any, place: Any, poison: Any, out: Any, dtype: Any) 
 
 @literal
 def mix(
-    typingctx: Any, rows: Any, n: Any, at: Any, weights: Any, row: Any, outs: Any, to: Any,
-    count: Any, width: Any, dtype: Any, result: Any,
+    typingctx: Any, rows: Any, n: Any, at: Any, soon: Any, weights: Any, row: Any, outs: Any,
+    to: Any, count: Any, width: Any, dtype: Any, result: Any, stream: Any,
 ) -> Any:  # fmt: skip
     """Compute `count` rows of W X for `width` vectors of columns, written at outs[i] + to.
 
     `weights` is the address of `count` rows of n numbers of the computing type, `row` bytes apart;
-    `result` is the dtype to round to. Sums run over the rows in order.
+    `result` is the dtype to round to. Sums run over the rows in order. What is `soon` bytes into
+    each row is fetched meanwhile.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        rows_, n_, at_, weights_, row_, outs_, to_ = args[:7]
+        rows_, n_, at_, soon_, weights_, row_, outs_, to_ = args[:8]
         source = Vectors(b, DTYPES[dtype.literal_value])
         target = Vectors(b, DTYPES[result.literal_value])
         v = Vectors(b, computing(source.dtype))
         shape = [(i, w) for i in range(count.literal_value) for w in range(width.literal_value)]
         totals = {cell: _accumulator(b, v, -0.0) for cell in shape}  # x + -0.0 is x, bit for bit
         with cgutils.for_range(b, n_) as loop:
-            address = b.add(element(b, rows_, loop.index), at_)
+            start = element(b, rows_, loop.index)
+            source.prefetch(start, soon_)
+            address = b.add(start, at_)
             loaded = [
                 source.load(address, _integer(w * source.stored))
                 for w in range(width.literal_value)
@@ -349,8 +352,11 @@ def mix(
                     b.store(v.fma(x, factor, _get(b, v, total)), total)
         places = [b.add(element(b, outs_, _integer(i)), to_) for i in range(count.literal_value)]
         for i, w in shape:
-            target.store(_get(b, v, totals[i, w]), places[i], _integer(w * target.stored))
+            offset = _integer(w * target.stored)
+            target.store(_get(b, v, totals[i, w]), places[i], offset, bool(stream.literal_value))
         return context.get_dummy_value()
 
-    signature = types.void(rows, n, at, weights, row, outs, to, count, width, dtype, result)
+    signature = types.void(
+        rows, n, at, soon, weights, row, outs, to, count, width, dtype, result, stream
+    )
     return signature, codegen

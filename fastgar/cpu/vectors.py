@@ -15,7 +15,9 @@ from typing import Any
 from llvmlite import binding, ir
 from numba import config
 
-__all__ = ["BLOCK", "CODES", "DTYPES", "ITEMSIZE", "WIDTH", "Vectors", "computing", "lanes"]
+__all__ = [
+    "AHEAD", "BLOCK", "CODES", "DTYPES", "ITEMSIZE", "WIDTH", "Vectors", "computing", "lanes",
+]  # fmt: skip
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 CODES = {name: code for code, name in enumerate(DTYPES)}
@@ -41,6 +43,7 @@ def _register_bytes() -> int:
 
 # Sixteen or nine sums in registers at a time: with AVX-512 there are 32 registers, else often 16.
 BLOCK = 4 if _register_bytes() == 64 else 3  # rows against rows, for distances
+AHEAD = 512  # bytes in a row from what is summed to what is fetched from memory meanwhile
 WIDTH = 4 if _register_bytes() == 64 else 2  # vectors by four rows, for weighted sums
 
 
@@ -119,14 +122,24 @@ class Vectors:
             number = b.load(pointer, typ=narrow, align=self.itemsize)
         return number if narrow == wide else b.fpext(number, wide)
 
-    def store(self, value: Value, address: Value, offset: Value | None = None) -> None:
-        """Round to `dtype` (to nearest, ties to even) and store at address + offset."""
+    def store(
+        self, value: Value, address: Value, offset: Value | None = None, stream: bool = False
+    ) -> None:
+        """Round to `dtype` (to nearest, ties to even) and store at address + offset.
+
+        `stream`: past the caches, so that memory need not be read before it is written. Only where
+        the vector is aligned in memory.
+        """
         b, pointer = self.builder, self.pointer(address, offset)
         if self.dtype == "float16":
             value = b.fptrunc(value, ir.VectorType(ir.HalfType(), self.lanes))
         elif self.dtype == "bfloat16":
             value = self._rounded_to_bfloat16(value)
-        b.store(value, pointer, align=self.itemsize)
+        if stream:
+            kept = b.store(value, pointer, align=self.stored)
+            kept.set_metadata("nontemporal", b.module.add_metadata([ir.Constant(I32, 1)]))
+        else:
+            b.store(value, pointer, align=self.itemsize)
 
     def _rounded_to_bfloat16(self, value: Value) -> Value:
         b, wide = self.builder, ir.VectorType(I32, self.lanes)
