@@ -126,25 +126,35 @@ def test_the_threads_of_torch_are_borrowed_by_the_main_thread_alone():
     assert out.split() == ["0", "1", "1", "True"]
 
 
-@pytest.mark.parametrize("when", ["before", "within"])
-def test_an_interrupt_among_borrowed_threads_is_not_lost(monkeypatch, when):
-    """As when the signal comes on the way into the callback, or inside it."""
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP's entry has another name elsewhere")
+def test_what_a_kernel_says_in_a_region_is_heard():
+    """All arguments arrive, every thread calls, and a single failure is an error."""
     torch = pytest.importorskip("torch")
-    from fastgar.cpu import team, threads
+    from fastgar.cpu import region, team
+    from fastgar.cpu.compile import Kernel
+    from fastgar.cpu.tiles import put_integer, take
 
-    def enter(body, data, size, flags):
-        if when == "within":
-            body(None)
+    def kernel(calls, sums, failing, a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r, s, t, u, _):
+        call = take(calls)
+        total = a + b + c + d + e + f + g + h + i + j + k + m + n + o + p + q + r + s + t + u
+        put_integer(sums, call, total)
+        return call != failing
 
-    def kernel(counter):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(team, "_enter", enter)
-    monkeypatch.setattr(threads, "get_threads", torch.get_num_threads)
-    if torch.get_num_threads() < 2:
-        pytest.skip("torch has one thread")
-    with pytest.raises(KeyboardInterrupt):
-        threads.run(kernel, pieces=100)
+    entry = Kernel(kernel, region.ARGUMENTS - 1).specialised()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for failing in (-1, 0, 1):
+            numbers = np.array([0, -1, -1])
+            where = numbers.ctypes.data, numbers.ctypes.data + 8, failing
+            arguments = *where, *(3**power for power in range(20)), 0
+            done = team.parallel(entry, arguments, 2)
+            assert numbers.tolist() == [2, (3**20 - 1) // 2, (3**20 - 1) // 2]
+            assert done is (failing < 0)
+        assert team.parallel(lambda *_: True, (), 2) is None
+        assert team.parallel(entry, (), 3) is None
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("pieces", [1, 2])

@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.core.caching import FunctionCache
 from numba.core.runtime import nrt
 
-__all__ = ["Kernel", "jit", "part"]
+__all__ = ["Kernel", "address_in_c", "jit", "part"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,6 +95,19 @@ def _fingerprint() -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
+_compiled: dict[Callable[..., Any], Any] = {}
+
+
+@cache
+def address_in_c(entry: Callable[..., Any]) -> int | None:
+    """Return where C code can call a kernel with 64-bit integers; None if this is no kernel."""
+    compiled = _compiled.get(entry)
+    if compiled is None:
+        return None
+    name = compiled.fndesc.llvm_cfunc_wrapper_name
+    return cast(int, compiled.library.get_pointer_to_function(name))
+
+
 class Kernel:
     """A function of integers whose last arguments are compile-time constants.
 
@@ -122,4 +135,5 @@ class Kernel:
             dispatcher = cast(Any, self._function)
             entry = dispatcher.compile(signature)
             self._entries[constants] = entry
+            _compiled[entry] = dispatcher.overloads[signature]
             return cast(Callable[..., Any], entry)

@@ -12,12 +12,10 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["parallel"]
-
-_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 # GOMP_parallel(body, data, threads, flags), which GNU's, LLVM's and Intel's libraries all have:
 # None until torch is there, False where there is none or it must not be used.
@@ -30,32 +28,36 @@ def _find(torch: Any) -> Callable[..., Any] | bool:
         enter: Any = ctypes.CDLL(torch._C.__file__).GOMP_parallel
     except (OSError, AttributeError, TypeError):  # another kind of build
         return False
-    enter.argtypes = (_BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    enter.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     enter.restype = None
     return enter  # type: ignore[no-any-return]
 
 
-def parallel(body: Callable[[], None], threads: int) -> bool:
-    """Call `body` in that many threads of torch's OpenMP at once; False if that cannot be.
+def parallel(entry: Callable[..., bool], arguments: Sequence[int], threads: int) -> bool | None:
+    """Call a kernel in that many threads of torch's OpenMP at once.
 
-    `body` must raise nothing. Where the caller itself has not run it, Ctrl-C came before that: such
-    an exception cannot pass through OpenMP. Only for the main thread: any other would be given a
-    team of its own.
+    Returns whether it returned True in all of them, or None if it cannot be called like that. Only
+    for the main thread: any other would be given a team of its own.
     """
     global _enter
     if _enter is False:
-        return False
+        return None
     torch = sys.modules.get("torch")
     if torch is None or threading.get_ident() != threading.main_thread().ident:
-        return False
+        return None
     if _enter is None:
         if not hasattr(torch, "get_num_threads"):  # still being imported
-            return False
+            return None
         _enter = _find(torch)
     if not callable(_enter) or torch.get_num_threads() != threads:
-        return False  # a team of another size: OpenMP would end threads and start them again
-    _enter(_BODY(lambda _: body()), None, threads, 0)
-    return True
+        return None  # a team of another size: OpenMP would end threads and start them again
+    from fastgar.cpu import region
+
+    task = region.task(entry, arguments)
+    if task is None:
+        return None
+    _enter(region.thread(), task.ctypes.data, threads, 0)
+    return not region.failed(task)
 
 
 def _abandon() -> None:

@@ -122,35 +122,32 @@ def run(function: Callable[..., bool], *arguments: Any, pieces: int) -> None:
         if not function(address, *arguments):
             raise MemoryError(NO_MEMORY)
         return
-    errors: list[BaseException] = []
-    started: set[int] = set()
-
-    def body() -> None:
-        started.add(threading.get_ident())
-        try:
-            if not function(address, *arguments):
-                errors.append(MemoryError(NO_MEMORY))
-        except BaseException as error:
-            errors.append(error)
-
-    if not team.parallel(body, threads):
-        _beside(body, threads - 1, counter, pieces, errors)
-    elif threading.get_ident() not in started:  # an interrupt came on the way into the team
-        raise KeyboardInterrupt
-    if errors:
-        raise errors[0]
+    done = team.parallel(function, (address, *arguments), threads)
+    if done is None:
+        done = _beside(function, (address, *arguments), threads - 1, counter, pieces)
+    if not done:
+        raise MemoryError(NO_MEMORY)
 
 
 def _beside(
-    body: Callable[[], None],
+    function: Callable[..., bool],
+    arguments: tuple[Any, ...],
     helpers: int,
     counter: ctypes.c_int64,
     pieces: int,
-    errors: list[BaseException],
-) -> None:
-    """Run the body here and in helpers. They write into the caller's memory: wait for them all."""
-    _pool.grow(helpers)
+) -> bool:
+    """Call a kernel here and in helpers. They write into the caller's memory: wait for them all."""
+    results: list[bool] = []
+    errors: list[BaseException] = []
     done: SimpleQueue[None] = SimpleQueue()
+
+    def body() -> None:
+        try:
+            results.append(function(*arguments))
+        except BaseException as error:
+            errors.append(error)
+
+    _pool.grow(helpers)
     for _ in range(helpers):
         _pool.tasks.put((body, done))
     body()
@@ -161,6 +158,9 @@ def _beside(
         except KeyboardInterrupt as error:
             counter.value = pieces  # nothing more to take: the helpers stop at the next piece
             errors.append(error)
+    if errors:
+        raise errors[0]
+    return all(results)
 
 
 def _forget() -> None:
