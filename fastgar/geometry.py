@@ -32,6 +32,7 @@ __all__ = ["FAR", "Decision", "Frame", "Geometry", "medoid", "rescaling"]
 Array = NDArray[np.float64]
 
 FAR = 1e3  # a row this many usual distances from the medoid would spoil algebra on D
+ALONE = 1 << 18  # multiply-adds that OpenBLAS does in one thread: more may wait for a busy core
 PAIRWISE = 128  # up to this many rows, distances of mixed rows are formed pair by pair
 ROUNDING = 2.0**-21  # of the sum that makes a mixed row, in units of its longest part
 LONGEST = 1e300  # a length may not overflow
@@ -128,8 +129,12 @@ def _mixed_distances(W: Array, D: Array) -> Array:
     out = np.zeros((m, m))
     if m <= PAIRWISE:
         first, second = _pairs(m)
-        q = W[first] - W[second]
-        apart = np.einsum("ij,ij->i", q @ D, q)
+        apart = np.empty(len(first))
+        step = max(1, ALONE // D.size)
+        for begin in range(0, len(first), step):
+            some = slice(begin, begin + step)
+            q = W[first[some]] - W[second[some]]
+            np.einsum("ij,ij->i", q @ D, q, out=apart[some])
         apart *= -0.5
     else:
         product = W @ D @ W.T
