@@ -180,7 +180,9 @@ class Geometry:
     any_faulty : bool
     """
 
-    __slots__ = ("_distances", "_frame", "_rows", "_usual", "any_faulty", "faulty", "n", "names")
+    __slots__ = (
+        "_distances", "_frame", "_mixture", "_rows", "_usual", "any_faulty", "faulty", "n", "names",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -193,6 +195,7 @@ class Geometry:
         self._distances: Array | None = D
         self._rows: Array | None = None  # current rows as combinations of the original points
         self._frame: Frame | None = None
+        self._mixture: tuple[Array, Array] | None = None  # W and D, where distances may follow
         self._usual = 0.0
         faults = D.diagonal()[:n]
         self.any_faulty = bool(faults @ faults)  # a third of the time of any()
@@ -213,10 +216,14 @@ class Geometry:
     def all_distances(self) -> Array:
         """Squared distances between all points: (points, points), not to be written to."""
         if self._distances is None:
-            assert self._frame is not None
-            self._distances = _distances(self._frame)
-            self._distances[:, : self.n][:, self.faulty] = np.inf
-            self._distances[: self.n][self.faulty] = np.inf
+            if self._mixture is not None:
+                D = _mixed_distances(*self._mixture)
+            else:
+                assert self._frame is not None
+                D = _distances(self._frame)
+            D[:, : self.n][:, self.faulty] = np.inf
+            D[: self.n][self.faulty] = np.inf
+            self._distances = D
         return self._distances
 
     @property
@@ -370,7 +377,7 @@ class Geometry:
         mixed.n, mixed.names = m, self.names
         mixed.faulty, mixed.any_faulty = faulty, any_faulty
         mixed._usual = self._usual
-        mixed._frame = mixed._distances = None
+        mixed._frame = mixed._distances = mixed._mixture = None
         if self._rows is None:
             mixed._rows = points
         else:
@@ -383,10 +390,7 @@ class Geometry:
             if not np.isfinite(D).all():  # a finite row whose square overflows is merely far
                 D = np.where(D.diagonal() > 0, 0.0, np.minimum(D, 1e290))
                 D = np.where(D.diagonal()[:, None] > 0, 0.0, D)
-            mixed._distances = _mixed_distances(points, D)
-            if any_faulty:
-                mixed._distances[:, :m][:, faulty] = np.inf
-                mixed._distances[:m][faulty] = np.inf
+            mixed._mixture = points, D
         return mixed
 
     def over_original(self, weights: Array) -> Array:
