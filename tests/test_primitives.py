@@ -218,6 +218,17 @@ def test_a_row_of_nan_weights_writes_nan_and_all_zeros_write_zeros():
     assert np.isnan(got[0]).all() and not got[1].any()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_long_row_is_copied_in_parts(threads):
+    fastgar.set_threads(threads)
+    try:
+        for d in (131_071, 131_072, 200_001, 400_003):
+            X = sample(3, d, "float16")
+            assert combine([0, 1, 0], X).tobytes() == X[1].tobytes()
+    finally:
+        fastgar.set_threads(None)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [4, 7])
 def test_writing_past_the_caches_gives_the_same(dtype, k, monkeypatch):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastgar.cpu import CHUNK
 from fastgar.cpu import columns as column_kernels
 from fastgar.cpu import selection as choices
-from fastgar.cpu.combine import COMBINE
+from fastgar.cpu.combine import COMBINE, COPY, PART
 from fastgar.cpu.combine import STEP as COMBINE_STEP
 from fastgar.cpu.distances import PARTIALS, SPAN, add_in_order, overflows
 from fastgar.cpu.distances import complete as complete_in_place
@@ -237,8 +237,8 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Ad
     if len(used) < len(rows):
         weights, rows = weights.take(used, axis=1), rows.take(used)
     size = ITEMSIZE[dtype]
-    if len(used) == 1 and columns <= COMBINE_STEP and weights.item(0) == 1.0 == weights.size:
-        ctypes.memmove(outs.item(0), rows.item(0), columns * size)
+    if len(used) == 1 and weights.item(0) == 1.0 == weights.size:
+        _copy(rows.item(0), outs.item(0), columns * size)
         return
     narrow = np.ascontiguousarray(weights, dtype=computing(dtype))
     width = 4 * lanes(dtype)
@@ -258,6 +258,14 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Ad
     if short:
         for out, target in zip(outs.tolist(), targets.tolist(), strict=True):
             ctypes.memmove(out, target, columns * size)
+
+
+def _copy(source: int, target: int, size: int) -> None:
+    if size < 2 * PART:
+        ctypes.memmove(target, source, size)
+        return
+    pieces = size // PART
+    run(COPY.specialised(), source, target, size, pieces, 0, pieces=pieces)
 
 
 def _streams(outs: Addresses, size: int) -> bool:

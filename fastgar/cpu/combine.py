@@ -1,12 +1,16 @@
-"""Weighted sums of rows: k rows of W X in one pass, four rows by WIDTH vectors at a time."""
+"""Weighted sums of rows: k rows of W X in one pass, four rows by WIDTH vectors at a time.
+
+And the sum of one row with weight 1: a copy.
+"""
 
 from __future__ import annotations
 
 from fastgar.cpu.compile import Kernel
-from fastgar.cpu.tiles import itemsize_of, lanes_of, mix, take
+from fastgar.cpu.tiles import copy, itemsize_of, lanes_of, mix, take
 from fastgar.cpu.vectors import AHEAD, WIDTH
 
 STEP = 4096  # columns that a thread takes at a time
+PART = 1 << 17  # bytes of a copy that a thread makes at a time
 
 
 def _combine(  # type: ignore[no-untyped-def]
@@ -23,6 +27,9 @@ def _combine(  # type: ignore[no-untyped-def]
         piece = take(counter)
         if piece >= pieces:
             return True
+        half = pieces // 2
+        if stream and piece < 2 * half:  # by turns in two halves: two threads touch fresh pages
+            piece = piece % 2 * half + piece // 2  # that are far apart, and need not wait
         stop = columns if piece == pieces - 1 else (piece + 1) * STEP
         for j in range(piece * STEP, stop, vectors * lanes):
             at = min(j, columns - vectors * lanes) * size
@@ -40,3 +47,15 @@ def _combine(  # type: ignore[no-untyped-def]
 
 
 COMBINE = Kernel(_combine, 9)
+
+
+def _copy(counter, source, target, size, pieces, _):  # type: ignore[no-untyped-def]
+    while True:
+        piece = take(counter)
+        if piece >= pieces:
+            return True
+        begin = piece * PART
+        copy(target + begin, source + begin, size - begin if piece == pieces - 1 else PART)
+
+
+COPY = Kernel(_copy, 5)

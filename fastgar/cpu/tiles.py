@@ -18,7 +18,7 @@ from fastgar.cpu.networks import bitonic_merge, sorting
 from fastgar.cpu.vectors import DTYPES, I64, Vectors, computing
 
 __all__ = [
-    "add_slot", "add_weighted", "allocate", "cgutils", "clean", "element", "fill", "finish",
+    "add_slot", "add_weighted", "allocate", "cgutils", "clean", "copy", "element", "fill", "finish",
     "finite_tile", "flip", "integer_at", "itemsize_of", "lanes_of", "literal", "load_tile", "mix",
     "network", "number_at", "put_integer", "release", "store_vector", "take",
 ]  # fmt: skip
@@ -104,6 +104,21 @@ def put_integer(typingctx: Any, table: Any, index: Any, value: Any) -> Any:
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         place = b.add(args[0], b.mul(args[1], _integer(8)))
         b.store(args[2], b.inttoptr(place, ir.PointerType()))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def copy(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
+    """Copy `size` bytes from one address to another."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        pointer, flag = ir.PointerType(), ir.IntType(1)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, pointer, I64, flag])
+        memcpy = cgutils.get_or_insert_function(b.module, kind, "llvm.memcpy.p0.p0.i64")
+        places = [b.inttoptr(address, pointer) for address in args[:2]]
+        b.call(memcpy, [*places, args[2], ir.Constant(flag, 0)])
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), codegen
