@@ -300,9 +300,11 @@ class Geometry:
             They sum to 1, and are 0 for faulty rows.
         """
         (used,) = np.nonzero(weights)
-        if len(used) == 1 and np.isfinite(self.all_distances[used[0], : self.n]).all():
-            distance: Array = np.sqrt(self.all_distances[used[0], : self.n])
-            return distance
+        if len(used) == 1:
+            squared = self.all_distances[used[0], : self.n]
+            if np.isfinite(squared).all() or np.isfinite(squared[~self.faulty]).all():
+                distance: Array = np.sqrt(squared)
+                return distance
         return self._distance_from_frame(weights)
 
     def _distance_from_frame(self, weights: Array) -> Array:

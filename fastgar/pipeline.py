@@ -195,15 +195,16 @@ class Rule:
             decision = Decision(statistic=statistic)
             points: tuple[Any, ...] = ()
         else:
-            points = self.points(T, start, reference)
+            points, D = self.points(T, start, reference), None
             if distance_on == "all" and not check:
                 selection = self._selection(T)
                 if selection is not None:
                     out = T.empty()
-                    if primitives.select(T, selection, points, out):
+                    D = primitives.select(T, selection, points, out)
+                    if D is None:
                         self.step += 1
                         return out.value()
-            decision = self._decide_on(T, points, distance_on)
+            decision = self._decide_on(T, points, distance_on, D)
         out = self.apply(decision, T, points)
         self.step += 1
         return out.value()
@@ -220,8 +221,8 @@ class Rule:
         first, last = self.stages[0], self._last
         if len(self.stages) > 2 or first.spec.selection is None:
             return None
-        selection: Selection = first.spec.selection(n, first.f(self.f, n), first.options)
-        if first.spec.kind != "mixing":
+        selection: Selection | None = first.spec.selection(n, first.f(self.f, n), first.options)
+        if selection is None or first.spec.kind != "mixing":
             return selection
         if len(self.stages) == 1 or last.spec.kind != "column" or last.spec.randomised:
             return None
@@ -261,7 +262,10 @@ class Rule:
             self._statistics[n] = statistic
         return statistic
 
-    def _decide_on(self, T: Table, points: tuple[Any, ...], distance_on: DistanceOn) -> Decision:
+    def _decide_on(
+        self, T: Table, points: tuple[Any, ...], distance_on: DistanceOn, D: Array | None = None
+    ) -> Decision:
+        """Return the decision for these rows; `D`: the distances, where they are known."""
         if self._columns_only:
             return self.decide(n=T.n)
         if distance_on == "all":
@@ -273,7 +277,8 @@ class Rule:
                 )
             part = T.select(distance_on)
             near = tuple(p if isinstance(p, str) else p.select(distance_on) for p in points)
-        D = self.measure(part, near)
+        if D is None:
+            D = self.measure(part, near)
         if D is not None and part is not T and part.columns < T.columns:
             _add_faults(D, T, points, part.paths)
         rescale = self.wants_inner(D)

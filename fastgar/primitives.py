@@ -111,12 +111,14 @@ class Selection:
 
     Attributes
     ----------
-    kind : {"krum", "bulyan", "bulyan_averaged", "nnm", "cge"}
+    kind : {"krum", "bulyan", "bulyan_averaged", "nnm", "cge", "mda", "mva", "centered_clipping", \
+            "geometric_median"}
         "krum": the mean of the `m` rows with the least sums over the `kept` least distances (their
         own, 0, among them), squared or not. "bulyan": n-2f picks by Krum, one after the other;
         "bulyan_averaged": n-2f-2 means of ever fewer rows; then `statistic` of the picks.
         "nnm": the `statistic` of the means of each row's n-f nearest. "cge": the mean of the n-f
-        rows nearest to the last point, which is the origin.
+        rows nearest to the last point, which is the origin. "centered_clipping": one step from the
+        last point, with `tau`. The others are rules (with `tol` and `max_iter`).
     f : int
         How many faulty rows there may be; with more the result is NaN on a GPU, else an error.
     """
@@ -127,6 +129,9 @@ class Selection:
     squared: bool = True
     m: int = 1
     statistic: Statistic | None = None
+    tau: float = 0.0
+    tol: float = 0.0
+    max_iter: int = 0
 
 
 def hash_key(seed: int, step: int) -> int:
@@ -216,30 +221,34 @@ def _distances(backend: Any, T: Table, refs: Sequence[Any], start: Matrix | None
 
 def selects(T: Table, selection: Selection) -> bool:
     """Return whether the backend makes this choice among these rows by itself."""
-    double = any(block.dtype == "float64" for block in T.blocks)
-    does: bool = _on(T).selects(selection, T.n, double)
+    does: bool = _on(T).selects(selection, T.n, T.blocks)
     return does
 
 
-def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> bool:
-    """Write what a selection makes of the rows to `out`. On a GPU nothing waits.
+def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> Matrix | None:
+    """Write what a selection makes of the points to `out`. On a GPU nothing waits.
 
-    Returns False, and has written nothing, where distances do not suffice for the choice.
+    Returns None; the distances, and has written nothing, where the choice needs more than them.
     """
     if not T.columns:
-        return True
+        return None
     backend = _on(T)
-    chosen = backend.select(_distances(backend, T, refs, None), selection)
+    total = _distances(backend, T, refs, None)
+    chosen = backend.select(total, selection)
     if chosen is None:
-        return False
-    for block, target in zip(T.blocks, out.blocks, strict=True):
-        where = (block.addresses, block.columns, block.dtype)
+        D: Matrix = total
+        return D
+    vectors: Sequence[Any] = ()
+    if refs and chosen.shape[-1] > T.n:
+        vectors, chosen = _without_origin(chosen, T.n, refs)
+    for number, (block, target) in enumerate(zip(T.blocks, out.blocks, strict=True)):
+        where = (_addresses(T, vectors, number, 0), block.columns, block.dtype)
         if selection.statistic is None:
             backend.combine(chosen, *where, target.addresses)
         else:
             place = int(target.addresses[0])
             backend.columns(*where, selection.statistic, chosen, place)
-    return True
+    return None
 
 
 def inner(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,18 +12,16 @@ from numpy.typing import NDArray
 
 from fastgar.cpu import CHUNK
 from fastgar.cpu import columns as column_kernels
-from fastgar.cpu import selection as choices
 from fastgar.cpu.combine import COMBINE, COPY, PART
 from fastgar.cpu.combine import STEP as COMBINE_STEP
-from fastgar.cpu.distances import PARTIALS, SPAN, add_in_order, overflows
-from fastgar.cpu.distances import complete as complete_in_place
-from fastgar.cpu.selection import ROWS as SELECTED
+from fastgar.cpu.distances import ADD_IN_ORDER, COMPLETE, OVERFLOWS, PARTIALS, SPAN
+from fastgar.cpu.selection import choose, makes
 from fastgar.cpu.threads import get_threads, run
 from fastgar.cpu.vectors import BLOCK, CODES, ITEMSIZE, WIDTH, computing, lanes
 from fastgar.cpu.votes import VOTES
-from fastgar.errors import TooManyFaults
 
 if TYPE_CHECKING:
+    from fastgar.arrays import Block
     from fastgar.primitives import Selection, Statistic
 
 __all__ = [
@@ -41,14 +40,18 @@ ORIGIN = ZEROS.ctypes.data  # the address that stands for a row of zeros
 CACHED = 4 << 20  # bytes of X that stay in a core's share of the cache between two uses
 STREAMED = 16 << 20  # bytes of several results that caches do not keep until they are used
 LINE = 64  # bytes of a cache line
+SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 READS_ZERO_WEIGHTS = True  # of several mixed rows: a row with a weight anywhere is in all sums
 KNOWS_CONDENSE = False
 
 
+_addressof = ctypes.addressof
+_memory: Any = ctypes.c_char.from_buffer
+
+
 def address(array: NDArray[Any]) -> int:
     """Return where a writable array begins, five times faster than ``array.ctypes.data``."""
-    memory: Any = array
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    return _addressof(_memory(array))
 
 
 def view(place: int, count: int, dtype: str) -> NDArray[Any]:
@@ -83,7 +86,7 @@ def matrix(points: int, start: Matrix | None) -> Matrix:
 
 def complete(total: Matrix, distances: bool) -> Matrix:
     """Return the matrix, symmetric; of distances, what concerns a faulty row is +Inf."""
-    complete_in_place(total, distances)
+    COMPLETE(total, distances)
     return total
 
 
@@ -117,10 +120,11 @@ def _accumulate(
     """Add the partial matrices of all chunks to the upper triangle of `total`, in order."""
     points = len(rows)
     compute = "float64" if products or dtype == "float64" else "float32"
-    moves = None
+    moves = 0
     if columns > SPAN and ORIGIN in rows.tolist():  # a short row of zeros: it does not move along
-        moves = (rows != ORIGIN).astype(np.int64)
-    before = (address(rows), 0 if moves is None else address(moves), points, columns)
+        moving = (rows != ORIGIN).astype(np.int64)
+        moves = address(moving)
+    before = (address(rows), moves, points, columns)
     after = (pivot, 0 if scales is None else address(scales))
     rest, code = points % BLOCK, CODES[dtype]
 
@@ -136,7 +140,7 @@ def _accumulate(
 
     if fresh and columns <= CHUNK:  # what the one chunk gives need not be added to zeros
         compute_partials(total, staged, compute, 0, 1, 0)
-        if compute == "float32" and overflows(total):
+        if compute == "float32" and OVERFLOWS(total):
             total[:] = 0.0
             compute_partials(total, True, "float64", 0, 1, 0)
         return
@@ -151,10 +155,10 @@ def _accumulate(
             batch[:] = 0.0
         compute_partials(partials, staged, compute, first, count, 0)
         checked = flags[:count] if compute == "float32" else flags[:0]
-        if not add_in_order(total, batch, checked):  # float32 overflowed: those again in float64
+        if not ADD_IN_ORDER(total, batch, checked):  # float32 overflowed: those again in float64
             batch[checked != 0] = 0.0
             compute_partials(partials, True, "float64", first, count, address(flags))
-            add_in_order(total, batch, flags[:0])
+            ADD_IN_ORDER(total, batch, flags[:0])
 
 
 def add_distances(
@@ -169,50 +173,17 @@ def add_distances(
         _accumulate(total, rows, columns, dtype, staged=staged, products=False, fresh=fresh)
 
 
-_met: set[str] = set()
-
-
-def selects(selection: Selection, n: int, double: bool) -> bool:
-    """Return whether `select` makes this choice among n rows; `double`: there is float64.
-
-    It never makes the first of its kind in a process, which should not wait for the compiler: what
-    a rule decides in NumPy is the same.
-    """
-    if n > SELECTED or selection.kind == "bulyan_averaged":
-        return False
-    if selection.kind in _met:
-        return True
-    _met.add(selection.kind)
-    return False
+def selects(selection: Selection, n: int, blocks: Sequence[Block]) -> bool:
+    """Return whether `select` makes this choice among n rows."""
+    return makes(selection, n)
 
 
 def select(total: Matrix, selection: Selection) -> NDArray[Any] | None:
     """Return what a selection makes of the distances: for `combine` or `columns`.
 
-    That is (1, n) weights, (n, n) mixing or the numbers of picked rows; None where float64
-    distances overflowed and the choice needs more than them.
+    None where that needs more than distances; they are then complete.
     """
-    points, kind, f = len(total), selection.kind, selection.f
-    room = np.zeros((3, points + 8))
-    chosen: NDArray[Any]
-    if kind == "krum":
-        chosen = room[2:, :points]
-        faulty = choices.krum(
-            total, selection.kept, selection.squared, selection.m, chosen[0], room
-        )
-    elif kind == "cge":
-        chosen = room[2:, : points - 1]  # the origin is the last point
-        faulty = choices.cge(total, points - 1 - f, chosen[0], room)
-    elif kind == "nnm":
-        chosen = np.zeros((points, points))
-        faulty = choices.nnm(total, points - f, chosen, room)
-    else:
-        chosen = np.zeros(points - 2 * f, dtype=np.int64)
-        faulty = choices.repeated_krum(total, f, chosen, np.empty_like(total), room)
-    if faulty > f:
-        n = chosen.shape[-1] if chosen.ndim == 2 else points
-        raise TooManyFaults(np.flatnonzero(total.diagonal()[:n]).tolist(), f)
-    return chosen if faulty >= 0 else None
+    return choose(total, selection)
 
 
 def add_inner(
@@ -240,7 +211,7 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Ad
     if len(used) == 1 and weights.item(0) == 1.0 == weights.size:
         _copy(rows.item(0), outs.item(0), columns * size)
         return
-    narrow = np.ascontiguousarray(weights, dtype=computing(dtype))
+    narrow = weights.astype(DOUBLE if dtype == "float64" else SINGLE, "C")
     width = 4 * lanes(dtype)
     short = columns < width
     targets, span = outs, columns
@@ -338,7 +309,7 @@ def columns(
         if len(used) < len(rows):
             used = used if len(used) else np.zeros(1, dtype=np.intp)
             mixing, rows = mixing[:, used], rows[used]
-        narrow = np.ascontiguousarray(mixing, dtype=computing(dtype))
+        narrow = mixing.astype(DOUBLE if dtype == "float64" else SINGLE, "C")
     size = ITEMSIZE[dtype]
     width = lanes(dtype) * (1 if mixing is None else WIDTH)
     if count < width:

@@ -14,16 +14,22 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any, TypeVar, cast
 
+import numpy as np
 from llvmlite import binding
-from numba import njit, types
+from numba import njit, typeof, types
 from numba.core.caching import FunctionCache
 from numba.core.runtime import nrt
+from numba.extending import register_jitable
 
-__all__ = ["Kernel", "address_in_c", "jit", "part"]
+__all__ = ["SHORT", "Kernel", "Tiered", "address_in_c", "jit", "part", "step"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+INTERPRETED = 64  # rows up to which a function of n x n numbers may be interpreted
+SHORT = 0.001, 0.01  # what `Tiered` takes for functions of a millisecond or less
 
 
 class _Cache(FunctionCache):
@@ -69,6 +75,55 @@ def jit(function: F) -> F:
 def part(function: Callable[..., Any]) -> Any:
     """Compile `function` as a part of the kernels that call it (the disk cache keeps those)."""
     return njit(nogil=True)(function)
+
+
+def step(function: F) -> F:
+    """Let tiered functions call this one: as it is where they are interpreted, else compiled."""
+    registered: F = register_jitable(nogil=True)(function)
+    return registered
+
+
+class Tiered:
+    """A function of n x n numbers that Python interprets at first, as compiling it takes long.
+
+    Its machine code is read from the disk, if it is there, once the interpreter has taken `read`
+    seconds; and made once it has taken so long that this is likely to pay. The numbers are the
+    same, to the last bit.
+
+    The first argument has a line for each of the n rows. With many of them nothing is interpreted.
+    """
+
+    def __init__(self, function: Callable[..., Any], read: float = 0.0, make: float = 0.1) -> None:
+        self._function = function
+        self._compiled: Any = jit(function)
+        self._spent, self._read, self._make = 0.0, read, make
+        self._sought = self._ready = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._ready:
+            return self._compiled(*arguments)
+        if self._spent >= self._read and not self._sought:
+            self._sought = True
+            self._ready = self._found(tuple(map(typeof, arguments)))
+        if self._spent >= self._make or len(arguments[0]) > INTERPRETED:
+            self._ready = True
+        if self._ready:
+            return self._compiled(*arguments)
+        begin = perf_counter()
+        with np.errstate(all="ignore"):
+            result = self._function(*arguments)
+        self._spent += perf_counter() - begin
+        return result
+
+    def _found(self, signature: tuple[Any, ...]) -> bool:
+        """Return whether there was machine code for these arguments on the disk: it is loaded."""
+        dispatcher = self._compiled
+        code = dispatcher._cache.load_overload(signature, dispatcher.targetctx)
+        if code is None:
+            return False
+        dispatcher.targetctx.insert_user_function(code.entry_point, code.fndesc, [code.library])
+        dispatcher.add_overload(code)
+        return True
 
 
 _said: list[str] = []

@@ -6,6 +6,7 @@ import numpy as np
 
 from fastgar.cpu.bitsets import find_cover, neighbours, pack, pack_all, unpack
 from fastgar.cpu.subsets import (
+    CLOSEST,
     KEPT,
     NODE_LIMIT,
     REMOVED,
@@ -19,8 +20,6 @@ from fastgar.cpu.subsets import (
     ball,
     every,
     first_in_order,
-    first_least,
-    inside,
     usable,
 )
 
@@ -83,7 +82,8 @@ def minimum_diameter_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) 
     D = among(rows, D)
     subsets = every(len(D), size)
     if subsets is not None:
-        return rows[first_least(subsets, inside(D, subsets).max(axis=(1, 2)), 0.0)]
+        best: Rows = subsets[CLOSEST(D, subsets, False, np.empty(len(subsets)))]
+        return rows[best]
     undecided = np.zeros(len(D), np.int8)
     # Each row that stays has `size` rows within the diameter, itself among them.
     radius = np.partition(D, size - 1, axis=1)[:, size - 1]

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 
 from fastgar.cpu import CHUNK
-from fastgar.cpu.compile import Kernel, jit, part
+from fastgar.cpu.compile import SHORT, Kernel, Tiered, part, step
 from fastgar.cpu.tiles import (
     allocate,
     cgutils,
@@ -241,7 +241,7 @@ def _partials(  # type: ignore[no-untyped-def]
 PARTIALS = Kernel(_partials, 11)
 
 
-@jit
+@step
 def overflows(matrix: Any) -> bool:
     """Return whether a pair of finite rows is infinitely far apart."""
     for i in range(len(matrix)):
@@ -251,7 +251,7 @@ def overflows(matrix: Any) -> bool:
     return False
 
 
-@jit
+@step
 def add_in_order(total: Any, partials: Any, flags: Any) -> bool:
     """Add the upper triangles of the partial matrices to `total`, first to last.
 
@@ -271,7 +271,7 @@ def add_in_order(total: Any, partials: Any, flags: Any) -> bool:
     return sound
 
 
-@jit
+@step
 def complete(total: Any, distances: bool) -> None:
     """Fill the lower triangle; of distances, make all that concerns a faulty row +Inf."""
     for i in range(len(total)):
@@ -282,3 +282,8 @@ def complete(total: Any, distances: bool) -> None:
     for i in range(len(total)):
         if distances and total[i, i] != 0.0:
             total[i, i] = inf
+
+
+OVERFLOWS = Tiered(overflows, *SHORT)
+ADD_IN_ORDER = Tiered(add_in_order)
+COMPLETE = Tiered(complete, *SHORT)

@@ -1,26 +1,37 @@
-"""Choices among few rows by their distances, compiled: the twin of ``kernels/selection.cu``.
+"""Choices among few rows by their distances: the twin of ``kernels/selection.cu``.
 
 `fastgar.rules` says what is chosen. Here the same sums are formed in the same order, so that it
 makes no difference which of the two chose; but a choice takes a few microseconds, not fifty.
 
 `D` is as the distance kernels leave it, and is made complete. What is written is zeros before.
-`room` is for work in between: two lines as long as D, and eight numbers more.
+`room` is for work in between: lines as long as D, and eight numbers more. A choice returns how many
+rows are faulty; -1 if it needs more than distances, or cannot be made this quickly.
 """
 
 from __future__ import annotations
 
 from math import inf, nan, sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastgar.cpu.compile import jit, part
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgar.cpu.compile import SHORT, Tiered, step
 from fastgar.cpu.distances import complete
+from fastgar.cpu.geometric import FOUND, LINES, descend
+from fastgar.cpu.subsets import SUMMABLE, closest, every
+from fastgar.errors import TooManyFaults
+from fastgar.geometry import FAR
 
-__all__ = ["ROWS", "cge", "krum", "nnm", "repeated_krum"]
+if TYPE_CHECKING:
+    from fastgar.primitives import Selection
+
+__all__ = ["choose", "makes"]
 
 ROWS = 32  # from here on NumPy sorts faster
 
 
-@part
+@step
 def _sum(values: Any, count: int, partial: Any) -> float:
     """Add up to 128 numbers in NumPy's order: with eight partial sums, if there are that many."""
     total = 0.0
@@ -37,7 +48,7 @@ def _sum(values: Any, count: int, partial: Any) -> float:
     return total
 
 
-@part
+@step
 def _sort(row: Any, squared: bool, line: Any) -> None:
     """Write the numbers of a row, or their square roots, to the line in ascending order."""
     for j in range(len(row)):
@@ -48,9 +59,9 @@ def _sort(row: Any, squared: bool, line: Any) -> None:
         line[place] = value
 
 
-@part
+@step
 def _mean_of_best(D: Any, scores: Any, m: int, weights: Any) -> int:
-    """Give the m rows with the least scores equal weights; return how many are faulty."""
+    """Give the m rows with the least scores equal weights; return how many are bad."""
     for _ in range(m):
         best = -1
         for i in range(len(weights)):
@@ -65,7 +76,7 @@ def _mean_of_best(D: Any, scores: Any, m: int, weights: Any) -> int:
     return faulty
 
 
-@jit
+@step
 def krum(D: Any, kept: int, squared: bool, m: int, weights: Any, room: Any) -> int:
     """Write the weights of the mean of the m rows with the least scores; return how many are bad.
 
@@ -80,7 +91,7 @@ def krum(D: Any, kept: int, squared: bool, m: int, weights: Any, room: Any) -> i
     return bad
 
 
-@jit
+@step
 def cge(D: Any, m: int, weights: Any, room: Any) -> int:
     """Write the weights of the mean of the m rows nearest to the last point, like `krum`."""
     complete(D, True)
@@ -92,7 +103,7 @@ def cge(D: Any, m: int, weights: Any, room: Any) -> int:
     return bad
 
 
-@jit
+@step
 def nnm(D: Any, kept: int, mixing: Any, room: Any) -> int:
     """Write each row's equal weights of the `kept` rows nearest to it; return how many are bad.
 
@@ -123,7 +134,7 @@ def nnm(D: Any, kept: int, mixing: Any, room: Any) -> int:
     return faulty
 
 
-@jit
+@step
 def repeated_krum(D: Any, f: int, picks: Any, lines: Any, room: Any) -> int:
     """Write n - 2f picks, each by Krum among the rows that are left; return how many are bad.
 
@@ -154,3 +165,112 @@ def repeated_krum(D: Any, f: int, picks: Any, lines: Any, room: Any) -> int:
             for j in range(place, n - k - 1):
                 lines[i, j] = lines[i, j + 1]
     return faulty
+
+
+@step
+def centered_clipping(D: Any, tau: float, weights: Any, room: Any) -> int:
+    """Write the weights after one step from the last point; return how many are bad."""
+    complete(D, True)
+    n = len(D) - 1
+    if D[n, n] != 0.0:
+        return -1
+    faulty = 0
+    for i in range(n):
+        faulty += D[i, i] != 0.0
+        if D[i, i] == 0.0 and D[i, n] == inf:
+            return -1
+        distance = sqrt(D[i, n])
+        weights[i] = (tau / distance if distance > tau else 1.0) / n
+    weights[n] = 1.0 - _sum(weights, n, room[0])
+    return faulty
+
+
+@step
+def subset(D: Any, subsets: Any, summed: bool, weights: Any, widths: Any) -> int:
+    """Write the weights of the mean of the `closest` of the subsets; return 0."""
+    complete(D, True)
+    for i in range(len(D)):
+        for j in range(i + 1):
+            if not D[i, j] < SUMMABLE:
+                return -1
+    best = subsets[closest(D, subsets, summed, widths)]
+    for row in best:
+        weights[row] = 1.0 / len(best)
+    return 0
+
+
+@step
+def geometric_median(
+    D: Any, tol: float, max_iter: int, weights: Any, room: Any, squares: Any
+) -> int:
+    """Write the weights of the geometric median; return 0. `squares` is room for two like D."""
+    complete(D, True)
+    n, pivot, usual = len(D), 0, inf
+    for i in range(n):
+        _sort(D[i], True, room[0])
+        if room[0, n // 2] < usual:
+            pivot, usual = i, room[0, n // 2]
+    unit, gram = room[LINES], squares[0]
+    for i in range(n):
+        if D[pivot, i] == inf or D[pivot, i] > FAR**2 * usual or usual == 0.0:
+            return -1
+        unit[i] = 1.0
+        for j in range(n):
+            gram[i, j] = (D[pivot, j] + D[pivot, i] - D[i, j]) * 0.5
+    if descend(gram, unit[:n], tol, max_iter, room, squares[1]) > tol:
+        return -1
+    for i in range(n):
+        weights[i] = room[FOUND, i]
+    return 0
+
+
+KRUM = Tiered(krum, *SHORT)
+CGE = Tiered(cge, *SHORT)
+NNM = Tiered(nnm, *SHORT)
+REPEATED_KRUM = Tiered(repeated_krum, *SHORT)
+CENTERED_CLIPPING = Tiered(centered_clipping, *SHORT)
+SUBSET = Tiered(subset, *SHORT)
+GEOMETRIC_MEDIAN = Tiered(geometric_median, *SHORT)
+
+
+def makes(selection: Selection, n: int) -> bool:
+    """Return whether `choose` makes this choice among n rows."""
+    kind = selection.kind
+    if kind in ("mda", "mva"):
+        return every(n, n - selection.f) is not None
+    return n <= ROWS and kind != "bulyan_averaged"
+
+
+def choose(D: NDArray[np.float64], selection: Selection) -> NDArray[Any] | None:
+    """Return what a selection makes of the distances.
+
+    That is (1, points) weights, (n, n) mixing or the numbers of picked rows; None where the choice
+    needs more than distances, or more time.
+    """
+    s, points, f = selection, len(D), selection.f
+    room = np.zeros((LINES + 2, points + 8))
+    chosen: NDArray[Any] = room[LINES + 1 :, :points]
+    if s.kind == "krum":
+        faulty = KRUM(D, s.kept, s.squared, s.m, chosen[0], room)
+    elif s.kind == "cge":
+        chosen = chosen[:, :-1]  # the origin is the last point
+        faulty = CGE(D, points - 1 - f, chosen[0], room)
+    elif s.kind == "nnm":
+        chosen = np.zeros((points, points))
+        faulty = NNM(D, points - f, chosen, room)
+    elif s.kind == "bulyan":
+        chosen = np.zeros(points - 2 * f, dtype=np.int64)
+        faulty = REPEATED_KRUM(D, f, chosen, np.empty_like(D), room)
+    elif s.kind == "centered_clipping":
+        faulty = CENTERED_CLIPPING(D, s.tau, chosen[0], room)
+    elif s.kind == "geometric_median":
+        squares = np.empty((2, points, points))
+        faulty = GEOMETRIC_MEDIAN(D, s.tol, s.max_iter, chosen[0], room, squares)
+    else:
+        subsets = every(points, points - f)
+        assert subsets is not None
+        faulty = SUBSET(D, subsets, s.kind == "mva", chosen[0], np.empty(len(subsets)))
+    if faulty > f:
+        n = chosen.shape[-1] if chosen.ndim == 2 else points
+        raise TooManyFaults(np.flatnonzero(D.diagonal()[:n]).tolist(), f)
+    return chosen if faulty >= 0 else None

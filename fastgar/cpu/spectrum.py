@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgar.cpu.compile import jit
+from fastgar.cpu.compile import SHORT, Tiered, step
 from fastgar.cpu.subsets import (
     FREE,
     KEPT,
@@ -30,8 +30,6 @@ from fastgar.cpu.subsets import (
     among,
     every,
     first_in_order,
-    first_least,
-    inside,
     largest,
     usable,
 )
@@ -39,7 +37,7 @@ from fastgar.cpu.subsets import (
 __all__ = ["minimum_spectral_subset"]
 
 
-@jit
+@step
 def _width(G: Any, M: Any) -> Any:
     """Return the largest eigenvalue of the scatter of rows whose Gram matrix about one more is G.
 
@@ -72,7 +70,7 @@ def _width(G: Any, M: Any) -> Any:
     return high
 
 
-@jit
+@step
 def _join(A: Any, status: Any, row: Any) -> None:
     """Keep a row, and make A the Schur complement for the rows that are free after it.
 
@@ -87,7 +85,7 @@ def _join(A: Any, status: Any, row: Any) -> None:
                 A[i, j] -= share * A[row, j]
 
 
-@jit
+@step
 def _sift(A: Any, status: Any, left: Any) -> Any:
     """Remove the free rows that cannot join; `left` rows may go.
 
@@ -110,7 +108,7 @@ def _sift(A: Any, status: Any, left: Any) -> Any:
     return left - free, -1
 
 
-@jit
+@step
 def _times(A: Any, status: Any, z: Any, Az: Any) -> Any:
     """Write A z for the free rows, and return z'Az."""
     n = status.size
@@ -123,7 +121,7 @@ def _times(A: Any, status: Any, z: Any, Az: Any) -> Any:
     return _dot(status, z, Az)
 
 
-@jit
+@step
 def _dot(status: Any, a: Any, b: Any) -> Any:
     """Return the inner product over the free rows."""
     total = 0.0
@@ -133,7 +131,7 @@ def _dot(status: Any, a: Any, b: Any) -> Any:
     return total
 
 
-@jit
+@step
 def _descend(A: Any, status: Any, z: Any, Az: Any, r: Any, Ar: Any) -> Any:
     """Turn z towards the lowest eigenvector over the free rows, by a few steps; return z'Az."""
     n = status.size
@@ -159,7 +157,7 @@ def _descend(A: Any, status: Any, z: Any, Az: Any, r: Any, Ar: Any) -> Any:
     return total
 
 
-@jit
+@step
 def _agreed(A: Any, status: Any, left: Any, z: Any, scratch: Any) -> Any:
     """Keep the rows that all subsets hold; return how many (-1: there is no subset).
 
@@ -211,7 +209,7 @@ def _agreed(A: Any, status: Any, left: Any, z: Any, scratch: Any) -> Any:
     return agreed
 
 
-@jit
+@step
 def _busiest(A: Any, status: Any, taken: Any) -> Any:
     """Return the free row that would take the largest shares of the others' room."""
     n = status.size
@@ -228,7 +226,7 @@ def _busiest(A: Any, status: Any, taken: Any) -> Any:
     return row
 
 
-@jit
+@step
 def _duplicate(source: Any, target: Any) -> None:
     """Copy number by number: assigning a slice would cost three more seconds of compilation."""
     for i in range(source.shape[0]):
@@ -236,8 +234,8 @@ def _duplicate(source: Any, target: Any) -> None:
             target[i, j] = source[i, j]
 
 
-@jit
-def _narrower(levels: Any, level: Any, twins: Any, node_limit: Any, scratch: Any) -> Any:
+@step
+def _narrower(twins: Any, levels: Any, level: Any, node_limit: Any, scratch: Any) -> Any:
     """Search depth first for rows on which M is positive definite; each level removes one more.
 
     The Schur complement of level i is matrices[source[i]]: its own once a row was kept there.
@@ -283,6 +281,11 @@ def _narrower(levels: Any, level: Any, twins: Any, node_limit: Any, scratch: Any
             _join(matrices[level], states[level], choices[level])
 
 
+WIDTH = Tiered(_width)
+JOIN = Tiered(_join, *SHORT)
+NARROWER = Tiered(_narrower)
+
+
 def _about(base: np.intp, K: Matrix) -> Matrix:
     """Return the Gram matrix about one of the rows."""
     moved: Matrix = K - (K[base] + K[base][:, None]) + K[base, base]
@@ -309,7 +312,7 @@ def _peel(K: Matrix, size: int) -> Flags:
 
 def _widths(K: Matrix, subsets: Rows) -> Matrix:
     """Return the largest eigenvalue of the scatter of each subset."""
-    G = inside(K, subsets)
+    G = K[subsets[:, :, np.newaxis], subsets[:, np.newaxis]]
     G = G - G[:, :1]  # about the first row of each: of equal rows exactly 0
     G -= G[:, :, :1]
     G -= G.mean(axis=1, keepdims=True)
@@ -368,7 +371,9 @@ def minimum_spectral_subset(
     K = _about(np.argmax(subset), K)  # rounded here once, and hardly again
     subsets = every(n, size)
     if subsets is not None:
-        return rows[first_least(subsets, _widths(K, subsets), TIE)]
+        widths = _widths(K, subsets)
+        best: Rows = subsets[(widths <= widths.min() * (1 + TIE)).argmax()]
+        return rows[best]
     D = np.diagonal(K)[:, None] + np.diagonal(K) - 2 * K
     # A row far from the others rules out the most, so it is the first base.
     bases = np.argsort(-np.partition(D, size - 1, axis=1)[:, :size].sum(axis=1), kind="stable")
@@ -387,11 +392,11 @@ def minimum_spectral_subset(
         for row in kept[kept != base]:
             if matrices[0, row, row] <= 0:
                 return None
-            _join(matrices[0], states[0], row)
+            JOIN(matrices[0], states[0], row)
         levels = matrices, source, states, vectors, lefts, choices
         found, level = -1, 0
         while found < 0:
-            found, nodes, level = _narrower(levels, level, twins, SLICE, scratch)
+            found, nodes, level = NARROWER(twins, levels, level, SLICE, scratch)
             limit.spend(nodes)
         subset: Flags = states[level] == KEPT
         return subset if found == 1 else None
@@ -414,7 +419,7 @@ def minimum_spectral_subset(
     def width(subset: Flags) -> float:
         base, *others = np.flatnonzero(subset)
         G = _about(base, K)[np.ix_(others, others)]
-        return float(_width(G, np.empty_like(G)))
+        return float(WIDTH(G, np.empty_like(G)))
 
     least = width(subset)
     while least > 0:

@@ -13,25 +13,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import combinations
-from math import comb
+from math import comb, inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgar.cpu.compile import jit
+from fastgar.cpu.compile import SHORT, Tiered, step
 from fastgar.errors import SearchLimit
 
 __all__ = [
-    "FREE", "KEPT", "NODE_LIMIT", "REMOVED", "SLICE", "TIE", "Find", "Flags", "Limit", "Matrix",
-    "Rows", "Status", "among", "ball", "every", "first_in_order", "first_least", "inside",
+    "CLOSEST", "FREE", "KEPT", "NODE_LIMIT", "REMOVED", "SLICE", "SUMMABLE", "TIE", "Find", "Flags",
+    "Limit", "Matrix", "Rows", "Status", "among", "ball", "closest", "every", "first_in_order",
     "largest", "usable",
 ]  # fmt: skip
 
 NODE_LIMIT = 200_000  # about five seconds at n = 51
-SLICE = 2_000  # branches between two looks at whether somebody pressed Ctrl-C
+SLICE = 20  # branches between two looks at whether somebody pressed Ctrl-C, or to compile
 FEW = 20_000  # distances inside all subsets, up to which it is quicker to look at every one
 FREE, KEPT, REMOVED = 0, 1, 2  # what is decided of a row
+SUMMABLE = 1e300  # no sum of a few thousand smaller numbers overflows
 TIE = 1e-12  # widths that differ by less, relatively, are equal: sums in different order do
 
 
@@ -86,16 +87,26 @@ def every(n: int, size: int) -> Rows | None:
     return subsets
 
 
-def inside(matrix: Matrix, subsets: Rows) -> Matrix:
-    """Return the entries between the rows of each subset: (subsets, size, size)."""
-    entries: Matrix = matrix[subsets[:, :, np.newaxis], subsets[:, np.newaxis]]
-    return entries
-
-
-def first_least(subsets: Rows, widths: Matrix, tie: float) -> Rows:
-    """Return the first subset that is as close as any, up to a relative difference of `tie`."""
-    first: Rows = subsets[(widths <= widths.min() * (1 + tie)).argmax()]
+@step
+def closest(D: Any, subsets: Any, summed: bool, widths: Any) -> int:
+    """Return the number of the first subset with the least diameter, or sum of distances."""
+    least = inf
+    for k in range(len(subsets)):
+        width = 0.0
+        for a in range(1, subsets.shape[1]):
+            for b in range(a):
+                distance = D[subsets[k, a], subsets[k, b]]
+                width = width + distance if summed else max(width, distance)
+        widths[k] = width
+        least = min(least, width)
+    most = least * (1.0 + TIE) if summed else least
+    first = 0
+    while widths[first] > most:
+        first += 1
     return first
+
+
+CLOSEST = Tiered(closest, *SHORT)
 
 
 def ball(D: Matrix, radius: NDArray[np.float64], size: int) -> Flags:
@@ -126,7 +137,7 @@ def first_in_order(subset: Flags, size: int, find: Find) -> Rows:
     return np.flatnonzero(status == KEPT)
 
 
-@jit
+@step
 def largest(score: Any, status: Any, count: Any, top: Any) -> None:
     """Write the free rows with the `count` largest scores, in descending order."""
     found = 0

@@ -117,8 +117,8 @@ def run(function: Callable[..., bool], *arguments: Any, pieces: int) -> None:
     """
     counter = ctypes.c_int64(0)
     address = ctypes.addressof(counter)
-    threads = min(get_threads(), pieces)
-    if threads <= 1:
+    threads = 1 if pieces <= 1 else min(get_threads(), pieces)
+    if threads == 1:
         if not function(address, *arguments):
             raise MemoryError(NO_MEMORY)
         return

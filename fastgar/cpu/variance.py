@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from fastgar.cpu.compile import jit
+from fastgar.cpu.compile import SHORT, Tiered, step
 from fastgar.cpu.diameter import within
 from fastgar.cpu.subsets import (
+    CLOSEST,
     FREE,
     KEPT,
     NODE_LIMIT,
     REMOVED,
     SLICE,
+    SUMMABLE,
     TIE,
     Flags,
     Limit,
@@ -33,18 +35,14 @@ from fastgar.cpu.subsets import (
     ball,
     every,
     first_in_order,
-    first_least,
-    inside,
     largest,
     usable,
 )
 
 __all__ = ["minimum_variance_subset"]
 
-SUMMABLE = 1e300  # no sum of a few thousand smaller numbers overflows
 
-
-@jit
+@step
 def _cost(D: Any, status: Any) -> Any:
     """Return the sum of the squared distances between the kept rows, in the order of indices."""
     total = 0.0
@@ -56,7 +54,7 @@ def _cost(D: Any, status: Any) -> Any:
     return total
 
 
-@jit
+@step
 def _swap(D: Any, status: Any, sums: Any) -> None:
     """Exchange the kept and the removed row that lower the cost most, while any two do."""
     n = status.size
@@ -78,7 +76,7 @@ def _swap(D: Any, status: Any, sums: Any) -> None:
         status[leaves], status[enters] = REMOVED, KEPT
 
 
-@jit
+@step
 def _score(split: Any, order: Any, status: Any, sums: Any, removals: Any, score: Any) -> None:
     """Write the score of every free row, when `removals` of the free rows are to go."""
     for i in range(status.size):
@@ -92,7 +90,7 @@ def _score(split: Any, order: Any, status: Any, sums: Any, removals: Any, score:
                     left -= 1
 
 
-@jit
+@step
 def _sort(split: Any, order: Any) -> None:
     """Sort the neighbours of each row by its part of the distance: quick where little changed."""
     for i in range(len(split)):
@@ -104,7 +102,7 @@ def _sort(split: Any, order: Any) -> None:
             order[i, place] = j
 
 
-@jit
+@step
 def _balance(split: Any, order: Any, sums: Any, removals: Any, cost: Any, scratch: Any) -> None:
     """Shift the split towards the one with the least bound, and sort `order` by it.
 
@@ -117,7 +115,7 @@ def _balance(split: Any, order: Any, sums: Any, removals: Any, cost: Any, scratc
     for i in range(n):
         total += 0.5 * sums[i]
     pace = 1.5
-    for step in range(1, 101):
+    for turn in range(1, 101):
         _sort(split, order)
         _score(split, order, status, sums, removals, score)
         largest(score, status, removals, top)
@@ -125,25 +123,25 @@ def _balance(split: Any, order: Any, sums: Any, removals: Any, cost: Any, scratc
         for t in range(removals):
             gap += score[top[t]]
             for u in range(removals - 1):
-                chosen[top[t], order[top[t], u]] = step
+                chosen[top[t], order[top[t], u]] = turn
         pairs = 0
         for i in range(n):
             for j in range(i):
-                pairs += (chosen[i, j] == step) != (chosen[j, i] == step)
+                pairs += (chosen[i, j] == turn) != (chosen[j, i] == turn)
         if gap <= TIE * cost or pairs == 0:
             return
         length = pace * gap / pairs
         pace *= 0.97
         for i in range(n):
             for j in range(i):
-                if (chosen[i, j] == step) != (chosen[j, i] == step):
-                    change = length if chosen[i, j] == step else -length
+                if (chosen[i, j] == turn) != (chosen[j, i] == turn):
+                    change = length if chosen[i, j] == turn else -length
                     split[i, j] += change
                     split[j, i] -= change
     _sort(split, order)
 
 
-@jit
+@step
 def _remove(D: Any, status: Any, sums: Any, row: Any) -> Any:
     """Remove a row, and return what that saves."""
     status[row] = REMOVED
@@ -152,7 +150,7 @@ def _remove(D: Any, status: Any, sums: Any, row: Any) -> Any:
     return sums[row]
 
 
-@jit
+@step
 def _settle(
     problem: Any, status: Any, sums: Any, total: Any, removals: Any, most: Any, scratch: Any
 ) -> Any:
@@ -195,19 +193,19 @@ def _settle(
             return total, removals, top[0]
 
 
-@jit
+@step
 def _lighter(
-    problem: Any, levels: Any, level: Any, most: Any, room: Any, node_limit: Any, scratch: Any
-) -> Any:
+    D: Any, split: Any, order: Any, levels: Any, level: Any, most: Any, room: Any, node_limit: Any,
+    scratch: Any,
+) -> Any:  # fmt: skip
     """Search depth first for a subset of cost at most `most`; each level removes one more row.
 
     `room` is what rounding may have added to a bound. Called again at the level that it returned,
     it goes on where the limit stopped it. Returns whether there is such a subset (1, 0; -1: the
     limit came first), the branches tried, and the level of `states` that holds it.
     """
-    D = problem[0]
     states, sums, totals, left, choices = levels
-    nodes = 0
+    problem, nodes = (D, split, order), 0
     while True:
         state = states[level]
         totals[level], left[level], row = _settle(
@@ -232,6 +230,12 @@ def _lighter(
             states[level, choices[level]] = KEPT
 
 
+COST = Tiered(_cost, *SHORT)
+SWAP = Tiered(_swap)
+BALANCE = Tiered(_balance)
+LIGHTER = Tiered(_lighter)
+
+
 def minimum_variance_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) -> Rows:
     """Return the `size` rows with the least variance: the trace of their covariance.
 
@@ -252,7 +256,8 @@ def minimum_variance_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) 
         return rows
     subsets = every(n, size)
     if subsets is not None and D.max() < SUMMABLE:
-        return rows[first_least(subsets, inside(D, subsets).sum(axis=(1, 2)), TIE)]
+        best: Rows = subsets[CLOSEST(D, subsets, True, np.empty(len(subsets)))]
+        return rows[best]
     subset = ball(D, np.partition(D, size - 1, axis=1)[:, size - 1], size)
     if np.isinf(D[np.ix_(subset, subset)]).any():
         finite = within(D, np.finfo(float).max, size, limit)(np.zeros(n, np.int8))
@@ -265,13 +270,13 @@ def minimum_variance_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) 
     with np.errstate(over="ignore"):
         D = np.ldexp(D, -np.frexp(unit)[1]) if unit > 0 else np.ceil(np.minimum(D, 1.0))
     status = np.where(subset, KEPT, REMOVED).astype(np.int8)
-    D = np.minimum(D, max(2 * _cost(D, status), 1.0))
+    D = np.minimum(D, max(2 * COST(D, status), 1.0))
     score, top = np.zeros(n), np.zeros(n, np.int64)
-    _swap(D, status, score)
-    cost = _cost(D, status)
+    SWAP(D, status, score)
+    cost = COST(D, status)
     split, order = D / 2, np.argsort(D + np.diag(np.full(n, np.inf)), axis=1)[:, : n - 1]
     undecided, chosen = np.zeros(n, np.int8), np.zeros((n, n), np.int8)
-    _balance(split, order, D.sum(axis=1), removals, cost, (score, top, undecided, chosen))
+    BALANCE(split, order, D.sum(axis=1), removals, cost, (score, top, undecided, chosen))
 
     def search(status: Status, most: float) -> Status | None:
         present = status != REMOVED
@@ -284,8 +289,8 @@ def minimum_variance_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) 
         room = 1e-15 * n * totals[0]
         found, level = -1, 0
         while found < 0:
-            found, nodes, level = _lighter(
-                (D, split, order), levels, level, most, room, SLICE, (score, top)
+            found, nodes, level = LIGHTER(
+                D, split, order, levels, level, most, room, SLICE, (score, top)
             )
             limit.spend(nodes)
         return states[level] if found == 1 else None
@@ -295,8 +300,8 @@ def minimum_variance_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) 
         if found is None:
             break
         status = found
-        _swap(D, status, score)
-        cost = _cost(D, status)
+        SWAP(D, status, score)
+        cost = COST(D, status)
 
     def find(status: Status) -> Flags | None:
         found = search(status, cost * (1 + TIE))

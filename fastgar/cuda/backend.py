@@ -7,6 +7,7 @@ where no host has to see them: what `select` gives, `combine` and `columns` take
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from .variants import (
 )
 
 if TYPE_CHECKING:
+    from fastgar.arrays import Block
     from fastgar.primitives import Selection, Statistic
 
 __all__ = ["Backend", "Numbers"]
@@ -266,12 +268,16 @@ class Backend:
         self._add(total, finish=1 if distances else 2)
         return total.address
 
-    def selects(self, selection: Selection, n: int, double: bool) -> bool:
-        """Return whether `select` makes this choice among n rows; `double`: there is float64.
+    def selects(self, selection: Selection, n: int, blocks: Sequence[Block]) -> bool:
+        """Return whether `select` makes this choice among n rows.
 
         Distances of float64 rows may overflow, and NNM then needs another read.
         """
-        return n <= self.SELECTED and not (double and selection.kind == "nnm")
+        if selection.kind not in ("krum", "cge", "nnm", "bulyan", "bulyan_averaged"):
+            return False
+        if selection.kind == "nnm" and any(block.dtype == "float64" for block in blocks):
+            return False
+        return n <= self.SELECTED
 
     def select(self, total: _Total, selection: Selection) -> Numbers:
         """Return what a selection makes of the distances; nothing waits."""

@@ -104,7 +104,7 @@ def document(spec: Spec) -> str:
     parameters.append(BUFFERS)
     if spec.kind != "column":
         parameters.append(DISTANCE_ON)
-    if spec.selection is not None and spec.kind == "distance":
+    if spec.queued and spec.kind == "distance":
         parameters.append(CHECK)
     if spec.kind == "mixing":
         result = (

@@ -81,6 +81,7 @@ def _scores(g: Geometry, f: int, neighbours: Neighbours, squared: bool) -> NDArr
     paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017, section 4",
     robust=True,
     selection=_krum_selection,
+    queued=True,
     variants=PUBLISHED,
     kappa=lambda n, f: 6 * (1 + f / (n - 2 * f)),
     variance_ratio=_variance_ratio,
@@ -115,6 +116,7 @@ def krum(
     paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017",
     robust=True,
     selection=_krum_selection,
+    queued=True,
     variants=PUBLISHED,
 )
 def multi_krum(
@@ -153,6 +155,7 @@ def multi_krum(
     "Byzantium, ICML 2018, section 4",
     robust=True,
     selection=_bulyan_selection,
+    queued=True,
     variants={"epfl": {"selection": "averaged", "middle": "upper"}},
     variance_ratio=_variance_ratio,
 )

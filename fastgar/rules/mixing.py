@@ -25,6 +25,7 @@ def _nnm_selection(n: int, f: int, options: Any) -> Selection:
     needs="2f + 1",
     robust=True,
     selection=_nnm_selection,
+    queued=True,
     inner=False,  # a far row is the neighbour of no other, so it is never mixed into one
     paper="Allouah et al., Fixing by mixing, AISTATS 2023",
 )

@@ -25,6 +25,7 @@ def _cge_selection(n: int, f: int, options: Any) -> Selection:
     needs="f + 1",
     references=("origin",),
     selection=_cge_selection,
+    queued=True,
     paper="Gupta, Liu and Vaidya, Byzantine fault-tolerant SGD by norm filtering, 2021",
 )
 def cge(g: Geometry, f: int) -> Decision:

@@ -195,7 +195,7 @@ def _signature(spec: Spec) -> inspect.Signature:
     extra["buffers"] = "median"
     if spec.kind != "column":
         extra["distance_on"] = "all"
-    if spec.selection is not None and spec.kind == "distance":
+    if spec.queued and spec.kind == "distance":
         extra["check"] = False
     parameters += [inspect.Parameter(name, keyword, default=value) for name, value in extra.items()]
     # Parameters without a default come first: keyword-only ones may stand in any order.

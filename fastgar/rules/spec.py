@@ -51,7 +51,10 @@ class Spec:
     variants
         Options as published code has them, by name.
     selection
-        What a backend may make of the distances by itself: n, f and the options to a `Selection`.
+        What a backend may make of the distances by itself: n, f and the options to a `Selection`
+        (None: nothing).
+    queued
+        Whether a GPU does, so that a call waits for nothing.
     rows_after
         For a mixing rule that changes the number of rows: the new number from the old.
     takes_f
@@ -78,6 +81,7 @@ class Spec:
     variance_ratio: Callable[[int, int], float] | None = None
     variants: Mapping[str, Options] = field(default_factory=dict)
     selection: Callable[[int, int, Options], Any] | None = None
+    queued: bool = False
     rows_after: Callable[[int, Options], int] | None = None
     takes_f: bool = False
     randomised: bool = False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..primitives import Selection
 from .options import Count
 from .registry import distance_rule
 
@@ -15,9 +16,18 @@ __all__ = ["mda", "mva", "smea"]
 NODES = 200_000  # a few seconds
 
 
+def _mda_selection(n: int, f: int, options: Any) -> Selection:
+    return Selection("mda", f)
+
+
+def _mva_selection(n: int, f: int, options: Any) -> Selection:
+    return Selection("mva", f)
+
+
 @distance_rule(
     needs="2f + 1",
     robust=True,
+    selection=_mda_selection,
     paper="El Mhamdi et al., Genuinely distributed Byzantine machine learning, PODC 2020",
     variance_ratio=lambda n, f: (n - f) / (8**0.5 * f) if f else float("inf"),
 )
@@ -44,6 +54,7 @@ def mda(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
 @distance_rule(
     needs="2f + 1",
     robust=True,
+    selection=_mva_selection,
     paper="after Rousseeuw, Multivariate estimation with high breakdown point, 1985",
 )
 def mva(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:

@@ -1,0 +1,172 @@
+"""Functions of n x n numbers that are interpreted at first and compiled later: the same bits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastgar.cpu import compile as tiers
+from fastgar.cpu import geometric, selection, subsets, variance
+from fastgar.cpu.compile import INTERPRETED, Tiered, step
+from fastgar.primitives import Selection
+
+
+@step
+def halved(value):
+    return value / 2
+
+
+def total(values):
+    result = 0.0
+    for value in values:
+        result += halved(value)
+    return result
+
+
+def compiled(tiered):
+    return len(tiered._compiled.signatures)
+
+
+def test_what_is_quick_is_interpreted(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    tiered = Tiered(total)
+    assert tiered(np.arange(5.0)) == 5.0
+    assert not compiled(tiered)
+
+
+def test_it_is_compiled_when_it_took_long(tmp_path, monkeypatch):
+    clock = iter(np.arange(100.0))
+    monkeypatch.setattr(tiers, "perf_counter", lambda: next(clock))  # each call takes a second
+    tiered = Tiered(total, make=1.5)
+    tiered._sought = True  # whatever an earlier run left on the disk
+    values = np.array([0.1, 0.7, 1e20, -3.0])
+    results = [tiered(values) for _ in range(2)]
+    assert not compiled(tiered)
+    results.append(tiered(values))
+    assert compiled(tiered)
+    assert len(set(results)) == 1
+
+
+def test_many_rows_are_not_interpreted():
+    tiered = Tiered(total)
+    tiered(np.ones(INTERPRETED))
+    tiered._sought = True
+    assert not compiled(tiered) or tiered._ready
+    tiered(np.ones(INTERPRETED + 1))
+    assert compiled(tiered)
+
+
+def test_the_next_process_finds_it_on_the_disk(tmp_path):
+    code = """
+import sys
+import numpy as np
+from fastgar.cpu.subsets import CLOSEST
+subsets = np.array([[0, 1], [0, 2], [1, 2]])
+D = np.array([[0.0, 3.0, 2.0], [3.0, 0.0, 1.0], [2.0, 1.0, 0.0]])
+CLOSEST._spent = float(sys.argv[1])
+print(CLOSEST(D, subsets, False, np.zeros(3)), CLOSEST._ready, len(CLOSEST._compiled.signatures))
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def run(*arguments):
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.check_output(command, env=environment, text=True).split()
+
+    assert run("0") == run("0.001") == ["2", "False", "0"]  # it was sought, and is not there
+    assert run("1") == ["2", "True", "1"]
+    assert list(Path(tmp_path).rglob("*.nbc"))
+    assert run("0.001") == ["2", "True", "1"]
+    assert run("0") == ["2", "False", "0"]  # reading would take longer
+
+
+def squared_distances(n, kind, seed):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, 4))
+    if kind == "ties":
+        X = rng.integers(0, 2, (n, 3)).astype(float)
+    if kind == "far":
+        X[0] *= 1e200
+    with np.errstate(over="ignore"):
+        D = np.square(X[:, None] - X).sum(axis=2)
+    if kind == "faulty":
+        D[1] = D[:, 1] = np.inf
+    return D
+
+
+CHOICES = [
+    Selection("krum", 2, kept=5), Selection("krum", 2, kept=6, squared=False, m=3),
+    Selection("cge", 2), Selection("nnm", 2), Selection("bulyan", 2), Selection("mda", 2),
+    Selection("mva", 2), Selection("centered_clipping", 2, tau=1.5),
+    Selection("geometric_median", 2, tol=1e-9, max_iter=200),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.kind)
+@pytest.mark.parametrize("kind", ["plain", "ties", "far", "faulty"])
+def test_both_ways_choose_the_same(choice, kind, monkeypatch):
+    """Bit for bit: nobody can tell when a function was compiled."""
+
+    def made(way):
+        for name, value in vars(selection).items():
+            if isinstance(value, Tiered):
+                monkeypatch.setattr(selection, name, getattr(value, way, value))
+        with np.errstate(all="ignore"):
+            found = [selection.choose(squared_distances(11, kind, seed), choice) for seed in (0, 1)]
+        monkeypatch.undo()
+        return found
+
+    for one, other in zip(made("_function"), made("_compiled"), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["balance", "descend", "lighter"])
+def test_searches_and_descents_are_the_same(name, monkeypatch):
+    tiered = {
+        "balance": variance.BALANCE, "descend": geometric.DESCEND, "lighter": variance.LIGHTER
+    }[name]  # fmt: skip
+    monkeypatch.setattr(subsets, "FEW", 0)
+    subsets.every.cache_clear()
+    calls = []
+
+    def both(*arguments):
+        copies = [copied(argument) for argument in arguments]
+        with np.errstate(all="ignore"):
+            one, other = tiered._function(*copies), tiered._compiled(*arguments)
+        assert one == other
+        for a, b in zip(flat(copies), flat(arguments), strict=True):
+            np.testing.assert_array_equal(a, b)
+        calls.append(one)
+        return other
+
+    module = geometric if name == "descend" else variance
+    monkeypatch.setattr(module, name.upper(), both)
+    for seed in range(3):
+        D = squared_distances(20, "plain", seed)
+        if name == "descend":
+            gram = (D[0] + D[0][:, None] - D) / 2
+            geometric.least_sum_of_distances(gram, np.ones(20), 1e-9, 200)
+        else:
+            variance.minimum_variance_subset(D, 13)
+    subsets.every.cache_clear()
+    assert calls
+
+
+def copied(argument):
+    if isinstance(argument, tuple):
+        return tuple(copied(part) for part in argument)
+    return argument.copy() if isinstance(argument, np.ndarray) else argument
+
+
+def flat(arguments):
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from flat(argument)
+        elif isinstance(argument, np.ndarray):
+            yield argument
