@@ -173,7 +173,7 @@ class Torch(Library):
             skip = -room.ctypes.data % 64  # to a cache line, where torch would begin as well
             made = self.torch.from_numpy(room[skip : skip + size]).view(like.dtype).view(shape)
         elif type(like) in self.plain:
-            made = like.new_empty(shape)
+            made = like.new_empty(*shape) if shape else like.new_empty(shape)  # 0.5 us less
         else:  # torch.set_default_device would choose another device
             made = self.empty(shape, dtype=like.dtype, device=like.device)
         return made.data_ptr(), made

@@ -69,6 +69,7 @@ class Rule:
             )
         self._names = tuple(points)
         self.refs = tuple(name for name in points if name != "median")
+        self._origins = ("origin",) * len(self.refs)
         self._last = stages[-1]
         self._mixing = stages if self._last.spec.kind == "mixing" else stages[:-1]
         self._columns_only = len(stages) == 1 and self._last.spec.kind == "column"
@@ -232,8 +233,8 @@ class Rule:
     def points(self, T: Table, start: Any = None, reference_: Any = None) -> tuple[Any, ...]:
         """Check a call's rows and references; return what `primitives` takes as `refs`."""
         self.require(T.n)
-        if not self.refs and start is None and reference_ is None:
-            return ()
+        if start is None and reference_ is None and "reference" not in self.refs:
+            return self._origins
         passed = {"start": start, "reference": reference_}
         for name, value in passed.items():
             if value is not None and name not in self.refs:

@@ -291,8 +291,10 @@ def _without_origin(W: Matrix, n: int, refs: Sequence[Any]) -> tuple[Sequence[An
     kept = [i for i, ref in enumerate(refs) if not isinstance(ref, str)]
     if len(kept) == len(refs):
         return refs, W
+    if not kept:
+        return (), W[:, :n]
     vectors = [refs[i] for i in kept]
-    return vectors, W[:, [*range(n), *(n + i for i in kept)]] if kept else W[:, :n]
+    return vectors, W[:, [*range(n), *(n + i for i in kept)]]
 
 
 def columns(

@@ -113,6 +113,20 @@ def _padded(
     return target, copy
 
 
+def _compute_partials(
+    source: tuple[Any, ...], partials: Matrix, staged: bool, compute: str, first: int, count: int,
+    only: int,
+) -> None:  # fmt: skip
+    """Add to the partial matrices what `count` chunks hold, from number `first` on."""
+    before, after, (rest, products, code) = source
+    constants = (int(staged), rest, products, code, CODES[compute])
+    run(
+        PARTIALS.specialised(*constants), *before, first, count, only, address(partials), *after,
+        *constants, 0,
+        pieces=count,
+    )  # fmt: skip
+
+
 def _accumulate(
     total: Matrix, rows: Addresses, columns: int, dtype: str, *, staged: bool, products: bool,
     pivot: int = 0, scales: Matrix | None = None, fresh: bool = False,
@@ -126,23 +140,12 @@ def _accumulate(
         moves = address(moving)
     before = (address(rows), moves, points, columns)
     after = (pivot, 0 if scales is None else address(scales))
-    rest, code = points % BLOCK, CODES[dtype]
-
-    def compute_partials(
-        batch: Matrix, staged: bool, compute: str, first: int, count: int, only: int
-    ) -> None:
-        constants = (int(staged), rest, int(products), code, CODES[compute])
-        run(
-            PARTIALS.specialised(*constants), *before, first, count, only, address(batch), *after,
-            *constants, 0,
-            pieces=count,
-        )  # fmt: skip
-
+    source = before, after, (points % BLOCK, int(products), CODES[dtype])
     if fresh and columns <= CHUNK:  # what the one chunk gives need not be added to zeros
-        compute_partials(total, staged, compute, 0, 1, 0)
+        _compute_partials(source, total, staged, compute, 0, 1, 0)
         if compute == "float32" and OVERFLOWS(total):
             total[:] = 0.0
-            compute_partials(total, True, "float64", 0, 1, 0)
+            _compute_partials(source, total, True, "float64", 0, 1, 0)
         return
     chunks = -(-columns // CHUNK)
     slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
@@ -153,11 +156,11 @@ def _accumulate(
         batch = partials if count == slots else partials[:count]
         if first:
             batch[:] = 0.0
-        compute_partials(partials, staged, compute, first, count, 0)
+        _compute_partials(source, partials, staged, compute, first, count, 0)
         checked = flags[:count] if compute == "float32" else flags[:0]
         if not ADD_IN_ORDER(total, batch, checked):  # float32 overflowed: those again in float64
             batch[checked != 0] = 0.0
-            compute_partials(partials, True, "float64", first, count, address(flags))
+            _compute_partials(source, partials, True, "float64", first, count, address(flags))
             ADD_IN_ORDER(total, batch, flags[:0])
 
 
@@ -198,17 +201,19 @@ def add_inner(
 
 def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Addresses) -> None:
     """Write the k rows of `weights` (k, n) times X at the k addresses `outs`."""
-    if not columns or not len(weights):
+    k = len(weights)
+    if not columns or not k:
         return
     used = _read(weights)
-    if not len(used):
+    count = len(used)
+    if not count:
         for out, row in zip(outs.tolist(), weights, strict=True):
             view(out, columns, dtype)[:] = _not_a_number(dtype) if np.isnan(row).any() else 0
         return
-    if len(used) < len(rows):
-        weights, rows = weights.take(used, axis=1), rows.take(used)
+    if count < len(rows):
+        weights, rows = weights.take(used, 1), rows.take(used)
     size = ITEMSIZE[dtype]
-    if len(used) == 1 and weights.item(0) == 1.0 == weights.size:
+    if count == k == 1 and weights.item(0) == 1.0:
         _copy(rows.item(0), outs.item(0), columns * size)
         return
     narrow = weights.astype(DOUBLE if dtype == "float64" else SINGLE, "C")
@@ -219,11 +224,11 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Ad
         rows, _rows = _padded(rows, columns, dtype, width)
         targets, _result = _padded(outs, 0, dtype, width)
         span = width
-    constants = (CODES[dtype], int(_streams(targets, columns * size)))
+    constants = (CODES[dtype], int(k > 3 and _streams(targets, columns * size)))
     pieces = span // COMBINE_STEP or 1
     run(
-        COMBINE.specialised(*constants), address(rows), len(rows), address(narrow),
-        narrow.strides[0], len(narrow), address(targets), span, pieces, *constants, 0,
+        COMBINE.specialised(*constants), address(rows), count, address(narrow),
+        count * narrow.itemsize, k, address(targets), span, pieces, *constants, 0,
         pieces=pieces,
     )  # fmt: skip
     if short:
@@ -241,7 +246,7 @@ def _copy(source: int, target: int, size: int) -> None:
 
 def _streams(outs: Addresses, size: int) -> bool:
     """Return whether rows of this many bytes are to be written past the caches."""
-    if len(outs) < 4 or len(outs) * size < STREAMED:
+    if len(outs) * size < STREAMED:
         return False
     aligned: bool = (outs % LINE == 0).all() and size % LINE == 0
     return aligned
@@ -255,7 +260,7 @@ def _read(weights: Matrix) -> NDArray[np.intp]:
     """
     nonzero = weights[0]
     if len(weights) > 1:
-        nonzero = np.logical_or.reduce(np.abs(weights) > 0.0)  # which NaN is not
+        nonzero = np.fmax.reduce(np.abs(weights)) > 0.0  # where NaN does not count
     used: NDArray[np.intp] = nonzero.nonzero()[0]
     return used
 
