@@ -38,32 +38,39 @@ __all__ = ["minimum_spectral_subset"]
 
 
 @step
-def _width(G: Any, M: Any) -> Any:
-    """Return the largest eigenvalue of the scatter of rows whose Gram matrix about one more is G.
-
-    Bisection with the same test as the search, so that both agree to the last few digits. M is
-    scratch.
-    """
+def _is_narrower(G: Any, M: Any, width: float) -> bool:
+    """Return whether the scatter of rows whose Gram matrix about one more is G is that narrow."""
     n = len(G)
-    low, high = 0.0, 0.0
     for i in range(n):
-        high += max(0.0, G[i, i])
+        for j in range(n):
+            M[i, j] = width - G[i, j]
+        M[i, i] += width
+    for k in range(n):
+        if M[k, k] <= 0:
+            return False
+        for i in range(k + 1, n):
+            share = M[i, k] / M[k, k]
+            for j in range(k + 1, n):
+                M[i, j] -= share * M[k, j]
+    return True
+
+
+@step
+def _width(G: Any, M: Any, guess: float) -> float:
+    """Return the largest eigenvalue of the scatter, which is close to the guess. M is scratch.
+
+    Bisection with the same test as the search, so that both agree to the last few digits.
+    """
+    low, high = guess * (1.0 - 1e-12), guess * (1.0 + 1e-12)
+    if not _is_narrower(G, M, high):
+        low, high = 0.0, 0.0
+        for i in range(len(G)):
+            high += max(0.0, G[i, i])
+    elif _is_narrower(G, M, low):
+        low = 0.0
     while high - low > 1e-14 * high:
         middle = 0.5 * (low + high)
-        definite = True
-        for i in range(n):
-            for j in range(n):
-                M[i, j] = middle - G[i, j]
-            M[i, i] += middle
-        for k in range(n):
-            if M[k, k] <= 0:
-                definite = False
-                break
-            for i in range(k + 1, n):
-                share = M[i, k] / M[k, k]
-                for j in range(k + 1, n):
-                    M[i, j] -= share * M[k, j]
-        if definite:
+        if _is_narrower(G, M, middle):
             high = middle
         else:
             low = middle
@@ -283,7 +290,7 @@ def _narrower(twins: Any, levels: Any, level: Any, node_limit: Any, scratch: Any
 
 WIDTH = Tiered(_width)
 JOIN = Tiered(_join, *SHORT)
-NARROWER = Tiered(_narrower)
+NARROWER = Tiered(_narrower, make=1.0)  # which takes three or four
 
 
 def _about(base: np.intp, K: Matrix) -> Matrix:
@@ -419,7 +426,8 @@ def minimum_spectral_subset(
     def width(subset: Flags) -> float:
         base, *others = np.flatnonzero(subset)
         G = _about(base, K)[np.ix_(others, others)]
-        return float(WIDTH(G, np.empty_like(G)))
+        guess = _widths(K, np.flatnonzero(subset)[np.newaxis])[0]
+        return float(WIDTH(G, np.empty_like(G), float(guess)))
 
     least = width(subset)
     while least > 0:
