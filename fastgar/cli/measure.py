@@ -20,6 +20,7 @@ __all__ = ["Timing", "interleaved", "read_bandwidth"]
 SHORT = 1e-3  # a turn calls again until it has taken that long
 LONG = 0.1  # from here on an untimed call costs more than it helps
 ENDLESS = 5.0  # from here on one turn has to do
+WARM = 0.1  # seconds of calls before it begins: some rules compile more when they are called often
 
 
 class Timing:
@@ -73,13 +74,15 @@ def interleaved(
     for call in calls:
         try:
             first = _seconds(call, [buffers[0]])
+            for slow in (ENDLESS, 1.0, 1.0):  # the first may have held a compilation, and the next
+                if first < slow:
+                    first = min(first, _seconds(call, [buffers[-1]]))
+            for _ in range(min(100, int(WARM / max(first, 1e-9)))):
+                call(buffers[-1])
         except (MemoryError, RuntimeError) as error:  # torch has the latter for both
             timings.append(str(error))
-            continue
-        for slow in (ENDLESS, 1.0, 1.0):  # the first may have held a compilation, and the next
-            if first < slow:
-                first = min(first, _seconds(call, [buffers[-1]]))
-        timings.append(Timing(first, repeat, budget))
+        else:
+            timings.append(Timing(first, repeat, budget))
     return timings, _rounds(calls, timings, cycle(buffers), repeat)
 
 
