@@ -21,6 +21,7 @@ import numpy as np
 from llvmlite import binding
 from numba import njit, typeof, types
 from numba.core.caching import FunctionCache
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import nrt
 from numba.extending import register_jitable
 
@@ -118,12 +119,13 @@ class Tiered:
     def _found(self, signature: tuple[Any, ...]) -> bool:
         """Return whether there was machine code for these arguments on the disk: it is loaded."""
         dispatcher = self._compiled
-        code = dispatcher._cache.load_overload(signature, dispatcher.targetctx)
-        if code is None:
-            return False
-        dispatcher.targetctx.insert_user_function(code.entry_point, code.fndesc, [code.library])
-        dispatcher.add_overload(code)
-        return True
+        with global_compiler_lock:
+            code = dispatcher._cache.load_overload(signature, dispatcher.targetctx)
+            if code is None or signature in dispatcher.overloads:
+                return code is not None
+            dispatcher.targetctx.insert_user_function(code.entry_point, code.fndesc, [code.library])
+            dispatcher.add_overload(code)
+            return True
 
 
 _said: list[str] = []

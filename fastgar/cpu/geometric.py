@@ -157,7 +157,7 @@ def descend(gram: Any, unit: Any, tol: float, max_iter: int, room: Any, system: 
     n = len(unit)
     slack = 0.0
     for i in range(n):
-        central[i] = sqrt(gram[i, i])
+        central[i] = sqrt(max(gram[i, i], 0.0))  # mixed rows: rounding
         slack += 1e-14 * central[i]
     best = _best_row(gram, unit, central)
     for i in range(n):
