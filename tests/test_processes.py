@@ -134,22 +134,22 @@ def test_what_a_kernel_says_in_a_region_is_heard():
     from fastgar.cpu.compile import Kernel
     from fastgar.cpu.tiles import put_integer, take
 
-    def kernel(calls, sums, failing, a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r, s, t, u, _):
+    def kernel(calls, sums, failing, a, b, c, d, e, f, g, h, i, j, k, m, n, o, p, q, r, s, t, u, v):
         call = take(calls)
-        total = a + b + c + d + e + f + g + h + i + j + k + m + n + o + p + q + r + s + t + u
+        total = a + b + c + d + e + f + g + h + i + j + k + m + n + o + p + q + r + s + t + u + v
         put_integer(sums, call, total)
         return call != failing
 
-    entry = Kernel(kernel, region.ARGUMENTS - 1).specialised()
+    entry = Kernel(kernel, region.ARGUMENTS).specialised()
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         for failing in (-1, 0, 1):
             numbers = np.array([0, -1, -1])
             where = numbers.ctypes.data, numbers.ctypes.data + 8, failing
-            arguments = *where, *(3**power for power in range(20)), 0
+            arguments = *where, *(3**power for power in range(21))
             done = team.parallel(entry, arguments, 2)
-            assert numbers.tolist() == [2, (3**20 - 1) // 2, (3**20 - 1) // 2]
+            assert numbers.tolist() == [2, (3**21 - 1) // 2, (3**21 - 1) // 2]
             assert done is (failing < 0)
         assert team.parallel(lambda *_: True, (), 2) is None
         assert team.parallel(entry, (), 3) is None

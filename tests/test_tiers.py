@@ -174,3 +174,12 @@ def flat(arguments):
             yield from flat(argument)
         elif isinstance(argument, np.ndarray):
             yield argument
+
+
+def test_code_of_other_files_is_not_mistaken_for_today_s(monkeypatch):
+    """Machine code holds that of all functions called: an edit anywhere must make it anew."""
+    cache = Tiered(total)._compiled._cache
+    target = selection.KRUM._compiled.targetctx.codegen()
+    before = cache._index_key((), target)
+    monkeypatch.setattr(tiers, "_fingerprint", lambda: 0)
+    assert cache._index_key((), target) != before

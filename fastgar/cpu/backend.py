@@ -122,7 +122,7 @@ def _compute_partials(
     constants = (int(staged), rest, products, code, CODES[compute])
     run(
         PARTIALS.specialised(*constants), *before, first, count, only, address(partials), *after,
-        *constants, 0,
+        *constants,
         pieces=count,
     )  # fmt: skip
 
@@ -228,7 +228,7 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Ad
     pieces = span // COMBINE_STEP or 1
     run(
         COMBINE.specialised(*constants), address(rows), count, address(narrow),
-        count * narrow.itemsize, k, address(targets), span, pieces, *constants, 0,
+        count * narrow.itemsize, k, address(targets), span, pieces, *constants,
         pieces=pieces,
     )  # fmt: skip
     if short:
@@ -241,7 +241,7 @@ def _copy(source: int, target: int, size: int) -> None:
         ctypes.memmove(target, source, size)
         return
     pieces = size // PART
-    run(COPY.specialised(), source, target, size, pieces, 0, pieces=pieces)
+    run(COPY.specialised(), source, target, size, pieces, pieces=pieces)
 
 
 def _streams(outs: Addresses, size: int) -> bool:
@@ -337,7 +337,7 @@ def _columns(
         constants: tuple[int, ...] = (int(statistic.kind == "sign"), code)
         entry = VOTES.specialised(*constants)
         source = (address(rows), len(rows), out, count, pieces, statistic.faults)
-        run(entry, *source, *constants, 0, pieces=pieces)
+        run(entry, *source, *constants, pieces=pieces)
         return
     low, high, ranks = statistic.support
     k, faults = statistic.closest or 0, statistic.faults
@@ -351,11 +351,11 @@ def _columns(
     if ranks is None and m <= FIXED_ROWS and (kernel.known(*constants) or _tiers.worth(constants)):
         entry = kernel.specialised(*constants)
         source = source[:1] if plain else source
-        run(entry, *source, out, count, pieces, faults, *constants, 0, pieces=pieces)
+        run(entry, *source, out, count, pieces, faults, *constants, pieces=pieces)
         return
     constants = (code, compute)
     weights = 0 if ranks is None else address(ranks)
     run(
         column_kernels.ANY.specialised(*constants), *source, out, count, pieces, faults,
-        m, low, high, k, weights, *constants, 0, pieces=pieces,
+        m, low, high, k, weights, *constants, pieces=pieces,
     )  # fmt: skip

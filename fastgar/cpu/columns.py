@@ -131,7 +131,7 @@ def _in_registers(
 
 
 def _fixed(  # type: ignore[no-untyped-def]
-    counter, rows, out, columns, pieces, faults, n, lo, hi, k, dtype, _
+    counter, rows, out, columns, pieces, faults, n, lo, hi, k, dtype
 ):  # fmt: skip
     lanes, size = lanes_of(dtype), itemsize_of(dtype)
     step = columns // pieces // WHOLE * WHOLE
@@ -178,7 +178,7 @@ def _mix_tile(  # type: ignore[no-untyped-def]
 
 def _fixed_mixed(  # type: ignore[no-untyped-def]
     counter, rows, n, weights, row, careful, out, columns, pieces, faults,
-    m, lo, hi, k, dtype, compute, _,
+    m, lo, hi, k, dtype, compute,
 ):  # fmt: skip
     lanes, size = lanes_of(dtype), itemsize_of(dtype)
     vector = lanes * itemsize_of(compute)
@@ -289,7 +289,7 @@ def _average_closest(tile, pitch, n, k, centre, totals, compute):  # type: ignor
 
 def _any(  # type: ignore[no-untyped-def]
     counter, rows, n, weights, row, careful, out, columns, pieces, faults, m, lo, hi, k, ranks,
-    dtype, compute, _,
+    dtype, compute,
 ):  # fmt: skip
     lanes, size = lanes_of(dtype), itemsize_of(dtype)
     vector = lanes * itemsize_of(compute)

@@ -14,7 +14,7 @@ PART = 1 << 17  # bytes of a copy that a thread makes at a time
 
 
 def _combine(  # type: ignore[no-untyped-def]
-    counter, rows, n, weights, row, k, outs, columns, pieces, dtype, stream, _
+    counter, rows, n, weights, row, k, outs, columns, pieces, dtype, stream
 ):  # fmt: skip
     """Write the k rows of W X at the addresses `outs`; `row` bytes separate the rows of W.
 
@@ -49,7 +49,7 @@ def _combine(  # type: ignore[no-untyped-def]
 COMBINE = Kernel(_combine, 9)
 
 
-def _copy(counter, source, target, size, pieces, _):  # type: ignore[no-untyped-def]
+def _copy(counter, source, target, size, pieces):  # type: ignore[no-untyped-def]
     while True:
         piece = take(counter)
         if piece >= pieces:

@@ -34,7 +34,13 @@ SHORT = 0.001, 0.01  # what `Tiered` takes for functions of a millisecond or les
 
 
 class _Cache(FunctionCache):
-    """Numba's cache on disk, which a full disk or a damaged file does not stop."""
+    """Numba's cache on disk, which a full disk or a damaged file does not stop.
+
+    It knows the code of other functions that went into one only by `_fingerprint`.
+    """
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return *cast(Any, super())._index_key(sig, codegen), _fingerprint()
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         # Numba would first import all that it compiles with, and scipy, and compile its allocator:
@@ -145,7 +151,7 @@ def _say_uncached(why: str) -> None:
 
 @cache
 def _fingerprint() -> int:
-    """Hash of the sources of this package: Numba's cache sees edits in one file only."""
+    """Return a hash of the sources of this package: Numba sees edits in a function's file only."""
     digest = hashlib.blake2b(digest_size=6)
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -168,7 +174,7 @@ def address_in_c(entry: Callable[..., Any]) -> int | None:
 class Kernel:
     """A function of integers whose last arguments are compile-time constants.
 
-    `function(*run_time, *constants, fingerprint)`: calling `specialised(*constants)` returns the
+    `function(*run_time, *constants)`: calling `specialised(*constants)` returns the
     compiled entry point, to be called with the same arguments.
     """
 
@@ -187,7 +193,7 @@ class Kernel:
             return self._entries[constants]
         except KeyError:
             literal: Any = types.literal
-            literals = [literal(value) for value in (*constants, _fingerprint())]
+            literals = [literal(value) for value in constants]
             signature = (types.intp,) * self._run_time + tuple(literals)
             dispatcher = cast(Any, self._function)
             entry = dispatcher.compile(signature)

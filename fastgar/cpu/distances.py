@@ -190,7 +190,7 @@ def _copy_row(
 
 def _partials(  # type: ignore[no-untyped-def]
     counter, rows, moves, points, columns, first, pieces, only, partials, pivot, scales,
-    staged, rest, products, dtype, compute, _,
+    staged, rest, products, dtype, compute,
 ):  # fmt: skip
     """Add to the (zero) partial matrix of each piece what chunk number first + piece holds."""
     lanes, size = lanes_of(compute), itemsize_of(dtype)

@@ -67,44 +67,41 @@ def _best_row(gram: Any, unit: Any, central: Any) -> int:
 
 
 @step
-def _form(gram: Any, point: Any, own: float, unit: Any, system: Any) -> None:
-    """Write the products of the (z - x_i) * unit_i."""
-    towards = point[1]
-    for i in range(len(unit)):
-        for j in range(len(unit)):
-            across = towards[i] * unit[j] + towards[j] * unit[i]
-            system[i, j] = gram[i, j] - across + own * unit[i] * unit[j]
+def _product(gram: Any, towards: Any, own: float, unit: Any, i: int, j: int) -> float:
+    """Return the product of (z - x_i) * unit_i and (z - x_j) * unit_j."""
+    across = towards[i] * unit[j] + towards[j] * unit[i]
+    product: float = gram[i, j] - across + own * unit[i] * unit[j]
+    return product
 
 
 @step
-def _pull(gram: Any, point: Any, own: float, unit: Any, inverse: Any, system: Any) -> float:
+def _pull(gram: Any, point: Any, own: float, unit: Any, inverse: Any) -> float:
     """Return the length of the sum of the unit vectors to the rows that have an inverse."""
-    _form(gram, point, own, unit, system)
     total = 0.0
     for i in range(len(unit)):
         for j in range(len(unit)):
-            total += inverse[i] * system[i, j] * inverse[j]
+            total += inverse[i] * _product(gram, point[1], own, unit, i, j) * inverse[j]
     return sqrt(max(total, 0.0))
 
 
 @step
 def _newton(
     gram: Any, point: Any, own: float, unit: Any, inverse: Any, total: float, change: Any,
-    system: Any,
+    scale: Any, system: Any,
 ) -> bool:  # fmt: skip
     """Write Newton's step as a change of weights; return whether there is one.
 
     The Hessian is total * 1 - sum of (z - x_i)(z - x_i)' / distance_i^3; a step that combines the
-    z - x_i solves an n x n system (Woodbury), which scaled by s on both sides is symmetric.
+    z - x_i solves an n x n system (Woodbury), which scaled on both sides is symmetric.
     """
     n = len(unit)
-    _form(gram, point, own, unit, system)
     for i in range(n):
         change[i] = 1.0 / (sqrt(inverse[i]) * sqrt(unit[i]))
-        s = inverse[i] / change[i]
-        for j in range(n):
-            system[i, j] *= -s
-            system[j, i] *= s
+        scale[i] = inverse[i] / change[i]
+    for i in range(n):
+        for j in range(i, n):
+            product = _product(gram, point[1], own, unit, i, j)
+            system[i, j] = -scale[i] * product * scale[j]
         system[i, i] += total
     for i in range(n):  # upper triangle = U' / diagonal * U
         for k in range(i):
@@ -120,7 +117,7 @@ def _newton(
             change[i] -= system[i, j] * change[j]
         change[i] /= system[i, i]
     for i in range(n):
-        change[i] *= inverse[i] * (sqrt(inverse[i]) * sqrt(unit[i])) * unit[i]
+        change[i] *= scale[i] * unit[i]
         share += change[i]
     for i in range(n):
         change[i] -= share * point[0, i]
@@ -170,7 +167,7 @@ def descend(gram: Any, unit: Any, tol: float, max_iter: int, room: Any, system: 
         held = point[2, i] ** 2 <= 1e-14 * squared
         copies += held
         inverse[i] = 0.0 if held else 1.0 / point[2, i]
-    pull = _pull(gram, point, own, unit, inverse, system)
+    pull = _pull(gram, point, own, unit, inverse)
     if pull <= copies + tol * n:
         return 0.0
     # Vardi and Zhang's step off a row: Weiszfeld's, shortened by what the row holds back.
@@ -187,7 +184,7 @@ def descend(gram: Any, unit: Any, tol: float, max_iter: int, room: Any, system: 
         gap = total * sqrt(max(0.0, _look(gram, unit, central, ahead)[0])) / n
         if gap <= tol:
             break
-        found = _newton(gram, point, own, unit, inverse, total, newton, system)
+        found = _newton(gram, point, own, unit, inverse, total, newton, ahead[1], system)
         share = 1.0
         while True:
             if found:

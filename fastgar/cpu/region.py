@@ -35,7 +35,7 @@ def _call(typingctx: Any, task: Any) -> Any:
     return types.boolean(types.intp), codegen
 
 
-def _thread(task, _):  # type: ignore[no-untyped-def]
+def _thread(task):  # type: ignore[no-untyped-def]
     if not _call(task):
         put_integer(task, 1 + ARGUMENTS, 1)
 

@@ -201,9 +201,12 @@ def subset(D: Any, subsets: Any, summed: bool, weights: Any, widths: Any) -> int
 
 @step
 def geometric_median(
-    D: Any, tol: float, max_iter: int, weights: Any, room: Any, squares: Any
+    D: Any, far: float, tol: float, max_iter: int, weights: Any, room: Any, squares: Any
 ) -> int:
-    """Write the weights of the geometric median; return 0. `squares` is room for two like D."""
+    """Write the weights of the geometric median; return 0 (-1 where a row is too `far` squared).
+
+    `squares` is room for two matrices like D.
+    """
     complete(D, True)
     n, pivot, usual = len(D), 0, inf
     for i in range(n):
@@ -212,7 +215,7 @@ def geometric_median(
             pivot, usual = i, room[0, n // 2]
     unit, gram = room[LINES], squares[0]
     for i in range(n):
-        if D[pivot, i] == inf or D[pivot, i] > FAR**2 * usual or usual == 0.0:
+        if D[pivot, i] == inf or D[pivot, i] > far * usual or usual == 0.0:
             return -1
         unit[i] = 1.0
         for j in range(n):
@@ -265,7 +268,7 @@ def choose(D: NDArray[np.float64], selection: Selection) -> NDArray[Any] | None:
         faulty = CENTERED_CLIPPING(D, s.tau, chosen[0], room)
     elif s.kind == "geometric_median":
         squares = np.empty((2, points, points))
-        faulty = GEOMETRIC_MEDIAN(D, s.tol, s.max_iter, chosen[0], room, squares)
+        faulty = GEOMETRIC_MEDIAN(D, FAR**2, s.tol, s.max_iter, chosen[0], room, squares)
     else:
         subsets = every(points, points - f)
         assert subsets is not None

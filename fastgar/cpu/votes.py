@@ -57,7 +57,7 @@ def _vote(
     return types.void(rows, n, at, out, faults, signs, dtype), codegen
 
 
-def _votes(counter, rows, n, out, columns, pieces, faults, signs, dtype, _):  # type: ignore[no-untyped-def]
+def _votes(counter, rows, n, out, columns, pieces, faults, signs, dtype):  # type: ignore[no-untyped-def]
     lanes, size = lanes_of(dtype), itemsize_of(dtype)
     step = columns // pieces // WHOLE * WHOLE
     while True:
