@@ -309,6 +309,16 @@ def test_equal_rows_give_that_row(spec: str) -> None:
         np.testing.assert_allclose(got, row, rtol=1e-6)
 
 
+def test_liars_that_cancel_do_not_spoil_the_geometric_median() -> None:
+    """The products of rows mixed from x and -x may be negative by their rounding."""
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        v, far = rng.standard_normal((3, 2)), rng.standard_normal((1, 2)) * 1e6
+        X = np.concatenate([v, -v, np.zeros((1, 2)), far, -far]) + rng.standard_normal(2)
+        rule = fg.rule("bucketing(s=2) | geometric_median", f=1).at(seed)
+        assert np.isfinite(rule(X)).all()
+
+
 def test_a_majority_of_copies_is_the_geometric_median() -> None:
     X = draw(11, 37, np.float32)
     X[[1, 4, 5, 8, 9, 10]] = X[1]

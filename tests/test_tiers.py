@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastgar.cpu import compile as tiers
-from fastgar.cpu import geometric, selection, subsets, variance
+from fastgar.cpu import geometric, selection, spectrum, subsets, variance
 from fastgar.cpu.compile import INTERPRETED, Tiered, step
 from fastgar.primitives import Selection
 
@@ -130,11 +130,20 @@ def test_both_ways_choose_the_same(choice, kind, monkeypatch):
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["balance", "descend", "lighter"])
-def test_searches_and_descents_are_the_same(name, monkeypatch):
-    tiered = {
-        "balance": variance.BALANCE, "descend": geometric.DESCEND, "lighter": variance.LIGHTER
-    }[name]  # fmt: skip
+SEARCHING = {
+    "balance": (variance, variance.minimum_variance_subset),
+    "lighter": (variance, variance.minimum_variance_subset),
+    "swap": (variance, variance.minimum_variance_subset),
+    "width": (spectrum, spectrum.minimum_spectral_subset),
+    "join": (spectrum, spectrum.minimum_spectral_subset),
+    "narrower": (spectrum, spectrum.minimum_spectral_subset),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+def test_searches_are_the_same(name, monkeypatch):
+    module, search = SEARCHING[name]
+    tiered = getattr(module, name.upper())
     monkeypatch.setattr(subsets, "FEW", 0)
     subsets.every.cache_clear()
     calls = []
@@ -149,17 +158,39 @@ def test_searches_and_descents_are_the_same(name, monkeypatch):
         calls.append(one)
         return other
 
-    module = geometric if name == "descend" else variance
     monkeypatch.setattr(module, name.upper(), both)
     for seed in range(3):
         D = squared_distances(20, "plain", seed)
-        if name == "descend":
-            gram = (D[0] + D[0][:, None] - D) / 2
-            geometric.least_sum_of_distances(gram, np.ones(20), 1e-9, 200)
-        else:
-            variance.minimum_variance_subset(D, 13)
+        search(D if module is variance else (D[0] + D[0][:, None] - D) / 2, 13)
     subsets.every.cache_clear()
     assert calls
+
+
+@pytest.mark.parametrize("kind", ["plain", "copies", "negative", "long", "vast", "faulty"])
+def test_descents_are_the_same(kind):
+    """Also from a matrix of products with the rounding of mixed rows on its diagonal."""
+    rng = np.random.default_rng(3)
+    X, length = rng.standard_normal((9, 4)), np.ones(9)
+    if kind == "copies":
+        X[1:7] = X[0]
+    gram = (X - X[0]) @ (X - X[0]).T
+    if kind == "negative":
+        gram = np.diag([-1e-20, 1.0, -1e-20, 2.0, 0.0, 1.0, -1e-18, 3.0, 1.0])
+    if kind == "long":
+        length[2:5] = 1e8, 1e200, 1e300
+    if kind == "vast":
+        gram *= 1e306
+    if kind == "faulty":
+        gram[3, 3] = np.nan
+    found = []
+    for way in (geometric.DESCEND._function, geometric.DESCEND._compiled):
+        room, system = np.zeros((geometric.LINES, 9)), np.empty((9, 9))
+        with np.errstate(all="ignore"):
+            gap = way(gram.copy(), 1 / length, 1e-9, 50, room, system)
+        found.append((gap, *room[geometric.FOUND]))
+    np.testing.assert_array_equal(*found)
+    assert np.isfinite(found[0]).all()
+    assert kind in ("vast", "faulty") or found[0][0] <= 1e-9
 
 
 def copied(argument):

@@ -1,4 +1,4 @@
-"""How Numba is used here: one decorator for plain compiled functions, one class for kernels.
+"""How Numba is used here: classes for kernels and for functions of n x n numbers, and their parts.
 
 Kernels take addresses and integers, never arrays: one specialisation serves every layout, and
 nothing can write to an input by accident. What must be a compile-time constant (number of rows,
@@ -25,7 +25,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import nrt
 from numba.extending import register_jitable
 
-__all__ = ["SHORT", "Kernel", "Tiered", "address_in_c", "jit", "part", "step"]
+__all__ = ["SHORT", "Kernel", "Tiered", "address_in_c", "part", "step"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,7 +86,7 @@ def part(function: Callable[..., Any]) -> Any:
 
 def step(function: F) -> F:
     """Let tiered functions call this one: as it is where they are interpreted, else compiled."""
-    registered: F = register_jitable(nogil=True)(function)
+    registered: F = register_jitable(function)
     return registered
 
 

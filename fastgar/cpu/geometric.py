@@ -81,7 +81,7 @@ def _pull(gram: Any, point: Any, own: float, unit: Any, inverse: Any) -> float:
     for i in range(len(unit)):
         for j in range(len(unit)):
             total += inverse[i] * _product(gram, point[1], own, unit, i, j) * inverse[j]
-    return sqrt(max(total, 0.0))
+    return sqrt(max(0.0, total))  # 0 for NaN, where numbers overflowed
 
 
 @step
@@ -96,6 +96,8 @@ def _newton(
     """
     n = len(unit)
     for i in range(n):
+        if not inverse[i] > 0.0:  # infinitely far
+            return False
         change[i] = 1.0 / (sqrt(inverse[i]) * sqrt(unit[i]))
         scale[i] = inverse[i] / change[i]
     for i in range(n):
@@ -127,12 +129,16 @@ def _newton(
 
 @step
 def _weiszfeld(point: Any, unit: Any, inverse: Any, change: Any) -> float:
-    """Write Weiszfeld's step as a change of weights; return the sum of inverse distances."""
+    """Write Weiszfeld's step as a change of weights; return the sum of inverse distances.
+
+    Where numbers overflowed it is not above 0, and nothing is written.
+    """
     total = 0.0
     for i in range(len(unit)):
         total += inverse[i] * unit[i]
-    for i in range(len(unit)):
-        change[i] = inverse[i] * unit[i] / total - point[0, i]
+    if total > 0.0:
+        for i in range(len(unit)):
+            change[i] = inverse[i] * unit[i] / total - point[0, i]
     return total
 
 
@@ -163,15 +169,16 @@ def descend(gram: Any, unit: Any, tol: float, max_iter: int, room: Any, system: 
     own, objective = _look(gram, unit, central, point)
     copies = 0
     for i in range(n):
-        squared = gram[i, i] + gram[best, best] * (unit[i] / unit[best]) ** 2
-        held = point[2, i] ** 2 <= 1e-14 * squared
+        squared = central[i] ** 2 + (central[best] * (unit[i] / unit[best])) ** 2
+        held = not point[2, i] ** 2 > 1e-14 * squared
         copies += held
         inverse[i] = 0.0 if held else 1.0 / point[2, i]
     pull = _pull(gram, point, own, unit, inverse)
     if pull <= copies + tol * n:
         return 0.0
     # Vardi and Zhang's step off a row: Weiszfeld's, shortened by what the row holds back.
-    _weiszfeld(point, unit, inverse, change)
+    if not _weiszfeld(point, unit, inverse, change) > 0.0:
+        return 0.0
     _move(point, 1.0 - copies / pull, change, point)
     own, objective = _look(gram, unit, central, point)
     gap, stalled, least = 1.0, 0, inf
@@ -179,6 +186,8 @@ def descend(gram: Any, unit: Any, tol: float, max_iter: int, room: Any, system: 
         for i in range(n):
             inverse[i] = 1.0 / max(point[2, i], CLOSEST)
         total = _weiszfeld(point, unit, inverse, change)
+        if not total > 0.0:
+            return 0.0
         for i in range(n):
             ahead[0, i] = change[i]
         gap = total * sqrt(max(0.0, _look(gram, unit, central, ahead)[0])) / n

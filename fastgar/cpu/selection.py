@@ -4,8 +4,8 @@
 makes no difference which of the two chose; but a choice takes a few microseconds, not fifty.
 
 `D` is as the distance kernels leave it, and is made complete. What is written is zeros before.
-`room` is for work in between: lines as long as D, and eight numbers more. A choice returns how many
-rows are faulty; -1 if it needs more than distances, or cannot be made this quickly.
+`room` is for work in between: two lines as long as D, and eight numbers more. A choice returns how
+many rows are faulty; -1 if it needs more than distances, or cannot be made this quickly.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def geometric_median(
 ) -> int:
     """Write the weights of the geometric median; return 0 (-1 where a row is too `far` squared).
 
-    `squares` is room for two matrices like D.
+    `room` is one line more than `descend` needs, and `squares` two matrices like D.
     """
     complete(D, True)
     n, pivot, usual = len(D), 0, inf
@@ -239,8 +239,8 @@ GEOMETRIC_MEDIAN = Tiered(geometric_median, *SHORT)
 def makes(selection: Selection, n: int) -> bool:
     """Return whether `choose` makes this choice among n rows."""
     kind = selection.kind
-    if kind in ("mda", "mva"):
-        return every(n, n - selection.f) is not None
+    if kind in ("mda", "mva") and every(n, n - selection.f) is None:
+        return False
     return n <= ROWS and kind != "bulyan_averaged"
 
 
@@ -251,8 +251,8 @@ def choose(D: NDArray[np.float64], selection: Selection) -> NDArray[Any] | None:
     needs more than distances, or more time.
     """
     s, points, f = selection, len(D), selection.f
-    room = np.zeros((LINES + 2, points + 8))
-    chosen: NDArray[Any] = room[LINES + 1 :, :points]
+    room = np.zeros((3, points + 8))
+    chosen: NDArray[Any] = room[2:, :points]
     if s.kind == "krum":
         faulty = KRUM(D, s.kept, s.squared, s.m, chosen[0], room)
     elif s.kind == "cge":
@@ -267,7 +267,7 @@ def choose(D: NDArray[np.float64], selection: Selection) -> NDArray[Any] | None:
     elif s.kind == "centered_clipping":
         faulty = CENTERED_CLIPPING(D, s.tau, chosen[0], room)
     elif s.kind == "geometric_median":
-        squares = np.empty((2, points, points))
+        room, squares = np.zeros((LINES + 1, points)), np.empty((2, points, points))
         faulty = GEOMETRIC_MEDIAN(D, FAR**2, s.tol, s.max_iter, chosen[0], room, squares)
     else:
         subsets = every(points, points - f)

@@ -9,7 +9,7 @@ tells which others can still join (A_ii > 0) and how much of each other's room t
 
 from __future__ import annotations
 
-from math import hypot, sqrt
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -155,8 +155,9 @@ def _descend(A: Any, status: Any, z: Any, Az: Any, r: Any, Ar: Any) -> Any:
         if length <= 1e-20 * low * low * norm:
             break
         # The best mixture of z and the residual r is the lower eigenvector of a 2 x 2 matrix.
-        half = 0.5 * (_times(A, status, r, Ar) / length - low)
-        turn = (half - hypot(half, sqrt(length / norm))) * norm / length
+        half, side = 0.5 * (_times(A, status, r, Ar) / length - low), sqrt(length / norm)
+        unit = max(abs(half), side)  # so that no square overflows
+        turn = (half - unit * sqrt((half / unit) ** 2 + (side / unit) ** 2)) * norm / length
         for i in range(n):
             z[i] += turn * r[i]
             Az[i] += turn * Ar[i]
