@@ -1,4 +1,4 @@
-"""Choices among few rows by their distances: the twin of ``kernels/selection.cu``.
+"""Choices among few rows by their distances; ``kernels/selection.cu`` makes some on a GPU.
 
 `fastgar.rules` says what is chosen. Here the same sums are formed in the same order, so that it
 makes no difference which of the two chose; but a choice takes a few microseconds, not fifty.
