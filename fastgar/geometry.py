@@ -125,8 +125,13 @@ def _mixed_distances(W: Array, D: Array) -> Array:
     exactly 0 apart, and two pairs that differ in the same way are equally far apart: mixing makes
     many such ties. With many rows that costs too much, and one product does for all pairs.
     """
+    from .cpu.mixed import MIXED, ROWS
+
     m = len(W)
     out = np.zeros((m, m))
+    if max(W.shape) <= ROWS:
+        MIXED(np.ascontiguousarray(W), np.ascontiguousarray(D), out, np.empty((2, len(D))))
+        return out
     if m <= PAIRWISE:
         first, second = _pairs(m)
         apart = np.empty(len(first))

@@ -225,10 +225,15 @@ class Rule:
         selection: Selection | None = first.spec.selection(n, first.f(self.f, n), first.options)
         if selection is None or first.spec.kind != "mixing":
             return selection
-        if len(self.stages) == 1 or last.spec.kind != "column" or last.spec.randomised:
+        if len(self.stages) == 1 or last.spec.randomised:
             return None
-        statistic = self._statistic(n)
-        return replace(selection, statistic=statistic) if statistic.kind == "order" else None
+        if last.spec.kind == "column":
+            statistic = self._statistic(n)
+            return replace(selection, statistic=statistic) if statistic.kind == "order" else None
+        if last.spec.selection is None or self.refs or self._inner:
+            return None
+        then = last.spec.selection(n, last.f(self.f, n), last.options)
+        return then and replace(selection, statistic=then.statistic, then=then)
 
     def points(self, T: Table, start: Any = None, reference_: Any = None) -> tuple[Any, ...]:
         """Check a call's rows and references; return what `primitives` takes as `refs`."""

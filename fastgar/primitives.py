@@ -121,6 +121,8 @@ class Selection:
         last point, with `tau`. The others are rules (with `tol` and `max_iter`).
     f : int
         How many faulty rows there may be; with more the result is NaN on a GPU, else an error.
+    then : Selection, optional
+        What is chosen among the means that "nnm" makes, with the same f and no further points.
     """
 
     kind: str
@@ -132,6 +134,7 @@ class Selection:
     tau: float = 0.0
     tol: float = 0.0
     max_iter: int = 0
+    then: Selection | None = None
 
 
 def hash_key(seed: int, step: int) -> int:
@@ -234,20 +237,20 @@ def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> Mat
         return None
     backend = _on(T)
     total = _distances(backend, T, refs, None)
-    chosen = backend.select(total, selection)
+    chosen, whole = backend.select(total, selection)
     if chosen is None:
         D: Matrix = total
         return D
     vectors: Sequence[Any] = ()
     if refs and chosen.shape[-1] > T.n:
         vectors, chosen = _without_origin(chosen, T.n, refs)
-    for number, (block, target) in enumerate(zip(T.blocks, out.blocks, strict=True)):
-        where = (_addresses(T, vectors, number, 0), block.columns, block.dtype)
-        if selection.statistic is None:
-            backend.combine(chosen, *where, target.addresses)
+    statistic = selection.statistic
+    for number, (block, places) in enumerate(zip(T.blocks, out.places, strict=True)):
+        rows, columns, dtype = _addresses(T, vectors, number, 0), block.columns, block.dtype
+        if statistic is None:
+            backend.combine(chosen, rows, columns, dtype, places)
         else:
-            place = int(target.addresses[0])
-            backend.columns(*where, selection.statistic, chosen, place)
+            backend.columns(rows, columns, dtype, statistic, chosen, places[0], whole=whole)
     return None
 
 
@@ -276,14 +279,14 @@ def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool
     """
     backend = _on(T)
     vectors, weights = _without_origin(W if W.ndim == 2 else W[np.newaxis], T.n, refs)
-    for number, (block, target) in enumerate(zip(T.blocks, out.blocks, strict=True)):
+    for number, (block, places) in enumerate(zip(T.blocks, out.places, strict=True)):
         rows = _addresses(T, vectors, number, 0)
-        backend.combine(weights, rows, block.columns, block.dtype, target.addresses)
+        backend.combine(weights, rows, block.columns, block.dtype, places)
         if careful and len(weights) > 1 and backend.READS_ZERO_WEIGHTS:
-            for i, place in enumerate(target.addresses.tolist()):
+            for i, place in enumerate(places):
                 if not backend.finite(place, block.columns, block.dtype):
                     again = (weights[i : i + 1], rows, block.columns, block.dtype)
-                    backend.combine(*again, target.addresses[i : i + 1])
+                    backend.combine(*again, [place])
 
 
 def _without_origin(W: Matrix, n: int, refs: Sequence[Any]) -> tuple[Sequence[Any], Matrix]:
@@ -311,11 +314,10 @@ def columns(
     vectors: Sequence[Any] = ()
     if W is not None:
         vectors, W = _without_origin(W, T.n, refs)
-    for number, (block, target) in enumerate(zip(T.blocks, out.blocks, strict=True)):
+    for number, (block, (place,)) in enumerate(zip(T.blocks, out.places, strict=True)):
         rows, mixing = _addresses(T, vectors, number, 0), W
         if mixing is not None and _picks(mixing):
             rows, mixing = rows[mixing.argmax(axis=1)], None
-        place = int(target.addresses[0])
         backend.columns(
             rows, block.columns, block.dtype, statistic, mixing, place, careful=careful,
             offset=offset,

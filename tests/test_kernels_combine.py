@@ -43,7 +43,7 @@ def places(X):
 
 def combine(backend, W, X, dtype="float32", rows=None, outs=None):
     out = guarded(np.full((len(W), X.shape[1]), 7).astype(X.dtype))
-    where = places(out) if outs is None else outs
+    where = places(out).tolist() if outs is None else outs
     rows = places(X) if rows is None else rows
     backend.combine(W, rows, X.shape[1], dtype, where)
     return out
@@ -121,7 +121,7 @@ def test_rows_and_results_of_any_alignment(gpu, dtype, shift):
     plain = combine(cpu, W, X.copy(), dtype)
     assert equal(combine(gpu, W, X, dtype), plain)
     room = np.zeros((2, 601 + shift), DTYPES[dtype])[:, shift : 600 + shift]
-    combine(gpu, W, X, dtype, outs=places(room))
+    combine(gpu, W, X, dtype, outs=places(room).tolist())
     assert equal(room, plain)
 
 
@@ -131,7 +131,7 @@ def test_tables_of_many_rows_and_results(gpu):
     rows = np.array([row.ctypes.data for row in apart], np.int64)
     W = np.random.default_rng(1).standard_normal((3, 75))
     results = [np.zeros(70, np.float32) for _ in range(3)]
-    outs = np.array([results[i].ctypes.data for i in (0, 1, 2)], np.int64)
+    outs = [result.ctypes.data for result in results]
     combine(gpu, W, X, rows=rows, outs=outs)
     assert equal(np.array(results), combine(cpu, W, X))
     assert gpu.device.launches.count("table") >= 3
@@ -157,6 +157,6 @@ def test_columns_past_two_to_the_31():
 def test_the_same_weights_for_all_need_no_matrix(gpu):
     X = sample(9, 500)
     out = np.zeros((1, 500), np.float32)
-    gpu._combine(cuda.NULL, 1.0 / 9, places(X), 500, "float32", places(out))
+    gpu._combine(cuda.NULL, 1.0 / 9, places(X), 500, "float32", places(out).tolist())
     assert equal(out, combine(cpu, np.full((1, 9), 1.0 / 9), X))
     assert gpu.device.writes == 0

@@ -16,7 +16,7 @@ import fastgar as fg
 from fastgar import primitives
 from fastgar.arrays import table
 from fastgar.cpu import backend
-from fastgar.cpu.selection import ROWS
+from fastgar.cpu.mixed import ROWS
 from fastgar.cpu.subsets import every
 
 
@@ -233,7 +233,7 @@ def test_min_n_and_max_f_agree() -> None:
 
 SELECTING = (
     "krum", "multi_krum", "cge", "bulyan", "nnm", "mda", "mva", "centered_clipping",
-    "geometric_median",
+    "geometric_median", "nnm | krum", "nnm | multi_krum", "nnm | bulyan", "nnm | mda", "nnm | mva",
 )  # fmt: skip
 
 
@@ -269,7 +269,7 @@ def test_the_compiled_choice_is_the_rule_s(data: st.DataObject) -> None:
     np.testing.assert_array_equal(rule(X), decided)
     T = table(X)
     selection = rule._selection(T)
-    if kind in ("mda", "mva"):
+    if "mda" in kind or "mva" in kind:
         assert (selection is None) == (n > ROWS or every(n, n - f) is None)
     else:
         assert (selection is None) == (n > ROWS)
@@ -277,18 +277,19 @@ def test_the_compiled_choice_is_the_rule_s(data: st.DataObject) -> None:
         return
     decision = rule._decide_on(T, points := rule.points(T), "all")
     D = primitives.sqdist(T, points)
-    made = backend.select(D.copy(), selection)
+    made, whole = backend.select(D.copy(), selection)
     if made is None:
         sound = D.diagonal() == 0
         assert kind not in ("krum", "multi_krum", "cge", "bulyan")
         if kind != "geometric_median":  # which also leaves far rows and copies to the rule
-            faulty_too = kind in ("mda", "mva") and not sound.all()
+            faulty_too = ("|" in kind or kind in ("mda", "mva")) and not sound.all()
             assert faulty_too or np.isinf(D[np.ix_(sound, sound)]).any()
     elif kind == "bulyan":
         assert decision.mix is not None
         np.testing.assert_array_equal(made, decision.mix.argmax(axis=1))
-    elif kind == "nnm":
+    elif decision.mix is not None:
         np.testing.assert_array_equal(made, decision.mix)
+        assert not whole or (made != 0).any(axis=0).all()
     else:
         assert decision.weights is not None
         np.testing.assert_array_equal(made[0], decision.weights[: made.size])

@@ -240,7 +240,7 @@ def test_writing_past_the_caches_gives_the_same(dtype, k, monkeypatch):
         size = rows.dtype.itemsize * d
         memory = np.full(k * size + 192, 0xAB, np.uint8)
         first = -memory.ctypes.data % 64 + 64 + skip
-        places = memory.ctypes.data + first + np.arange(k) * size
+        places = [memory.ctypes.data + first + i * size for i in range(k)]
         backend.combine(W, arrays.table(rows).blocks[0].addresses, d, dtype, places)
         outside = np.concatenate([memory[:first], memory[first + k * size :]])
         assert (outside == 0xAB).all()

@@ -15,7 +15,8 @@ from fastgar.cpu import columns as column_kernels
 from fastgar.cpu.combine import COMBINE, COPY, PART
 from fastgar.cpu.combine import STEP as COMBINE_STEP
 from fastgar.cpu.distances import ADD_IN_ORDER, COMPLETE, OVERFLOWS, PARTIALS, SPAN
-from fastgar.cpu.selection import choose, makes
+from fastgar.cpu.selection import choose as select
+from fastgar.cpu.selection import makes
 from fastgar.cpu.threads import get_threads, run
 from fastgar.cpu.vectors import BLOCK, CODES, ITEMSIZE, WIDTH, computing, lanes
 from fastgar.cpu.votes import VOTES
@@ -40,7 +41,9 @@ ORIGIN = ZEROS.ctypes.data  # the address that stands for a row of zeros
 CACHED = 4 << 20  # bytes of X that stay in a core's share of the cache between two uses
 STREAMED = 16 << 20  # bytes of several results that caches do not keep until they are used
 LINE = 64  # bytes of a cache line
-SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+SINGLE, DOUBLE = CODES["float32"], CODES["float64"]
+WIDENED = {name: np.dtype(computing(name)) for name in CODES}  # what is computed in
+LANES = {name: lanes(name) for name in CODES}
 READS_ZERO_WEIGHTS = True  # of several mixed rows: a row with a weight anywhere is in all sums
 KNOWS_CONDENSE = False
 
@@ -52,6 +55,10 @@ _memory: Any = ctypes.c_char.from_buffer
 def address(array: NDArray[Any]) -> int:
     """Return where a writable array begins, five times faster than ``array.ctypes.data``."""
     return _addressof(_memory(array))
+
+
+def _address(array: NDArray[Any] | None) -> int:
+    return 0 if array is None else address(array)
 
 
 def view(place: int, count: int, dtype: str) -> NDArray[Any]:
@@ -113,54 +120,47 @@ def _padded(
     return target, copy
 
 
-def _compute_partials(
-    source: tuple[Any, ...], partials: Matrix, staged: bool, compute: str, first: int, count: int,
-    only: int,
-) -> None:  # fmt: skip
-    """Add to the partial matrices what `count` chunks hold, from number `first` on."""
-    before, after, (rest, products, code) = source
-    constants = (int(staged), rest, products, code, CODES[compute])
-    run(
-        PARTIALS.specialised(*constants), *before, first, count, only, address(partials), *after,
-        *constants,
-        pieces=count,
-    )  # fmt: skip
+def _moves(rows: Addresses, columns: int) -> Addresses | None:
+    """Return which rows move along from span to span, where that is not all of them."""
+    if columns <= SPAN or ORIGIN not in rows.tolist():
+        return None
+    moving: Addresses = (rows != ORIGIN).astype(np.int64)
+    return moving
 
 
 def _accumulate(
-    total: Matrix, rows: Addresses, columns: int, dtype: str, *, staged: bool, products: bool,
-    pivot: int = 0, scales: Matrix | None = None, fresh: bool = False,
+    total: Matrix, rows: Addresses, columns: int, dtype: str, *, products: bool = False,
+    pivot: int = 0, scales: Matrix | None = None,
 ) -> None:  # fmt: skip
     """Add the partial matrices of all chunks to the upper triangle of `total`, in order."""
-    points = len(rows)
-    compute = "float64" if products or dtype == "float64" else "float32"
-    moves = 0
-    if columns > SPAN and ORIGIN in rows.tolist():  # a short row of zeros: it does not move along
-        moving = (rows != ORIGIN).astype(np.int64)
-        moves = address(moving)
-    before = (address(rows), moves, points, columns)
-    after = (pivot, 0 if scales is None else address(scales))
-    source = before, after, (points % BLOCK, int(products), CODES[dtype])
-    if fresh and columns <= CHUNK:  # what the one chunk gives need not be added to zeros
-        _compute_partials(source, total, staged, compute, 0, 1, 0)
-        if compute == "float32" and OVERFLOWS(total):
-            total[:] = 0.0
-            _compute_partials(source, total, True, "float64", 0, 1, 0)
-        return
+    points, code = len(rows), CODES[dtype]
+    double = products or code == DOUBLE
+    moves = _moves(rows, columns)
+    source = (address(rows), _address(moves), points, columns)
+    centre = (pivot, _address(scales))
     chunks = -(-columns // CHUNK)
     slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
     partials = np.zeros((slots, points, points))
     flags = np.empty(slots, dtype=np.int64)
+
+    def compute(staged: bool, kind: int, first: int, count: int, only: int) -> None:
+        constants = (int(staged), points % BLOCK, int(products), code, kind)
+        run(
+            PARTIALS.specialised(*constants), *source, first, count, only, address(partials),
+            *centre, *constants,
+            pieces=count,
+        )  # fmt: skip
+
     for first in range(0, chunks, slots):
         count = min(slots, chunks - first)
         batch = partials if count == slots else partials[:count]
         if first:
             batch[:] = 0.0
-        _compute_partials(source, partials, staged, compute, first, count, 0)
-        checked = flags[:count] if compute == "float32" else flags[:0]
+        compute(products or code < SINGLE, DOUBLE if double else SINGLE, first, count, 0)
+        checked = flags[:0] if double else flags[:count]
         if not ADD_IN_ORDER(total, batch, checked):  # float32 overflowed: those again in float64
             batch[checked != 0] = 0.0
-            _compute_partials(source, partials, True, "float64", first, count, address(flags))
+            compute(True, DOUBLE, first, count, address(flags))
             ADD_IN_ORDER(total, batch, flags[:0])
 
 
@@ -171,9 +171,19 @@ def add_distances(
 
     `fresh`: there are only zeros in it yet.
     """
-    if columns:
-        staged = dtype in ("float16", "bfloat16")
-        _accumulate(total, rows, columns, dtype, staged=staged, products=False, fresh=fresh)
+    if not columns:
+        return
+    if fresh and columns <= CHUNK:  # one matrix, which need not be added to zeros
+        points, code = len(rows), CODES[dtype]
+        constants = (int(code < SINGLE), points % BLOCK, 0, code, max(code, SINGLE))
+        moves = _moves(rows, columns)
+        where, moving, place = address(rows), _address(moves), address(total)
+        entry = PARTIALS.specialised(*constants)
+        run(entry, where, moving, points, columns, 0, 1, 0, place, 0, 0, *constants, pieces=1)
+        if code == DOUBLE or not OVERFLOWS(total):
+            return
+        total[:] = 0.0
+    _accumulate(total, rows, columns, dtype)
 
 
 def selects(selection: Selection, n: int, blocks: Sequence[Block]) -> bool:
@@ -181,25 +191,17 @@ def selects(selection: Selection, n: int, blocks: Sequence[Block]) -> bool:
     return makes(selection, n)
 
 
-def select(total: Matrix, selection: Selection) -> NDArray[Any] | None:
-    """Return what a selection makes of the distances: for `combine` or `columns`.
-
-    None where that needs more than distances; they are then complete.
-    """
-    return choose(total, selection)
-
-
 def add_inner(
     total: Matrix, rows: Addresses, columns: int, dtype: str, pivot: int, scales: Matrix
 ) -> None:
     """Add inner products of scales_i * (row_i - row_pivot) to the upper triangle of `total`."""
     if columns:
-        _accumulate(
-            total, rows, columns, dtype, staged=True, products=True, pivot=pivot, scales=scales
-        )
+        _accumulate(total, rows, columns, dtype, products=True, pivot=pivot, scales=scales)
 
 
-def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Addresses) -> None:
+def combine(
+    weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Sequence[int]
+) -> None:
     """Write the k rows of `weights` (k, n) times X at the k addresses `outs`."""
     k = len(weights)
     if not columns or not k:
@@ -207,32 +209,33 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Ad
     used = _read(weights)
     count = len(used)
     if not count:
-        for out, row in zip(outs.tolist(), weights, strict=True):
+        for out, row in zip(outs, weights, strict=True):
             view(out, columns, dtype)[:] = _not_a_number(dtype) if np.isnan(row).any() else 0
         return
     if count < len(rows):
         weights, rows = weights.take(used, 1), rows.take(used)
     size = ITEMSIZE[dtype]
     if count == k == 1 and weights.item(0) == 1.0:
-        _copy(rows.item(0), outs.item(0), columns * size)
+        _copy(rows.item(0), outs[0], columns * size)
         return
-    narrow = weights.astype(DOUBLE if dtype == "float64" else SINGLE, "C")
-    width = 4 * lanes(dtype)
+    narrow = weights.astype(WIDENED[dtype], "C")
+    width = 4 * LANES[dtype]
     short = columns < width
     targets, span = outs, columns
     if short:
         rows, _rows = _padded(rows, columns, dtype, width)
-        targets, _result = _padded(outs, 0, dtype, width)
-        span = width
+        places, _result = _padded(np.array(outs), 0, dtype, width)
+        targets, span = places.tolist(), width
+    table: Any = ctypes.c_int64(targets[0]) if k == 1 else (ctypes.c_int64 * k)(*targets)
     constants = (CODES[dtype], int(k > 3 and _streams(targets, columns * size)))
     pieces = span // COMBINE_STEP or 1
     run(
         COMBINE.specialised(*constants), address(rows), count, address(narrow),
-        count * narrow.itemsize, k, address(targets), span, pieces, *constants,
+        count * narrow.itemsize, k, _addressof(table), span, pieces, *constants,
         pieces=pieces,
     )  # fmt: skip
     if short:
-        for out, target in zip(outs.tolist(), targets.tolist(), strict=True):
+        for out, target in zip(outs, targets, strict=True):
             ctypes.memmove(out, target, columns * size)
 
 
@@ -244,12 +247,10 @@ def _copy(source: int, target: int, size: int) -> None:
     run(COPY.specialised(), source, target, size, pieces, pieces=pieces)
 
 
-def _streams(outs: Addresses, size: int) -> bool:
+def _streams(outs: Sequence[int], size: int) -> bool:
     """Return whether rows of this many bytes are to be written past the caches."""
-    if len(outs) * size < STREAMED:
-        return False
-    aligned: bool = (outs % LINE == 0).all() and size % LINE == 0
-    return aligned
+    large = len(outs) * size >= STREAMED and size % LINE == 0
+    return large and all(out % LINE == 0 for out in outs)
 
 
 def _read(weights: Matrix) -> NDArray[np.intp]:
@@ -258,10 +259,11 @@ def _read(weights: Matrix) -> NDArray[np.intp]:
     A row of weights that is NaN stands for a faulty row of the result, and needs no row in
     particular: NaN times any row is NaN.
     """
-    nonzero = weights[0]
-    if len(weights) > 1:
-        nonzero = np.fmax.reduce(np.abs(weights)) > 0.0  # where NaN does not count
-    used: NDArray[np.intp] = nonzero.nonzero()[0]
+    used: NDArray[np.intp]
+    if len(weights) == 1:
+        used = weights[0].nonzero()[0]
+    else:
+        (used,) = np.nonzero(np.fmax.reduce(np.abs(weights)) > 0.0)  # where NaN does not count
     return used
 
 
@@ -293,12 +295,13 @@ _tiers = _Tiers()
 
 def columns(
     rows: Addresses, count: int, dtype: str, statistic: Statistic, mixing: Matrix | None, out: int,
-    *, careful: bool = False, offset: int = 0,
+    *, careful: bool = False, offset: int = 0, whole: bool = False,
 ) -> None:  # fmt: skip
     """Write the statistic of each of `count` columns of X, or of mixing @ X, at `out`.
 
-    In place of the mixing, the numbers of the rows that were picked. `offset`, the number of the
-    first column, is for backends that know condense.
+    In place of the mixing, the numbers of the rows that were picked. `whole`: every row is known to
+    have a weight somewhere. `offset`, the number of the first column, is for backends that know
+    condense.
     """
     if not count:
         return
@@ -306,19 +309,20 @@ def columns(
         rows, mixing = rows[mixing], None
     if statistic.kind == "mean":
         share = np.full((1, len(rows)), 1 / len(rows)) if mixing is None else mixing.mean(axis=0)
-        combine(np.atleast_2d(share), rows, count, dtype, np.array([out]))
+        combine(np.atleast_2d(share), rows, count, dtype, [out])
         return
     narrow = None
     if mixing is not None:
-        used = _read(mixing)
-        if len(used) < len(rows):
-            used = used if len(used) else np.zeros(1, dtype=np.intp)
-            mixing, rows = mixing[:, used], rows[used]
-        narrow = mixing.astype(DOUBLE if dtype == "float64" else SINGLE, "C")
-    size = ITEMSIZE[dtype]
-    width = lanes(dtype) * (1 if mixing is None else WIDTH)
+        if not whole:
+            used = _read(mixing)
+            if len(used) < len(rows):
+                used = used if len(used) else np.zeros(1, dtype=np.intp)
+                mixing, rows = mixing[:, used], rows[used]
+        narrow = mixing.astype(WIDENED[dtype], "C")
+    width = LANES[dtype] * (1 if mixing is None else WIDTH)
     if count < width:
         padded, _rows = _padded(rows, count, dtype, width)
+        size = ITEMSIZE[dtype]
         result = np.empty(width * size, dtype=np.uint8)
         _columns(padded, width, dtype, statistic, narrow, address(result), careful)
         ctypes.memmove(out, address(result), count * size)
@@ -331,30 +335,35 @@ def _columns(
     careful: bool,
 ) -> None:  # fmt: skip
     pieces = column_kernels.pieces_of(count, get_threads())
-    code, compute = CODES[dtype], CODES[computing(dtype)]
+    n, code = len(rows), CODES[dtype]
     source: tuple[int, ...]
     if statistic.kind in ("finite_mean", "sign"):
         constants: tuple[int, ...] = (int(statistic.kind == "sign"), code)
-        entry = VOTES.specialised(*constants)
-        source = (address(rows), len(rows), out, count, pieces, statistic.faults)
-        run(entry, *source, *constants, pieces=pieces)
+        source = (address(rows), n, out, count, pieces, statistic.faults)
+        run(VOTES.specialised(*constants), *source, *constants, pieces=pieces)
         return
     low, high, ranks = statistic.support
     k, faults = statistic.closest or 0, statistic.faults
-    m = len(rows) if mixing is None else len(mixing)
-    source = (address(rows), len(rows), 0, 0, 0)
-    if mixing is not None:
-        source = (address(rows), len(rows), address(mixing), mixing.strides[0], int(careful))
-    plain = mixing is None
-    constants = (m, low, high, k, code) if plain else (m, low, high, k, code, compute)
-    kernel = column_kernels.FIXED if plain else column_kernels.FIXED_MIXED
-    if ranks is None and m <= FIXED_ROWS and (kernel.known(*constants) or _tiers.worth(constants)):
-        entry = kernel.specialised(*constants)
-        source = source[:1] if plain else source
+    compute = DOUBLE if code == DOUBLE else SINGLE
+    if mixing is None:
+        m, source, constants = n, (address(rows),), (n, low, high, k, code)
+        kernel = column_kernels.FIXED
+    else:
+        m = len(mixing)
+        source = (address(rows), n, address(mixing), mixing.strides[0], int(careful))
+        constants = (m, low, high, k, code, compute)
+        kernel = column_kernels.FIXED_MIXED
+    entry = None
+    if ranks is None and m <= FIXED_ROWS:
+        entry = kernel.known(*constants)
+        if entry is None and _tiers.worth(constants):
+            entry = kernel.specialised(*constants)
+    if entry is not None:
         run(entry, *source, out, count, pieces, faults, *constants, pieces=pieces)
         return
     constants = (code, compute)
     weights = 0 if ranks is None else address(ranks)
+    source = source if len(source) > 1 else (*source, n, 0, 0, 0)
     run(
         column_kernels.ANY.specialised(*constants), *source, out, count, pieces, faults,
         m, low, high, k, weights, *constants, pieces=pieces,

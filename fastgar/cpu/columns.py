@@ -51,7 +51,8 @@ def pieces_of(columns: int, threads: int) -> int:
     Long ones, since memory is read faster in long runs; but several for each thread, in case one is
     slow, and none that is shorter than it is worth.
     """
-    return max(1, min(columns // SHORT, max(columns // LONG, 8 * threads)))
+    short = columns // SHORT
+    return 1 if short < 2 else min(short, max(columns // LONG, 8 * threads))
 
 
 def _mean(v: Vectors, values: list[Any]) -> Any:

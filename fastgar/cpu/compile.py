@@ -183,9 +183,9 @@ class Kernel:
         self._run_time = run_time
         self._entries: dict[tuple[int, ...], Callable[..., Any]] = {}
 
-    def known(self, *constants: int) -> bool:
-        """Whether this process has the specialisation already."""
-        return constants in self._entries
+    def known(self, *constants: int) -> Callable[..., Any] | None:
+        """Return the entry point for these constants if this process has it already."""
+        return self._entries.get(constants)
 
     def specialised(self, *constants: int) -> Callable[..., Any]:
         """Return the entry point for these constants, from memory, disk or the compiler."""

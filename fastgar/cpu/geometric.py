@@ -26,13 +26,9 @@ Matrix = NDArray[np.float64]
 
 
 @step
-def _look(gram: Any, unit: Any, central: Any, point: Any) -> tuple[float, float]:
-    """Complete a point of which the weights are known.
-
-    Returns |z - p|^2, and the sum of distances less that from p: a long row does not drown the
-    others in it.
-    """
-    weights, towards, near = point[0], point[1], point[2]
+def _length(gram: Any, unit: Any, point: Any) -> float:
+    """Complete a point, of which the weights are known, but for `near`; return |z - p|^2."""
+    weights, towards = point[0], point[1]
     n = len(unit)
     for i in range(n):
         towards[i] = 0.0
@@ -41,10 +37,22 @@ def _look(gram: Any, unit: Any, central: Any, point: Any) -> tuple[float, float]
         if at != 0.0:
             for i in range(n):
                 towards[i] += gram[j, i] * at
-    own, objective = 0.0, 0.0
+    own = 0.0
     for i in range(n):
         own += weights[i] / unit[i] * towards[i]
-    for i in range(n):
+    return own
+
+
+@step
+def _look(gram: Any, unit: Any, central: Any, point: Any) -> tuple[float, float]:
+    """Complete a point of which the weights are known.
+
+    Returns |z - p|^2, and the sum of distances less that from p: a long row does not drown the
+    others in it.
+    """
+    towards, near = point[1], point[2]
+    own, objective = _length(gram, unit, point), 0.0
+    for i in range(len(unit)):
         change = own * unit[i] - 2.0 * towards[i]
         near[i] = sqrt(max(gram[i, i] + change * unit[i], 0.0))
         objective += change / max(near[i] + central[i], TINY)
@@ -190,7 +198,7 @@ def descend(gram: Any, unit: Any, tol: float, max_iter: int, room: Any, system: 
             return 0.0
         for i in range(n):
             ahead[0, i] = change[i]
-        gap = total * sqrt(max(0.0, _look(gram, unit, central, ahead)[0])) / n
+        gap = total * sqrt(max(0.0, _length(gram, unit, ahead))) / n
         if gap <= tol:
             break
         found = _newton(gram, point, own, unit, inverse, total, newton, ahead[1], system)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fastgar.cpu.compile import SHORT, Tiered, step
 from fastgar.cpu.distances import complete
 from fastgar.cpu.geometric import FOUND, LINES, descend
+from fastgar.cpu.mixed import MIXED, ROWS
 from fastgar.cpu.subsets import SUMMABLE, closest, every
 from fastgar.errors import TooManyFaults
 from fastgar.geometry import FAR
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["choose", "makes"]
 
-ROWS = 32  # from here on NumPy sorts faster
+Chosen = NDArray[Any]
 
 
 @step
@@ -238,42 +239,68 @@ GEOMETRIC_MEDIAN = Tiered(geometric_median, *SHORT)
 
 def makes(selection: Selection, n: int) -> bool:
     """Return whether `choose` makes this choice among n rows."""
-    kind = selection.kind
+    kind, then = selection.kind, selection.then
     if kind in ("mda", "mva") and every(n, n - selection.f) is None:
         return False
-    return n <= ROWS and kind != "bulyan_averaged"
+    return n <= ROWS and kind != "bulyan_averaged" and (then is None or makes(then, n))
 
 
-def choose(D: NDArray[np.float64], selection: Selection) -> NDArray[Any] | None:
-    """Return what a selection makes of the distances.
+def choose(D: NDArray[np.float64], selection: Selection) -> tuple[Chosen | None, bool]:
+    """Return what a selection makes of the distances, and whether each row is surely part of it.
 
-    That is (1, points) weights, (n, n) mixing or the numbers of picked rows; None where the choice
-    needs more than distances, or more time.
+    That is (1, points) weights, (m, n) mixing or the numbers of picked rows; None where the choice
+    needs more than distances, which are then complete, or more time.
     """
     s, points, f = selection, len(D), selection.f
-    room = np.zeros((3, points + 8))
-    chosen: NDArray[Any] = room[2:, :points]
-    if s.kind == "krum":
-        faulty = KRUM(D, s.kept, s.squared, s.m, chosen[0], room)
-    elif s.kind == "cge":
-        chosen = chosen[:, :-1]  # the origin is the last point
-        faulty = CGE(D, points - 1 - f, chosen[0], room)
-    elif s.kind == "nnm":
-        chosen = np.zeros((points, points))
-        faulty = NNM(D, points - f, chosen, room)
+    if s.then is not None:
+        return _choose_mixed(D, s.then), False
+    if s.kind == "nnm":
+        mixing = np.zeros((points, points))
+        faulty = NNM(D, points - f, mixing, np.empty((2, points)))
+        chosen: Chosen = mixing
     elif s.kind == "bulyan":
         chosen = np.zeros(points - 2 * f, dtype=np.int64)
-        faulty = REPEATED_KRUM(D, f, chosen, np.empty_like(D), room)
+        faulty = REPEATED_KRUM(D, f, chosen, np.empty_like(D), np.empty((2, points + 8)))
+    else:
+        chosen = np.zeros((1, points))
+        faulty = _weigh(D, s, chosen[0])
+        if s.kind == "cge":
+            chosen = chosen[:, :-1]  # the origin is the last point
+    if faulty > f:
+        n = points - (s.kind in ("cge", "centered_clipping"))
+        raise TooManyFaults(np.flatnonzero(D.diagonal()[:n]).tolist(), f)
+    return (chosen, s.kind == "nnm" and faulty == 0) if faulty >= 0 else (None, False)
+
+
+def _weigh(D: NDArray[np.float64], s: Selection, weights: Chosen) -> int:
+    """Write the weights of the points; return how many rows are faulty."""
+    points = len(D)
+    faulty: int
+    if s.kind == "krum":
+        faulty = KRUM(D, s.kept, s.squared, s.m, weights, np.empty((2, points + 8)))
+    elif s.kind == "cge":
+        faulty = CGE(D, points - 1 - s.f, weights[:-1], np.empty((1, points)))
     elif s.kind == "centered_clipping":
-        faulty = CENTERED_CLIPPING(D, s.tau, chosen[0], room)
+        faulty = CENTERED_CLIPPING(D, s.tau, weights, np.empty((1, 8)))
     elif s.kind == "geometric_median":
         room, squares = np.zeros((LINES + 1, points)), np.empty((2, points, points))
-        faulty = GEOMETRIC_MEDIAN(D, FAR**2, s.tol, s.max_iter, chosen[0], room, squares)
+        faulty = GEOMETRIC_MEDIAN(D, FAR**2, s.tol, s.max_iter, weights, room, squares)
     else:
-        subsets = every(points, points - f)
+        subsets = every(points, points - s.f)
         assert subsets is not None
-        faulty = SUBSET(D, subsets, s.kind == "mva", chosen[0], np.empty(len(subsets)))
-    if faulty > f:
-        n = chosen.shape[-1] if chosen.ndim == 2 else points
-        raise TooManyFaults(np.flatnonzero(D.diagonal()[:n]).tolist(), f)
-    return chosen if faulty >= 0 else None
+        faulty = SUBSET(D, subsets, s.kind == "mva", weights, np.empty(len(subsets)))
+    return faulty
+
+
+def _choose_mixed(D: NDArray[np.float64], then: Selection) -> Chosen | None:
+    """Return what a selection makes of the means of each row's nearest, if no row is faulty."""
+    n = len(D)
+    mixing, mixed, room = np.zeros((n, n)), np.empty((n, n)), np.empty((2, n))
+    if NNM(D, n - then.f, mixing, room) != 0:
+        return None
+    MIXED(mixing, D, mixed, room)
+    chosen, _ = choose(mixed, then)
+    if chosen is None or chosen.ndim == 1:
+        return chosen if chosen is None else mixing[chosen]
+    weights: Chosen = chosen.dot(mixing)
+    return weights

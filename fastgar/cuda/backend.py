@@ -159,15 +159,14 @@ class Backend:
     def _rows(self, rows: Addresses) -> _Rows:
         """Return how kernels are told where the rows are; of the same array, the same."""
         if self._known is None or self._known[0] is not rows:
-            self._known = rows, self._places(rows)
+            self._known = rows, self._places(rows.tolist())
         return self._known[1]
 
-    def _places(self, rows: Addresses) -> _Rows:
-        places: list[int] = rows.tolist()
+    def _places(self, places: Sequence[int]) -> _Rows:
         n, first = len(places), places[0]
         stride = places[1] - first if n > 1 else 0
         if first and (
-            places == list(range(first, first + n * stride, stride)) if stride else n == 1
+            list(places) == list(range(first, first + n * stride, stride)) if stride else n == 1
         ):
             bits = first | stride | 16
             return _Rows(first, stride, False, bits & -bits, None)
@@ -177,7 +176,7 @@ class Backend:
         address, owner = self._table(places)
         return _Rows(address, 0, True, bits & -bits, owner)
 
-    def _table(self, places: list[int]) -> tuple[int, Any]:
+    def _table(self, places: Sequence[int]) -> tuple[int, Any]:
         address, owner = self.room(8 * len(places))
         for begin in range(0, len(places), TABLE):
             part = places[begin : begin + TABLE]
@@ -275,11 +274,13 @@ class Backend:
         """
         if selection.kind not in ("krum", "cge", "nnm", "bulyan", "bulyan_averaged"):
             return False
+        if selection.then is not None:
+            return False
         if selection.kind == "nnm" and any(block.dtype == "float64" for block in blocks):
             return False
         return n <= self.SELECTED
 
-    def select(self, total: _Total, selection: Selection) -> Numbers:
+    def select(self, total: _Total, selection: Selection) -> tuple[Numbers, bool]:
         """Return what a selection makes of the distances; nothing waits."""
         points, f = total.points, selection.f
         n = points - (selection.kind == "cge")  # which has the origin as its last point
@@ -303,13 +304,14 @@ class Backend:
             address, owner = self.room(size + selection_scratch(n))
             rest = (Pointer(address), Pointer(address + size))
         self._launch(kernel("selection.cu", selection.kind), 1, block, shared, (*D, *rest))
-        return Numbers(address, shape, picks, owner)
+        return Numbers(address, shape, picks, owner), False
 
     # --------------------------------------------------------------------------- weighted sums
 
     def combine(
-        self, weights: Matrix | Numbers, rows: Addresses, columns: int, dtype: str, outs: Addresses
-    ) -> None:
+        self, weights: Matrix | Numbers, rows: Addresses, columns: int, dtype: str,
+        outs: Sequence[int],
+    ) -> None:  # fmt: skip
         """Write the k rows of `weights` (k, n) times X at the k addresses `outs`."""
         if columns and len(outs):
             sent = weights if isinstance(weights, Numbers) else self._send(weights)
@@ -317,7 +319,7 @@ class Backend:
 
     def _combine(
         self, weights: Pointer, share: float, rows: Addresses, columns: int, dtype: str,
-        outs: Addresses,
+        outs: Sequence[int],
     ) -> None:  # fmt: skip
         x, out = self._rows(rows), self._places(outs)
         k = len(outs)
@@ -336,17 +338,17 @@ class Backend:
     def columns(
         self, rows: Addresses, count: int, dtype: str, statistic: Statistic,
         mixing: Matrix | Numbers | None, out: int, *, careful: bool = False, offset: int = 0,
+        whole: bool = False,
     ) -> None:  # fmt: skip
         """Write the statistic of each of `count` columns of X, or of mixing @ X, at `out`."""
         if not count:
             return
-        place = np.array([out], np.int64)
         if statistic.kind == "mean":
             if mixing is None:
-                self._combine(NULL, 1.0 / len(rows), rows, count, dtype, place)
+                self._combine(NULL, 1.0 / len(rows), rows, count, dtype, [out])
             else:
                 assert not isinstance(mixing, Numbers)
-                self.combine(mixing.mean(axis=0)[np.newaxis], rows, count, dtype, place)
+                self.combine(mixing.mean(axis=0)[np.newaxis], rows, count, dtype, [out])
             return
         x = self._rows(rows)
         bits = x.alignment | out
