@@ -81,7 +81,7 @@ def jit(function: F) -> F:
 
 def part(function: Callable[..., Any]) -> Any:
     """Compile `function` as a part of the kernels that call it (the disk cache keeps those)."""
-    return njit(nogil=True)(function)
+    return njit(nogil=True, inline="always")(function)
 
 
 def step(function: F) -> F:
