@@ -50,14 +50,15 @@ def _sum(values: Any, count: int, partial: Any) -> float:
 
 
 @step
-def _sort(row: Any, squared: bool, line: Any) -> None:
-    """Write the numbers of a row, or their square roots, to the line in ascending order."""
+def _sort(row: Any, squared: bool, count: int, line: Any) -> None:
+    """Write the `count` least numbers of a row, or their square roots, to the line in order."""
     for j in range(len(row)):
-        value, place = row[j] if squared else sqrt(row[j]), j
-        while place > 0 and line[place - 1] > value:
-            line[place] = line[place - 1]
-            place -= 1
-        line[place] = value
+        value, place = row[j] if squared else sqrt(row[j]), min(j, count - 1)
+        if j == place or value < line[place]:
+            while place > 0 and line[place - 1] > value:
+                line[place] = line[place - 1]
+                place -= 1
+            line[place] = value
 
 
 @step
@@ -86,7 +87,7 @@ def krum(D: Any, kept: int, squared: bool, m: int, weights: Any, room: Any) -> i
     complete(D, True)
     scores, line = room[0], room[1]
     for i in range(len(D)):
-        _sort(D[i], squared, line)
+        _sort(D[i], squared, kept, line)
         scores[i] = _sum(line, kept, line[len(D) :])
     bad: int = _mean_of_best(D, scores, m, weights)
     return bad
@@ -148,7 +149,7 @@ def repeated_krum(D: Any, f: int, picks: Any, lines: Any, room: Any) -> int:
     for i in range(n):
         passed[i] = D[i, i]
         faulty += D[i, i] != 0.0
-        _sort(D[i], True, lines[i])
+        _sort(D[i], True, n, lines[i])
     for k in range(len(picks)):
         kept, best = min(max(1, n - k - f - 2) + 1, n - k), -1
         for i in range(n):
@@ -211,7 +212,7 @@ def geometric_median(
     complete(D, True)
     n, pivot, usual = len(D), 0, inf
     for i in range(n):
-        _sort(D[i], True, room[0])
+        _sort(D[i], True, n // 2 + 1, room[0])
         if room[0, n // 2] < usual:
             pivot, usual = i, room[0, n // 2]
     unit, gram = room[LINES], squares[0]
