@@ -121,9 +121,8 @@ def rescaling(D: Array, n: int) -> tuple[int, Array] | None:
 def _mixed_distances(W: Array, D: Array) -> Array:
     """Return the squared distances of the rows of W X, where each row of W sums to 1.
 
-    That is -q'Dq/2 with q the difference of two rows of W. Pair by pair, so that equal rows are
-    exactly 0 apart, and two pairs that differ in the same way are equally far apart: mixing makes
-    many such ties. With many rows that costs too much, and one product does for all pairs.
+    Pair by pair, so that ties stay ties (see `mixed_distances`, which does so for a few rows). With
+    many rows that costs too much, and one product does for all pairs.
     """
     from .cpu.mixed import MIXED, ROWS
 

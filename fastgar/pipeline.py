@@ -230,10 +230,10 @@ class Rule:
         if last.spec.kind == "column":
             statistic = self._statistic(n)
             return replace(selection, statistic=statistic) if statistic.kind == "order" else None
-        if last.spec.selection is None or self.refs or self._inner:
+        if last.spec.kind == "mixing" or last.spec.selection is None or self.refs or self._inner:
             return None
-        then = last.spec.selection(n, last.f(self.f, n), last.options)
-        return then and replace(selection, statistic=then.statistic, then=then)
+        then: Selection | None = last.spec.selection(n, last.f(self.f, n), last.options)
+        return None if then is None else replace(selection, statistic=then.statistic, then=then)
 
     def points(self, T: Table, start: Any = None, reference_: Any = None) -> tuple[Any, ...]:
         """Check a call's rows and references; return what `primitives` takes as `refs`."""

@@ -122,7 +122,8 @@ class Selection:
     f : int
         How many faulty rows there may be; with more the result is NaN on a GPU, else an error.
     then : Selection, optional
-        What is chosen among the means that "nnm" makes, with the same f and no further points.
+        What is chosen among the means that "nnm" makes, by a rule that looks at no further points.
+        `statistic` is then that of this choice.
     """
 
     kind: str

@@ -295,6 +295,16 @@ def test_the_compiled_choice_is_the_rule_s(data: st.DataObject) -> None:
         np.testing.assert_array_equal(made[0], decision.weights[: made.size])
 
 
+def test_mixing_after_mixing_gives_every_row() -> None:
+    X = rows()
+    for spec in ("nnm | nnm", "nnm | nnm | nnm", "nnm | clip(c=1.0)", "nnm | arc"):
+        rule = fg.rule(spec, 2)
+        assert rule(X).shape == X.shape
+        np.testing.assert_array_equal(rule(X), rule(X, check=True))
+    once = fg.rule("nnm", 2)
+    np.testing.assert_allclose(fg.rule("nnm | nnm", 2)(X), once(once(X)), rtol=1e-12)
+
+
 def test_reads() -> None:
     expected = {"median": 1, "mean": 1, "krum": 2, "nnm | trimmed_mean": 2, "arc | nnm | krum": 2,
                 "aksel": 2, "nnm": 2, "bulyan": 2}  # fmt: skip

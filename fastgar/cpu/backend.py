@@ -42,7 +42,7 @@ CACHED = 4 << 20  # bytes of X that stay in a core's share of the cache between 
 STREAMED = 16 << 20  # bytes of several results that caches do not keep until they are used
 LINE = 64  # bytes of a cache line
 SINGLE, DOUBLE = CODES["float32"], CODES["float64"]
-WIDENED = {name: np.dtype(computing(name)) for name in CODES}  # what is computed in
+COMPUTED = {name: np.dtype(computing(name)) for name in CODES}
 LANES = {name: lanes(name) for name in CODES}
 READS_ZERO_WEIGHTS = True  # of several mixed rows: a row with a weight anywhere is in all sums
 KNOWS_CONDENSE = False
@@ -57,7 +57,7 @@ def address(array: NDArray[Any]) -> int:
     return _addressof(_memory(array))
 
 
-def _address(array: NDArray[Any] | None) -> int:
+def _address_or_0(array: NDArray[Any] | None) -> int:
     return 0 if array is None else address(array)
 
 
@@ -136,14 +136,15 @@ def _accumulate(
     points, code = len(rows), CODES[dtype]
     double = products or code == DOUBLE
     moves = _moves(rows, columns)
-    source = (address(rows), _address(moves), points, columns)
-    centre = (pivot, _address(scales))
+    source = (address(rows), _address_or_0(moves), points, columns)
+    centre = (pivot, _address_or_0(scales))
     chunks = -(-columns // CHUNK)
     slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
     partials = np.zeros((slots, points, points))
     flags = np.empty(slots, dtype=np.int64)
 
-    def compute(staged: bool, kind: int, first: int, count: int, only: int) -> None:
+    def compute(kind: int, first: int, count: int, only: int) -> None:
+        staged = products or code != kind
         constants = (int(staged), points % BLOCK, int(products), code, kind)
         run(
             PARTIALS.specialised(*constants), *source, first, count, only, address(partials),
@@ -156,12 +157,22 @@ def _accumulate(
         batch = partials if count == slots else partials[:count]
         if first:
             batch[:] = 0.0
-        compute(products or code < SINGLE, DOUBLE if double else SINGLE, first, count, 0)
+        compute(DOUBLE if double else SINGLE, first, count, 0)
         checked = flags[:0] if double else flags[:count]
         if not ADD_IN_ORDER(total, batch, checked):  # float32 overflowed: those again in float64
             batch[checked != 0] = 0.0
-            compute(True, DOUBLE, first, count, address(flags))
+            compute(DOUBLE, first, count, address(flags))
             ADD_IN_ORDER(total, batch, flags[:0])
+
+
+def _fill(total: Matrix, rows: Addresses, columns: int, code: int, kind: int) -> None:
+    """Write the distances over the columns of one chunk to `total`, which holds zeros."""
+    points, moves = len(rows), _moves(rows, columns)
+    constants = (int(code != kind), points % BLOCK, 0, code, kind)
+    source = (address(rows), _address_or_0(moves), points, columns)
+    only_chunk, place = (0, 1, 0), address(total)
+    entry = PARTIALS.specialised(*constants)
+    run(entry, *source, *only_chunk, place, 0, 0, *constants, pieces=1)
 
 
 def add_distances(
@@ -173,17 +184,14 @@ def add_distances(
     """
     if not columns:
         return
-    if fresh and columns <= CHUNK:  # one matrix, which need not be added to zeros
-        points, code = len(rows), CODES[dtype]
-        constants = (int(code < SINGLE), points % BLOCK, 0, code, max(code, SINGLE))
-        moves = _moves(rows, columns)
-        where, moving, place = address(rows), _address(moves), address(total)
-        entry = PARTIALS.specialised(*constants)
-        run(entry, where, moving, points, columns, 0, 1, 0, place, 0, 0, *constants, pieces=1)
-        if code == DOUBLE or not OVERFLOWS(total):
-            return
-        total[:] = 0.0
-    _accumulate(total, rows, columns, dtype)
+    if not fresh or columns > CHUNK:
+        _accumulate(total, rows, columns, dtype)
+    else:  # one matrix, which need not be added to zeros
+        code = CODES[dtype]
+        _fill(total, rows, columns, code, max(code, SINGLE))
+        if code != DOUBLE and OVERFLOWS(total):
+            total[:] = 0.0
+            _fill(total, rows, columns, code, DOUBLE)
 
 
 def selects(selection: Selection, n: int, blocks: Sequence[Block]) -> bool:
@@ -199,11 +207,10 @@ def add_inner(
         _accumulate(total, rows, columns, dtype, products=True, pivot=pivot, scales=scales)
 
 
-def combine(
-    weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: Sequence[int]
-) -> None:
+def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: list[int]) -> None:
     """Write the k rows of `weights` (k, n) times X at the k addresses `outs`."""
     k = len(weights)
+    assert len(outs) == k
     if not columns or not k:
         return
     used = _read(weights)
@@ -218,7 +225,7 @@ def combine(
     if count == k == 1 and weights.item(0) == 1.0:
         _copy(rows.item(0), outs[0], columns * size)
         return
-    narrow = weights.astype(WIDENED[dtype], "C")
+    narrow = weights.astype(COMPUTED[dtype], "C")
     width = 4 * LANES[dtype]
     short = columns < width
     targets, span = outs, columns
@@ -226,12 +233,12 @@ def combine(
         rows, _rows = _padded(rows, columns, dtype, width)
         places, _result = _padded(np.array(outs), 0, dtype, width)
         targets, span = places.tolist(), width
-    table: Any = ctypes.c_int64(targets[0]) if k == 1 else (ctypes.c_int64 * k)(*targets)
+    listed: Any = ctypes.c_int64(targets[0]) if k == 1 else (ctypes.c_int64 * k)(*targets)
     constants = (CODES[dtype], int(k > 3 and _streams(targets, columns * size)))
     pieces = span // COMBINE_STEP or 1
     run(
         COMBINE.specialised(*constants), address(rows), count, address(narrow),
-        count * narrow.itemsize, k, _addressof(table), span, pieces, *constants,
+        count * narrow.itemsize, k, _addressof(listed), span, pieces, *constants,
         pieces=pieces,
     )  # fmt: skip
     if short:
@@ -247,7 +254,7 @@ def _copy(source: int, target: int, size: int) -> None:
     run(COPY.specialised(), source, target, size, pieces, pieces=pieces)
 
 
-def _streams(outs: Sequence[int], size: int) -> bool:
+def _streams(outs: list[int], size: int) -> bool:
     """Return whether rows of this many bytes are to be written past the caches."""
     large = len(outs) * size >= STREAMED and size % LINE == 0
     return large and all(out % LINE == 0 for out in outs)
@@ -318,7 +325,7 @@ def columns(
             if len(used) < len(rows):
                 used = used if len(used) else np.zeros(1, dtype=np.intp)
                 mixing, rows = mixing[:, used], rows[used]
-        narrow = mixing.astype(WIDENED[dtype], "C")
+        narrow = mixing.astype(COMPUTED[dtype], "C")
     width = LANES[dtype] * (1 if mixing is None else WIDTH)
     if count < width:
         padded, _rows = _padded(rows, count, dtype, width)

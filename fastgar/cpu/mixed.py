@@ -8,7 +8,7 @@ from fastgar.cpu.compile import Tiered, step
 
 __all__ = ["MIXED", "ROWS", "mixed_distances"]
 
-ROWS = 32  # from here on NumPy is quicker, here and where rows are chosen
+ROWS = 32  # above this NumPy is quicker, here and where rows are chosen
 
 
 @step
@@ -16,8 +16,8 @@ def mixed_distances(W: Any, D: Any, found: Any, room: Any) -> None:
     """Write the squared distances of the rows of W X, where each row of W sums to 1.
 
     That is -q'Dq/2 with q the difference of two rows of W, and a matter of q alone: equal rows are
-    exactly 0 apart, and two pairs that differ in the same way are equally far apart. `room` is for
-    two rows of W.
+    exactly 0 apart, and two pairs that differ in the same way are equally far apart: mixing makes
+    many such ties. `room` is for two rows of W.
     """
     apart, rows = room[0], room[1]
     for i in range(len(W)):

@@ -4,8 +4,9 @@
 makes no difference which of the two chose; but a choice takes a few microseconds, not fifty.
 
 `D` is as the distance kernels leave it, and is made complete. What is written is zeros before.
-`room` is for work in between: two lines as long as D, and eight numbers more. A choice returns how
-many rows are faulty; -1 if it needs more than distances, or cannot be made this quickly.
+`room` is for work in between: lines as long as D, eight numbers longer where numbers are added up.
+A choice returns how many rows are faulty; -1 if it needs more than distances, or cannot be made
+this quickly.
 """
 
 from __future__ import annotations
@@ -247,14 +248,14 @@ def makes(selection: Selection, n: int) -> bool:
 
 
 def choose(D: NDArray[np.float64], selection: Selection) -> tuple[Chosen | None, bool]:
-    """Return what a selection makes of the distances, and whether each row is surely part of it.
+    """Return what a selection makes of the distances, and whether every row surely has a weight.
 
-    That is (1, points) weights, (m, n) mixing or the numbers of picked rows; None where the choice
-    needs more than distances, which are then complete, or more time.
+    What is made is (1, points) weights, (m, n) mixing or the numbers of picked rows; None where the
+    choice needs more than distances, which are then complete, or more time.
     """
     s, points, f = selection, len(D), selection.f
     if s.then is not None:
-        return _choose_mixed(D, s.then), False
+        return _choose_mixed(D, f, s.then), False
     if s.kind == "nnm":
         mixing = np.zeros((points, points))
         faulty = NNM(D, points - f, mixing, np.empty((2, points)))
@@ -293,11 +294,14 @@ def _weigh(D: NDArray[np.float64], s: Selection, weights: Chosen) -> int:
     return faulty
 
 
-def _choose_mixed(D: NDArray[np.float64], then: Selection) -> Chosen | None:
-    """Return what a selection makes of the means of each row's nearest, if no row is faulty."""
+def _choose_mixed(D: NDArray[np.float64], f: int, then: Selection) -> Chosen | None:
+    """Return what a selection makes of the means of each row's n - f nearest.
+
+    None where that needs more than distances, or a row is faulty.
+    """
     n = len(D)
     mixing, mixed, room = np.zeros((n, n)), np.empty((n, n)), np.empty((2, n))
-    if NNM(D, n - then.f, mixing, room) != 0:
+    if NNM(D, n - f, mixing, room) != 0:
         return None
     MIXED(mixing, D, mixed, room)
     chosen, _ = choose(mixed, then)

@@ -162,11 +162,11 @@ class Backend:
             self._known = rows, self._places(rows.tolist())
         return self._known[1]
 
-    def _places(self, places: Sequence[int]) -> _Rows:
+    def _places(self, places: list[int]) -> _Rows:
         n, first = len(places), places[0]
         stride = places[1] - first if n > 1 else 0
         if first and (
-            list(places) == list(range(first, first + n * stride, stride)) if stride else n == 1
+            places == list(range(first, first + n * stride, stride)) if stride else n == 1
         ):
             bits = first | stride | 16
             return _Rows(first, stride, False, bits & -bits, None)
@@ -176,7 +176,7 @@ class Backend:
         address, owner = self._table(places)
         return _Rows(address, 0, True, bits & -bits, owner)
 
-    def _table(self, places: Sequence[int]) -> tuple[int, Any]:
+    def _table(self, places: list[int]) -> tuple[int, Any]:
         address, owner = self.room(8 * len(places))
         for begin in range(0, len(places), TABLE):
             part = places[begin : begin + TABLE]
@@ -310,7 +310,7 @@ class Backend:
 
     def combine(
         self, weights: Matrix | Numbers, rows: Addresses, columns: int, dtype: str,
-        outs: Sequence[int],
+        outs: list[int],
     ) -> None:  # fmt: skip
         """Write the k rows of `weights` (k, n) times X at the k addresses `outs`."""
         if columns and len(outs):
@@ -319,7 +319,7 @@ class Backend:
 
     def _combine(
         self, weights: Pointer, share: float, rows: Addresses, columns: int, dtype: str,
-        outs: Sequence[int],
+        outs: list[int],
     ) -> None:  # fmt: skip
         x, out = self._rows(rows), self._places(outs)
         k = len(outs)
