@@ -309,6 +309,18 @@ def test_equal_rows_give_that_row(spec: str) -> None:
         np.testing.assert_allclose(got, row, rtol=1e-6)
 
 
+@pytest.mark.parametrize("length", [1e160, 1e250, 1e307])
+def test_the_longest_row_still_pulls_the_geometric_median(length: float) -> None:
+    """Its weight is about 1 / length, and its pull as strong as any other's."""
+    for seed in range(40):
+        X = np.random.default_rng(seed).standard_normal((22, 5))
+        X[3] *= length / np.abs(X[3]).max()
+        towards = X / length - fg.geometric_median(X, f=5) / length
+        towards *= length / np.maximum(np.abs(X).max(axis=1), 1.0)[:, None]
+        pull = (towards / np.linalg.norm(towards, axis=1)[:, None]).sum(axis=0)
+        assert np.linalg.norm(pull) < 1e-4
+
+
 def test_liars_that_cancel_do_not_spoil_the_geometric_median() -> None:
     """The products of rows mixed from x and -x may be negative by their rounding."""
     for seed in range(400):

@@ -127,7 +127,7 @@ def _newton(
             change[i] -= system[i, j] * change[j]
         change[i] /= system[i, i]
     for i in range(n):
-        change[i] *= scale[i] * unit[i]
+        change[i] = change[i] * scale[i] * unit[i]  # in this order nothing underflows
         share += change[i]
     for i in range(n):
         change[i] -= share * point[0, i]

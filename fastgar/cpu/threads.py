@@ -19,6 +19,7 @@ from fastgar.cpu import team
 
 __all__ = ["get_threads", "run", "set_threads", "share"]
 
+_counter, _addressof = ctypes.c_int64, ctypes.addressof
 NO_MEMORY = "no memory for a kernel to work in"
 
 Task = tuple[Callable[[], None], "SimpleQueue[None]"]
@@ -115,8 +116,8 @@ def run(function: Callable[..., bool], *arguments: Any, pieces: int) -> None:
     the function returns True once it draws a number of at least `pieces`, or False at once if it
     finds no memory to work in.
     """
-    counter = ctypes.c_int64(0)
-    address = ctypes.addressof(counter)
+    counter = _counter()
+    address = _addressof(counter)
     threads = 1 if pieces <= 1 else min(get_threads(), pieces)
     if threads == 1:
         if not function(address, *arguments):
