@@ -152,7 +152,7 @@ def combine_only(torch: Any, X: Any) -> Call:
         T = arrays.table(X)
         (block,), out = T.blocks, T.empty()
         where = (block.addresses, block.columns, block.dtype)
-        primitives._on(T).combine(chosen, *where, out.blocks[0].addresses)
+        primitives._on(T).combine(chosen, *where, out.places[0])
 
     return call
 
