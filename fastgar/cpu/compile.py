@@ -29,7 +29,7 @@ __all__ = ["SHORT", "Kernel", "Tiered", "address_in_c", "part", "step"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-INTERPRETED = 64  # rows up to which a function of n x n numbers may be interpreted
+INTERPRETED = 68  # points up to which functions of them may be interpreted: 64 rows, references
 SHORT = 0.001, 0.01  # what `Tiered` takes for functions of a millisecond or less
 
 
