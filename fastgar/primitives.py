@@ -105,7 +105,7 @@ class Statistic:
         return low, high, np.array(self.weights, dtype=np.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """A choice of rows that a backend makes from their distances by itself.
 

@@ -11,6 +11,7 @@ this quickly.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import inf, nan, sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from fastgar.cpu.compile import SHORT, Tiered, step
 from fastgar.cpu.distances import complete
 from fastgar.cpu.geometric import FOUND, LINES, descend
-from fastgar.cpu.mixed import MIXED, ROWS
+from fastgar.cpu.mixed import ROWS, mixed_distances
 from fastgar.cpu.subsets import SUMMABLE, closest, every
 from fastgar.errors import TooManyFaults
 from fastgar.geometry import FAR
@@ -138,6 +139,15 @@ def nnm(D: Any, kept: int, mixing: Any, room: Any) -> int:
 
 
 @step
+def mixed_by_nnm(D: Any, kept: int, mixing: Any, mixed: Any, room: Any) -> int:
+    """Write what `nnm` does and, unless a row is faulty, the distances of the mixed rows."""
+    faulty: int = nnm(D, kept, mixing, room)
+    if faulty == 0:
+        mixed_distances(mixing, D, mixed, room)
+    return faulty
+
+
+@step
 def repeated_krum(D: Any, f: int, picks: Any, lines: Any, room: Any) -> int:
     """Write n - 2f picks, each by Krum among the rows that are left; return how many are bad.
 
@@ -203,12 +213,10 @@ def subset(D: Any, subsets: Any, summed: bool, weights: Any, widths: Any) -> int
 
 
 @step
-def geometric_median(
-    D: Any, far: float, tol: float, max_iter: int, weights: Any, room: Any, squares: Any
-) -> int:
+def geometric_median(D: Any, far: float, tol: float, max_iter: int, weights: Any, room: Any) -> int:
     """Write the weights of the geometric median; return 0 (-1 where a row is too `far` squared).
 
-    `room` is one line more than `descend` needs, and `squares` two matrices like D.
+    `room` is one line more than `descend` needs, and then two matrices like D.
     """
     complete(D, True)
     n, pivot, usual = len(D), 0, inf
@@ -216,14 +224,14 @@ def geometric_median(
         _sort(D[i], True, n // 2 + 1, room[0])
         if room[0, n // 2] < usual:
             pivot, usual = i, room[0, n // 2]
-    unit, gram = room[LINES], squares[0]
+    unit, gram, system = room[LINES], room[LINES + 1 : LINES + 1 + n], room[LINES + 1 + n :]
     for i in range(n):
         if D[pivot, i] == inf or D[pivot, i] > far * usual or usual == 0.0:
             return -1
         unit[i] = 1.0
         for j in range(n):
             gram[i, j] = (D[pivot, j] + D[pivot, i] - D[i, j]) * 0.5
-    if descend(gram, unit[:n], tol, max_iter, room, squares[1]) > tol:
+    if descend(gram, unit, tol, max_iter, room, system) > tol:
         return -1
     for i in range(n):
         weights[i] = room[FOUND, i]
@@ -233,12 +241,14 @@ def geometric_median(
 KRUM = Tiered(krum, *SHORT)
 CGE = Tiered(cge, *SHORT)
 NNM = Tiered(nnm, *SHORT)
+MIXED_BY_NNM = Tiered(mixed_by_nnm, 0.0, SHORT[1])
 REPEATED_KRUM = Tiered(repeated_krum, *SHORT)
 CENTERED_CLIPPING = Tiered(centered_clipping, *SHORT)
 SUBSET = Tiered(subset, *SHORT)
 GEOMETRIC_MEDIAN = Tiered(geometric_median, *SHORT)
 
 
+@lru_cache(maxsize=256)
 def makes(selection: Selection, n: int) -> bool:
     """Return whether `choose` makes this choice among n rows."""
     kind, then = selection.kind, selection.then
@@ -285,8 +295,8 @@ def _weigh(D: NDArray[np.float64], s: Selection, weights: Chosen) -> int:
     elif s.kind == "centered_clipping":
         faulty = CENTERED_CLIPPING(D, s.tau, weights, np.empty((1, 8)))
     elif s.kind == "geometric_median":
-        room, squares = np.zeros((LINES + 1, points)), np.empty((2, points, points))
-        faulty = GEOMETRIC_MEDIAN(D, FAR**2, s.tol, s.max_iter, weights, room, squares)
+        room = np.zeros((LINES + 1 + 2 * points, points))
+        faulty = GEOMETRIC_MEDIAN(D, FAR**2, s.tol, s.max_iter, weights, room)
     else:
         subsets = every(points, points - s.f)
         assert subsets is not None
@@ -301,9 +311,8 @@ def _choose_mixed(D: NDArray[np.float64], f: int, then: Selection) -> Chosen | N
     """
     n = len(D)
     mixing, mixed, room = np.zeros((n, n)), np.empty((n, n)), np.empty((2, n))
-    if NNM(D, n - f, mixing, room) != 0:
+    if MIXED_BY_NNM(D, n - f, mixing, mixed, room) != 0:
         return None
-    MIXED(mixing, D, mixed, room)
     chosen, _ = choose(mixed, then)
     if chosen is None or chosen.ndim == 1:
         return chosen if chosen is None else mixing[chosen]
