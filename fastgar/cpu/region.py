@@ -6,10 +6,10 @@ as long as a kernel takes to read 100,000 columns.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 
@@ -17,10 +17,11 @@ from fastgar.cpu.compile import Kernel, address_in_c
 from fastgar.cpu.tiles import element, intrinsic, put_integer
 from fastgar.cpu.vectors import I64
 
-__all__ = ["failed", "task", "thread"]
+__all__ = ["task", "thread"]
 
 # At most. In 64-bit calling conventions a function takes no notice of arguments it does not have.
 ARGUMENTS = 24
+_Task = ctypes.c_int64 * (2 + ARGUMENTS)
 
 
 @intrinsic
@@ -49,16 +50,9 @@ def thread() -> int | None:
 
 
 def task(entry: Callable[..., Any], arguments: Sequence[int]) -> Any:
-    """Return the task to call a kernel, as an array; None if this is no kernel."""
+    """Return the task to call a kernel; None if this is no kernel.
+
+    That is an array of integers, the last of which is 1 once the kernel returned False somewhere.
+    """
     place = address_in_c(entry)
-    if place is None:
-        return None
-    numbers = np.zeros(2 + ARGUMENTS, dtype=np.int64)
-    numbers[0] = place
-    numbers[1 : 1 + len(arguments)] = arguments
-    return numbers
-
-
-def failed(task: Any) -> bool:
-    """Return whether the kernel returned False in some thread."""
-    return bool(task[-1])
+    return None if place is None else _Task(place, *arguments)

@@ -13,24 +13,37 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["parallel"]
 
-# GOMP_parallel(body, data, threads, flags), which GNU's, LLVM's and Intel's libraries all have:
-# None until torch is there, False where there is none or it must not be used.
-_enter: Callable[..., Any] | bool | None = None
+
+class _Team(NamedTuple):
+    """What a parallel region takes. Nothing is looked up twice: between two reads of large arrays
+    whatever Python touches comes from memory, which takes as long as 10,000 columns of a kernel."""
+
+    enter: Callable[..., Any]  # GOMP_parallel(body, data, threads, flags) of GNU, LLVM or Intel
+    size: Callable[[], int]
+    body: int
+    task: Callable[..., Any]
 
 
-def _find(torch: Any) -> Callable[..., Any] | bool:
-    """Return GOMP_parallel as torch itself would call it, or False."""
+_MAIN = threading.main_thread().ident
+_team: _Team | bool | None = None  # None until torch is there, False if it cannot or must not be
+
+
+def _find(torch: Any) -> _Team | bool:
+    """Return the team of torch's OpenMP, or False."""
+    from fastgar.cpu import region
+
     try:
-        enter: Any = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+        enter: Any = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # as torch itself would call it
     except (OSError, AttributeError, TypeError):  # another kind of build
         return False
     enter.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     enter.restype = None
-    return enter  # type: ignore[no-any-return]
+    body = region.thread()
+    return False if body is None else _Team(enter, torch.get_num_threads, body, region.task)
 
 
 def parallel(entry: Callable[..., bool], arguments: Sequence[int], threads: int) -> bool | None:
@@ -39,31 +52,27 @@ def parallel(entry: Callable[..., bool], arguments: Sequence[int], threads: int)
     Returns whether it returned True in all of them, or None if it cannot be called like that. Only
     for the main thread: any other would be given a team of its own.
     """
-    global _enter
-    if _enter is False:
+    global _team
+    if _team is False or threading.get_ident() != _MAIN:
         return None
-    torch = sys.modules.get("torch")
-    if torch is None or threading.get_ident() != threading.main_thread().ident:
-        return None
-    if _enter is None:
-        if not hasattr(torch, "get_num_threads"):  # still being imported
+    if _team is None:
+        torch = sys.modules.get("torch")
+        if not hasattr(torch, "get_num_threads"):  # not there, or still being imported
             return None
-        _enter = _find(torch)
-    if not callable(_enter) or torch.get_num_threads() != threads:
+        _team = _find(torch)
+    if not isinstance(_team, _Team) or _team.size() != threads:
         return None  # a team of another size: OpenMP would end threads and start them again
-    from fastgar.cpu import region
-
-    task = region.task(entry, arguments)
+    task = _team.task(entry, arguments)
     if task is None:
         return None
-    _enter(region.thread(), task.ctypes.data, threads, 0)
-    return not region.failed(task)
+    _team.enter(_team.body, task, threads, 0)
+    return not task[-1]
 
 
 def _abandon() -> None:
     """In a forked child OpenMP waits for ever for threads that it does not have."""
-    global _enter
-    _enter = False
+    global _team
+    _team = False
 
 
 if hasattr(os, "register_at_fork"):
