@@ -14,7 +14,7 @@ from fastgar.cpu import CHUNK
 from fastgar.cpu import columns as column_kernels
 from fastgar.cpu.combine import COMBINE, COPY, PART
 from fastgar.cpu.combine import STEP as COMBINE_STEP
-from fastgar.cpu.distances import ADD_IN_ORDER, COMPLETE, OVERFLOWS, PARTIALS, SPAN
+from fastgar.cpu.distances import COMPLETE, PARTIALS, SPAN
 from fastgar.cpu.selection import choose as select
 from fastgar.cpu.selection import makes
 from fastgar.cpu.threads import get_threads, run
@@ -140,39 +140,58 @@ def _accumulate(
     centre = (pivot, _address_or_0(scales))
     chunks = -(-columns // CHUNK)
     slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
-    partials = np.zeros((slots, points, points))
-    flags = np.empty(slots, dtype=np.int64)
+    sums = np.zeros((1 + slots, points, points))  # of all chunks before, and of each chunk
+    flags = np.zeros(slots, dtype=np.int64)
 
-    def compute(kind: int, first: int, count: int, only: int) -> None:
+    def compute(kind: int, first: int, count: int, flags: int) -> None:
         staged = products or code != kind
         constants = (int(staged), points % BLOCK, int(products), code, kind)
         run(
-            PARTIALS.specialised(*constants), *source, first, count, only, address(partials),
+            PARTIALS.specialised(*constants), *source, first, count, flags, address(sums[1:]),
             *centre, *constants,
             pieces=count,
         )  # fmt: skip
 
     for first in range(0, chunks, slots):
         count = min(slots, chunks - first)
-        batch = partials if count == slots else partials[:count]
         if first:
-            batch[:] = 0.0
-        compute(DOUBLE if double else SINGLE, first, count, 0)
-        checked = flags[:0] if double else flags[:count]
-        if not ADD_IN_ORDER(total, batch, checked):  # float32 overflowed: those again in float64
-            batch[checked != 0] = 0.0
-            compute(DOUBLE, first, count, address(flags))
-            ADD_IN_ORDER(total, batch, flags[:0])
+            sums[:] = 0.0
+        sums[0] = total
+        if double:
+            compute(DOUBLE, first, count, 0)
+        else:
+            compute(SINGLE, first, count, address(flags))
+            if flags.any() and _overflowed(sums[1 : 1 + count], flags[:count]):
+                sums[1:][flags != 0] = 0.0
+                compute(DOUBLE, first, count, address(flags))
+                flags[:] = 0
+        np.add.reduce(sums[: 1 + count], out=total)  # matrix after matrix
 
 
-def _fill(total: Matrix, rows: Addresses, columns: int, code: int, kind: int) -> None:
-    """Write the distances over the columns of one chunk to `total`, which holds zeros."""
+def _overflowed(sums: Matrix, flags: NDArray[np.int64]) -> bool:
+    """Keep the flags of matrices with two finite rows infinitely far apart; return if any.
+
+    Those are to be computed again in float64.
+    """
+    sound = sums.diagonal(axis1=1, axis2=2) == 0.0
+    apart = np.isinf(sums) & sound[:, :, np.newaxis] & sound[:, np.newaxis]
+    flags &= apart.any(axis=(1, 2))
+    return bool(flags.any())
+
+
+def _fill(total: Matrix, rows: Addresses, columns: int, code: int, kind: int) -> bool:
+    """Write the distances over the columns of one chunk to `total`, which holds zeros.
+
+    Returns whether one is infinite in single precision.
+    """
     points, moves = len(rows), _moves(rows, columns)
     constants = (int(code != kind), points % BLOCK, 0, code, kind)
     source = (address(rows), _address_or_0(moves), points, columns)
-    only_chunk, place = (0, 1, 0), address(total)
+    flag = ctypes.c_int64()
+    only_chunk, place = (0, 1, _addressof(flag) if kind == SINGLE else 0), address(total)
     entry = PARTIALS.specialised(*constants)
     run(entry, *source, *only_chunk, place, 0, 0, *constants, pieces=1)
+    return flag.value != 0
 
 
 def add_distances(
@@ -188,8 +207,8 @@ def add_distances(
         _accumulate(total, rows, columns, dtype)
     else:  # one matrix, which need not be added to zeros
         code = CODES[dtype]
-        _fill(total, rows, columns, code, max(code, SINGLE))
-        if code != DOUBLE and OVERFLOWS(total):
+        infinite = _fill(total, rows, columns, code, max(code, SINGLE))
+        if infinite and _overflowed(total[np.newaxis], np.ones(1, np.int64)):
             total[:] = 0.0
             _fill(total, rows, columns, code, DOUBLE)
 

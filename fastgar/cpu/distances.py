@@ -38,8 +38,10 @@ SPAN = 1024  # columns over which sums stay in vectors
 OWN, OTHERS = 5, 8  # how the times compare that pairs within a block and between two blocks take
 
 
-def _soon(b: Any, table: Any, points: Any, done: Any, whole: Any, work: int) -> list[Any]:
-    """Return the starts of the rows whose next span memory is to bring while a block is computed.
+def _soon(
+    b: Any, table: Any, ahead: Any, points: Any, done: Any, whole: Any, work: int
+) -> list[Any]:
+    """Return where memory is to fetch from while a block is computed: `ahead` in some of the rows.
 
     Each block fetches a few of the rows, so that memory is as busy all the time: the first rows in
     the share of the `whole` work that is done, up to those in what is then done. At most four.
@@ -50,13 +52,14 @@ def _soon(b: Any, table: Any, points: Any, done: Any, whole: Any, work: int) -> 
     last = b.sub(end, ir.Constant(I64, 1))
     last = b.select(b.icmp_signed("<", first, last), last, first)
     rows = [b.add(first, ir.Constant(I64, k)) for k in range(4)]
-    return [element(b, table, b.select(b.icmp_signed("<", row, last), row, last)) for row in rows]
+    rows = [b.select(b.icmp_signed("<", row, last), row, last) for row in rows]
+    return [b.add(element(b, table, row), ahead) for row in rows]
 
 
 @literal
 def _pairs(
-    typingctx: Any, table: Any, i: Any, j: Any, vectors: Any, partial: Any, points: Any, done: Any,
-    whole: Any, a: Any, b: Any, triangle: Any, products: Any, dtype: Any,
+    typingctx: Any, table: Any, i: Any, j: Any, vectors: Any, ahead: Any, partial: Any, points: Any,
+    done: Any, whole: Any, a: Any, b: Any, triangle: Any, products: Any, dtype: Any,
 ) -> Any:  # fmt: skip
     """Add the block of rows i to i + a against rows j to j + b to the partial matrix.
 
@@ -65,7 +68,7 @@ def _pairs(
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        table_, i_, j_, vectors_, partial_, points_, done_, whole_ = args[:8]
+        table_, i_, j_, vectors_, ahead_, partial_, points_, done_, whole_ = args[:9]
         v = Vectors(builder, DTYPES[dtype.literal_value])
         rows, others = a.literal_value, b.literal_value
         own = triangle.literal_value
@@ -81,13 +84,12 @@ def _pairs(
 
         left = starts(i_, rows)
         right = left if own else starts(j_, others)
-        soon = _soon(builder, table_, points_, done_, whole_, OWN if own else OTHERS)
-        ahead = ir.Constant(I64, SPAN * v.itemsize)
+        soon = _soon(builder, table_, ahead_, points_, done_, whole_, OWN if own else OTHERS)
         totals = [cgutils.alloca_once_value(builder, v.constant(0.0)) for _ in pairs]
         with cgutils.for_range(builder, vectors_) as loop:
             offset = builder.mul(loop.index, ir.Constant(I64, v.stored))
             for start in soon:
-                v.prefetch(start, builder.add(offset, ahead))
+                v.prefetch(start, offset)
             x = [v.load(start, offset) for start in left]
             y = x if own else [v.load(start, offset) for start in right]
             for (p, q), total in zip(pairs, totals, strict=True):
@@ -117,14 +119,14 @@ def _pairs(
         return context.get_dummy_value()
 
     signature = types.void(
-        table, i, j, vectors, partial, points, done, whole, a, b, triangle, products, dtype
+        table, i, j, vectors, ahead, partial, points, done, whole, a, b, triangle, products, dtype
     )
     return signature, codegen
 
 
 @part
 def _all_pairs(  # type: ignore[no-untyped-def]
-    table, vectors, partial, points, rest, products, compute
+    table, vectors, ahead, partial, points, rest, products, compute
 ):  # fmt: skip
     """Add all pairs of points; `rest`, a compile-time constant, is points % BLOCK."""
     end = points - rest
@@ -133,22 +135,26 @@ def _all_pairs(  # type: ignore[no-untyped-def]
     done = 0
     for i in range(0, end, BLOCK):
         _pairs(
-            table, i, i, vectors, partial, points, done, whole, BLOCK, BLOCK, 1, products, compute
-        )
+            table, i, i, vectors, ahead, partial, points, done, whole, BLOCK, BLOCK, 1, products,
+            compute,
+        )  # fmt: skip
         done += OWN
         for j in range(i + BLOCK, end, BLOCK):
             _pairs(
-                table, i, j, vectors, partial, points, done, whole, BLOCK, BLOCK, 0, products,
-                compute,
+                table, i, j, vectors, ahead, partial, points, done, whole, BLOCK, BLOCK, 0,
+                products, compute,
             )  # fmt: skip
             done += OTHERS
         if rest:
             _pairs(
-                table, i, end, vectors, partial, points, done, whole, BLOCK, rest, 0, products,
-                compute,
+                table, i, end, vectors, ahead, partial, points, done, whole, BLOCK, rest, 0,
+                products, compute,
             )  # fmt: skip
             done += OTHERS
-    _pairs(table, end, end, vectors, partial, points, done, whole, rest, rest, 1, products, compute)
+    _pairs(
+        table, end, end, vectors, ahead, partial, points, done, whole, rest, rest, 1, products,
+        compute,
+    )  # fmt: skip
 
 
 @literal
@@ -189,10 +195,14 @@ def _copy_row(
 
 
 def _partials(  # type: ignore[no-untyped-def]
-    counter, rows, moves, points, columns, first, pieces, only, partials, pivot, scales,
+    counter, rows, moves, points, columns, first, pieces, flags, partials, pivot, scales,
     staged, rest, products, dtype, compute,
 ):  # fmt: skip
-    """Add to the (zero) partial matrix of each piece what chunk number first + piece holds."""
+    """Add to the (zero) partial matrix of each piece what chunk number first + piece holds.
+
+    In float32 each piece gets a flag: whether something in its matrix is infinite. In float64 only
+    the pieces with a flag are done, if there are `flags`.
+    """
     lanes, size = lanes_of(compute), itemsize_of(dtype)
     pitch = SPAN * itemsize_of(compute) + 64  # no power of two: rows would share cache sets
     scratch = allocate(64 + points * (pitch + 8))
@@ -200,75 +210,49 @@ def _partials(  # type: ignore[no-untyped-def]
         return False
     tile = (scratch + 63) // 64 * 64
     table = tile + points * pitch  # where each row goes on
-    each = 1 + pieces // 32 if pieces < 256 else 8  # in a row, so that prefetching is not in vain
-    while True:
-        begins = take(counter) * each
-        if begins >= pieces:
-            break
-        ends = begins + each if begins + each < pieces else pieces
-        for piece in range(begins, ends):
-            if only and integer_at(only, piece) == 0:
-                continue
-            start = (first + piece) * CHUNK
-            stop = min(start + CHUNK, columns)
-            partial = partials + piece * points * points * 8
-            for begin in range(start, stop, SPAN):
-                count = min(SPAN, stop - begin)
-                for i in range(points):
-                    move = integer_at(moves, i) if moves else 1
-                    put_integer(table, i, integer_at(rows, i) + begin * size * move)
-                done = 0 if staged else count - count % lanes
-                for copied in range(done == 0, 1 + (done < count)):
-                    vectors = done // lanes
-                    if copied:  # widened, centred or too few for a vector: a copy in the cache
-                        left = count - done
-                        vectors = (left + lanes - 1) // lanes
-                        centre = integer_at(table, pivot) if scales else 0
-                        for i in range(points):
-                            scale = number_at(scales, i, DOUBLE) if scales else 1.0
-                            read = left if scale != 0.0 else 0  # scale 0 means not read
-                            source, place = integer_at(table, i) + done * size, tile + i * pitch
-                            _copy_row(
-                                source, read, vectors * lanes, place, centre, scale, dtype, compute
-                            )
-                        for i in range(points):
-                            put_integer(table, i, tile + i * pitch)
-                    _all_pairs(table, vectors, partial, points, rest, products, compute)
+    following = take(counter)
+    while following < pieces:
+        piece, following = following, take(counter)  # known early: memory is to fetch its start
+        if compute == DOUBLE and flags and integer_at(flags, piece) == 0:
+            continue
+        start = (first + piece) * CHUNK
+        stop = min(start + CHUNK, columns)
+        partial = partials + piece * points * points * 8
+        for begin in range(start, stop, SPAN):
+            count = min(SPAN, stop - begin)
+            ahead = SPAN * size
+            if begin + SPAN >= stop:
+                ahead = ((first + following) * CHUNK - begin) * size if following < pieces else 0
+            for i in range(points):
+                move = integer_at(moves, i) if moves else 1
+                put_integer(table, i, integer_at(rows, i) + begin * size * move)
+            done = 0 if staged else count - count % lanes
+            for copied in range(done == 0, 1 + (done < count)):
+                vectors = done // lanes
+                if copied:  # widened, centred or too few for a vector: a copy in the cache
+                    left = count - done
+                    vectors = (left + lanes - 1) // lanes
+                    centre = integer_at(table, pivot) if scales else 0
+                    for i in range(points):
+                        scale = number_at(scales, i, DOUBLE) if scales else 1.0
+                        read = left if scale != 0.0 else 0  # scale 0 means not read
+                        source, place = integer_at(table, i) + done * size, tile + i * pitch
+                        _copy_row(
+                            source, read, vectors * lanes, place, centre, scale, dtype, compute
+                        )
+                    for i in range(points):
+                        put_integer(table, i, tile + i * pitch)
+                _all_pairs(table, vectors, ahead, partial, points, rest, products, compute)
+        if compute != DOUBLE:
+            found = 0
+            for pair in range(points * points):
+                found |= number_at(partial, pair, DOUBLE) == inf
+            put_integer(flags, piece, found)
     release(scratch)
     return True
 
 
 PARTIALS = Kernel(_partials, 11)
-
-
-@step
-def overflows(matrix: Any) -> bool:
-    """Return whether a pair of finite rows is infinitely far apart."""
-    for i in range(len(matrix)):
-        for j in range(i + 1, len(matrix)):
-            if matrix[i, j] == inf and matrix[i, i] == 0.0 and matrix[j, j] == 0.0:
-                return True
-    return False
-
-
-@step
-def add_in_order(total: Any, partials: Any, flags: Any) -> bool:
-    """Add the upper triangles of the partial matrices to `total`, first to last.
-
-    Unless a pair of finite rows is infinitely far apart somewhere: then those matrices are flagged,
-    nothing is added, and the result is False. No `flags`, no such check.
-    """
-    sound = True
-    for piece in range(len(flags)):
-        flags[piece] = overflows(partials[piece])
-        if flags[piece]:
-            sound = False
-    if sound:
-        for piece in range(len(partials)):
-            for i in range(len(total)):
-                for j in range(i, len(total)):
-                    total[i, j] += partials[piece, i, j]
-    return sound
 
 
 @step
@@ -284,6 +268,4 @@ def complete(total: Any, distances: bool) -> None:
             total[i, i] = inf
 
 
-OVERFLOWS = Tiered(overflows, *SHORT)
-ADD_IN_ORDER = Tiered(add_in_order)
 COMPLETE = Tiered(complete, *SHORT)
