@@ -161,7 +161,7 @@ def _accumulate(
             compute(DOUBLE, first, count, 0)
         else:
             compute(SINGLE, first, count, address(flags))
-            if flags.any() and _overflowed(sums[1 : 1 + count], flags[:count]):
+            if np.count_nonzero(flags) and _overflowed(sums[1 : 1 + count], flags[:count]):
                 sums[1:][flags != 0] = 0.0
                 compute(DOUBLE, first, count, address(flags))
                 flags[:] = 0
@@ -238,12 +238,12 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: li
         for out, row in zip(outs, weights, strict=True):
             view(out, columns, dtype)[:] = _not_a_number(dtype) if np.isnan(row).any() else 0
         return
+    size = ITEMSIZE[dtype]
+    if count == k == 1 and weights.item(used.item()) == 1.0:
+        _copy(rows.item(used.item()), outs[0], columns * size)
+        return
     if count < len(rows):
         weights, rows = weights.take(used, 1), rows.take(used)
-    size = ITEMSIZE[dtype]
-    if count == k == 1 and weights.item(0) == 1.0:
-        _copy(rows.item(0), outs[0], columns * size)
-        return
     narrow = weights.astype(COMPUTED[dtype], "C")
     width = 4 * LANES[dtype]
     short = columns < width
