@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -136,6 +138,28 @@ def test_distances_of_finite_rows_do_not_overflow(dtype):
     D = primitives.sqdist(arrays.table(X))
     assert np.isfinite(D).all()
     np.testing.assert_allclose(D, distances(X), rtol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [100, 3 * CHUNK])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_distances_do_not_overflow_beside_faulty_rows(dtype, columns):
+    X = sample(6, columns, dtype)
+    X[1, 50], X[2, -1], X[4, 7] = (DTYPES[dtype](x) for x in (3e38, np.inf, np.nan))
+    D = primitives.sqdist(arrays.table(X))
+    finite = [0, 1, 3, 5]
+    assert np.isinf(D[[2, 4]]).all() and np.isinf(D[:, [2, 4]]).all()
+    np.testing.assert_allclose(D[np.ix_(finite, finite)], distances(X[finite]), rtol=1e-5)
+
+
+def test_distances_that_overflow_in_float64_are_infinite_without_a_warning():
+    """Also where the sum over each chunk is finite and only their sum is not."""
+    X = np.zeros((3, 2 * CHUNK))
+    X[0], X[1] = 1.2e152, -1e151
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        D = primitives.sqdist(arrays.table(X))
+    assert D[0, 1] == np.inf
+    assert np.array_equal(D.diagonal(), [0, 0, 0])
 
 
 def test_rows_of_any_layout_give_the_same_distances():

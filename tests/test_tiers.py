@@ -134,7 +134,7 @@ def test_both_ways_choose_the_same(choice, kind, monkeypatch):
 
 
 SEARCHING = {
-    "balance": (variance, variance.minimum_variance_subset),
+    "shift": (variance, variance.minimum_variance_subset),
     "lighter": (variance, variance.minimum_variance_subset),
     "swap": (variance, variance.minimum_variance_subset),
     "width": (spectrum, spectrum.minimum_spectral_subset),

@@ -140,14 +140,14 @@ def _accumulate(
     centre = (pivot, _address_or_0(scales))
     chunks = -(-columns // CHUNK)
     slots = min(chunks, max(get_threads(), PARTIAL_BYTES // (8 * points * points)))
-    sums = np.zeros((1 + slots, points, points))  # of all chunks before, and of each chunk
+    sums = np.zeros((1 + slots, points, points))  # first the total so far, then of each chunk
     flags = np.zeros(slots, dtype=np.int64)
 
-    def compute(kind: int, first: int, count: int, flags: int) -> None:
+    def compute(kind: int, first: int, count: int, flagged: int) -> None:
         staged = products or code != kind
         constants = (int(staged), points % BLOCK, int(products), code, kind)
         run(
-            PARTIALS.specialised(*constants), *source, first, count, flags, address(sums[1:]),
+            PARTIALS.specialised(*constants), *source, first, count, flagged, address(sums[1:]),
             *centre, *constants,
             pieces=count,
         )  # fmt: skip
@@ -165,13 +165,14 @@ def _accumulate(
                 sums[1:][flags != 0] = 0.0
                 compute(DOUBLE, first, count, address(flags))
                 flags[:] = 0
-        np.add.reduce(sums[: 1 + count], out=total)  # matrix after matrix
+        with np.errstate(over="ignore"):
+            np.add.reduce(sums[: 1 + count], out=total)  # matrix after matrix
 
 
 def _overflowed(sums: Matrix, flags: NDArray[np.int64]) -> bool:
-    """Keep the flags of matrices with two finite rows infinitely far apart; return if any.
+    """Clear the flags of matrices whose infinities all concern non-finite rows.
 
-    Those are to be computed again in float64.
+    Returns whether a flag is left: those matrices are to be computed again in float64.
     """
     sound = sums.diagonal(axis1=1, axis2=2) == 0.0
     apart = np.isinf(sums) & sound[:, :, np.newaxis] & sound[:, np.newaxis]
@@ -182,7 +183,7 @@ def _overflowed(sums: Matrix, flags: NDArray[np.int64]) -> bool:
 def _fill(total: Matrix, rows: Addresses, columns: int, code: int, kind: int) -> bool:
     """Write the distances over the columns of one chunk to `total`, which holds zeros.
 
-    Returns whether one is infinite in single precision.
+    Returns whether one is infinite; in float64 always False.
     """
     points, moves = len(rows), _moves(rows, columns)
     constants = (int(code != kind), points % BLOCK, 0, code, kind)

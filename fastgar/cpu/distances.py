@@ -41,7 +41,7 @@ OWN, OTHERS = 5, 8  # how the times compare that pairs within a block and betwee
 def _soon(
     b: Any, table: Any, ahead: Any, points: Any, done: Any, whole: Any, work: int
 ) -> list[Any]:
-    """Return where memory is to fetch from while a block is computed: `ahead` in some of the rows.
+    """Return where memory is to fetch from while a block is computed: `ahead` bytes on, in rows.
 
     Each block fetches a few of the rows, so that memory is as busy all the time: the first rows in
     the share of the `whole` work that is done, up to those in what is then done. At most four.
@@ -164,7 +164,7 @@ def _copy_row(
 ) -> Any:  # fmt: skip
     """Write scale * (source - pivot), `count` numbers of the computing type, at `target`.
 
-    `pivot` 0: just the numbers. Zeros follow up to `padded`. LLVM makes vectors of these loops.
+    `pivot` 0: just the numbers. Zeros follow up to `padded`.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
@@ -183,9 +183,19 @@ def _copy_row(
                 centre = v.load_one(pivot_, offset, wide.scalar)
                 difference = b.fsub(v.load_one(source_, offset, wide.scalar), centre)
                 write(loop.index, b.fmul(wide.narrowed(scale_), difference))
-            with plain, cgutils.for_range(b, count_) as loop:
-                offset = b.mul(loop.index, ir.Constant(I64, v.itemsize))
-                write(loop.index, v.load_one(source_, offset, wide.scalar))
+            with plain:
+                done = ir.Constant(I64, 0)
+                if v.lanes == wide.lanes:  # halves are widened by the vector
+                    lanes = ir.Constant(I64, v.lanes)
+                    vectors = b.sdiv(count_, lanes)
+                    done = b.mul(vectors, lanes)
+                    with cgutils.for_range(b, vectors) as loop:
+                        numbers = v.load(source_, b.mul(loop.index, ir.Constant(I64, v.stored)))
+                        place = b.mul(loop.index, ir.Constant(I64, wide.stored))
+                        wide.store(numbers, target_, place)
+                with cgutils.for_range(b, count_, start=done) as loop:
+                    offset = b.mul(loop.index, ir.Constant(I64, v.itemsize))
+                    write(loop.index, v.load_one(source_, offset, wide.scalar))
         with cgutils.for_range(b, padded_, start=count_) as loop:
             write(loop.index, ir.Constant(wide.scalar, 0.0))
         return context.get_dummy_value()
@@ -200,8 +210,8 @@ def _partials(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Add to the (zero) partial matrix of each piece what chunk number first + piece holds.
 
-    In float32 each piece gets a flag: whether something in its matrix is infinite. In float64 only
-    the pieces with a flag are done, if there are `flags`.
+    In float32 each piece gets a flag: whether something in its matrix is infinite. In float64
+    `flags`, unless 0, say which pieces to do.
     """
     lanes, size = lanes_of(compute), itemsize_of(dtype)
     pitch = SPAN * itemsize_of(compute) + 64  # no power of two: rows would share cache sets
@@ -212,8 +222,9 @@ def _partials(  # type: ignore[no-untyped-def]
     table = tile + points * pitch  # where each row goes on
     following = take(counter)
     while following < pieces:
-        piece, following = following, take(counter)  # known early: memory is to fetch its start
+        piece = following
         if compute == DOUBLE and flags and integer_at(flags, piece) == 0:
+            following = take(counter)
             continue
         start = (first + piece) * CHUNK
         stop = min(start + CHUNK, columns)
@@ -221,7 +232,8 @@ def _partials(  # type: ignore[no-untyped-def]
         for begin in range(start, stop, SPAN):
             count = min(SPAN, stop - begin)
             ahead = SPAN * size
-            if begin + SPAN >= stop:
+            if begin + SPAN >= stop:  # the last span: memory is to fetch the first of what follows
+                following = take(counter)
                 ahead = ((first + following) * CHUNK - begin) * size if following < pieces else 0
             for i in range(points):
                 move = integer_at(moves, i) if moves else 1

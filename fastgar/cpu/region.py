@@ -52,7 +52,7 @@ def thread() -> int | None:
 def task(entry: Callable[..., Any], arguments: Sequence[int]) -> Any:
     """Return the task to call a kernel; None if this is no kernel.
 
-    That is an array of integers, the last of which is 1 once the kernel returned False somewhere.
+    That is an array of integers, the last of which is 1 once the kernel returned False in a thread.
     """
     place = address_in_c(entry)
     return None if place is None else _Task(place, *arguments)

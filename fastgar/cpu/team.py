@@ -23,9 +23,9 @@ class _Team(NamedTuple):
     whatever Python touches comes from memory, which takes as long as 10,000 columns of a kernel."""
 
     enter: Callable[..., Any]  # GOMP_parallel(body, data, threads, flags) of GNU, LLVM or Intel
-    size: Callable[[], int]
-    body: int
-    task: Callable[..., Any]
+    size: Callable[[], int]  # torch.get_num_threads
+    body: int  # address of the C function that each thread calls
+    task: Callable[..., Any]  # what makes the data for it
 
 
 _MAIN = threading.main_thread().ident
@@ -56,10 +56,10 @@ def parallel(entry: Callable[..., bool], arguments: Sequence[int], threads: int)
     if _team is False or threading.get_ident() != _MAIN:
         return None
     if _team is None:
-        torch = sys.modules.get("torch")
-        if not hasattr(torch, "get_num_threads"):  # not there, or still being imported
+        size = getattr(sys.modules.get("torch"), "get_num_threads", None)
+        if size is None or size() != threads:  # no torch, or still being imported
             return None
-        _team = _find(torch)
+        _team = _find(sys.modules["torch"])
     if not isinstance(_team, _Team) or _team.size() != threads:
         return None  # a team of another size: OpenMP would end threads and start them again
     task = _team.task(entry, arguments)

@@ -157,7 +157,7 @@ def _beside(
             done.get()
             helpers -= 1
         except KeyboardInterrupt as error:
-            counter.value = pieces  # nothing more to take: the helpers stop at the next piece
+            counter.value = pieces  # nothing more to take: helpers end with what they have taken
             errors.append(error)
     if errors:
         raise errors[0]

@@ -94,11 +94,11 @@ def _score(split: Any, order: Any, status: Any, sums: Any, removals: Any, score:
 def _shift(
     split: Any, order: Any, sums: Any, removals: Any, cost: Any, turn: Any, pace: Any, scratch: Any
 ) -> bool:
-    """Shift the split towards the one with the least bound, and sort `order` by it.
+    """Take step number `turn` towards the split with the least bound, and sort `order` by it.
 
-    Subgradient step number `turn`: where row i chose row j but not the other way round, i's part
-    grows and j's shrinks, by `pace` of Polyak's step length for a target at the known `cost`.
-    Returns whether another step may help.
+    A subgradient step: where row i chose row j but not the other way round, i's part grows and j's
+    shrinks, by `pace` of Polyak's step length for a target at the known `cost`. `order` comes
+    sorted. Returns whether another step may help.
     """
     score, top, status, chosen = scratch  # all zeros at first: every row is free
     n = status.size

@@ -46,7 +46,7 @@ from .adversary import Adversary
 from .config import Config, schedule
 from .data import Data, load
 from .metrics import Recorder
-from .models import build
+from .models import build, fit
 from .ranks import Ranks
 from .result import Evaluation, Result, Seconds
 from .resume import resume, state_of
@@ -101,6 +101,13 @@ def run(
     >>> result.accuracy > 0.8, result.stopped
     (True, None)
     """
+    if not isinstance(model, (str, nn.Module)):
+        raise TypeError(f"model must be a name or a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(data, (str, Data)):
+        raise TypeError(
+            "data must be the name of a data set or a fastgar.train.Data(x, y, x_test, y_test, "
+            f"classes), got {type(data).__name__}"
+        )
     names = {
         "model": model if isinstance(model, str) else f"<{type(model).__name__}>",
         "data": data if isinstance(data, str) else f"<{data.name or type(data).__name__}>",
@@ -151,7 +158,11 @@ class Training:
         self.ranks = Ranks(config.workers, config.device)
         device = self.ranks.device
         data = load(config.data) if data is None else data
-        model = build(config.model, data, config.seed) if model is None else copy.deepcopy(model)
+        if model is None:
+            model = build(config.model, data, config.seed)
+        else:
+            model = copy.deepcopy(model)
+            fit(type(model).__name__, model.cpu(), data)
 
         # All draws, in this order: what the server holds, shares, liars; then those of each step.
         self.draw = torch.Generator().manual_seed(config.seed)

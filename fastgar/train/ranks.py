@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "device_of"]
 
 
 class Ranks:
@@ -37,7 +37,7 @@ class Ranks:
     def __init__(self, workers: int, device: str) -> None:
         ready = dist.is_available() and dist.is_initialized()
         self.size = dist.get_world_size() if ready else int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank, self.device = 0, _device(device)
+        self.rank, self.device = 0, device_of(device)
         if self.size == 1:
             return
         if self.size != workers:
@@ -77,7 +77,8 @@ class Ranks:
         return bytes(buffer.cpu().numpy())
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Return the device of that name; raise a ValueError if there is none."""
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -15,6 +15,7 @@ from .. import models
 from ..config import Config
 from ..data import Data, load
 from ..loop import Training
+from ..ranks import device_of
 from ..server import read_rule
 from . import published_bulyan
 
@@ -43,6 +44,7 @@ def check(configs: Iterable[Mapping[str, Any]], *, data: bool = True) -> None:
         if config.attack != "none":
             attack(config.attack)
         models.check(config.model)
+        device_of(config.device)
         needed[config.data] = max(config.workers, needed.get(config.data, 0))
     if data:
         for name, workers in needed.items():
