@@ -39,7 +39,7 @@ OWN, OTHERS = 5, 8  # how the times compare that pairs within a block and betwee
 
 
 def _soon(
-    b: Any, table: Any, ahead: Any, points: Any, done: Any, whole: Any, work: int
+    b: Any, sources: Any, ahead: Any, points: Any, done: Any, whole: Any, work: int
 ) -> list[Any]:
     """Return where memory is to fetch from while a block is computed: `ahead` bytes on, in rows.
 
@@ -53,13 +53,14 @@ def _soon(
     last = b.select(b.icmp_signed("<", first, last), last, first)
     rows = [b.add(first, ir.Constant(I64, k)) for k in range(4)]
     rows = [b.select(b.icmp_signed("<", row, last), row, last) for row in rows]
-    return [b.add(element(b, table, row), ahead) for row in rows]
+    return [b.add(element(b, sources, row), ahead) for row in rows]
 
 
 @literal
 def _pairs(
-    typingctx: Any, table: Any, i: Any, j: Any, vectors: Any, ahead: Any, partial: Any, points: Any,
-    done: Any, whole: Any, a: Any, b: Any, triangle: Any, products: Any, dtype: Any,
+    typingctx: Any, table: Any, i: Any, j: Any, vectors: Any, sources: Any, ahead: Any,
+    partial: Any, points: Any, done: Any, whole: Any, a: Any, b: Any, triangle: Any, products: Any,
+    source: Any, dtype: Any,
 ) -> Any:  # fmt: skip
     """Add the block of rows i to i + a against rows j to j + b to the partial matrix.
 
@@ -68,7 +69,7 @@ def _pairs(
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        table_, i_, j_, vectors_, ahead_, partial_, points_, done_, whole_ = args[:9]
+        table_, i_, j_, vectors_, sources_, ahead_, partial_, points_, done_, whole_ = args[:10]
         v = Vectors(builder, DTYPES[dtype.literal_value])
         rows, others = a.literal_value, b.literal_value
         own = triangle.literal_value
@@ -84,12 +85,14 @@ def _pairs(
 
         left = starts(i_, rows)
         right = left if own else starts(j_, others)
-        soon = _soon(builder, table_, ahead_, points_, done_, whole_, OWN if own else OTHERS)
+        soon = _soon(builder, sources_, ahead_, points_, done_, whole_, OWN if own else OTHERS)
+        pace = v.lanes * Vectors(builder, DTYPES[source.literal_value]).itemsize
         totals = [cgutils.alloca_once_value(builder, v.constant(0.0)) for _ in pairs]
         with cgutils.for_range(builder, vectors_) as loop:
             offset = builder.mul(loop.index, ir.Constant(I64, v.stored))
+            ahead_by = builder.mul(loop.index, ir.Constant(I64, pace))
             for start in soon:
-                v.prefetch(start, offset)
+                v.prefetch(start, ahead_by)
             x = [v.load(start, offset) for start in left]
             y = x if own else [v.load(start, offset) for start in right]
             for (p, q), total in zip(pairs, totals, strict=True):
@@ -119,41 +122,45 @@ def _pairs(
         return context.get_dummy_value()
 
     signature = types.void(
-        table, i, j, vectors, ahead, partial, points, done, whole, a, b, triangle, products, dtype
-    )
+        table, i, j, vectors, sources, ahead, partial, points, done, whole, a, b, triangle,
+        products, source, dtype,
+    )  # fmt: skip
     return signature, codegen
 
 
 @part
 def _all_pairs(  # type: ignore[no-untyped-def]
-    table, vectors, ahead, partial, points, rest, products, compute
+    table, vectors, sources, ahead, partial, points, rest, products, dtype, compute
 ):  # fmt: skip
-    """Add all pairs of points; `rest`, a compile-time constant, is points % BLOCK."""
+    """Add all pairs of points; `rest`, a compile-time constant, is points % BLOCK.
+
+    Meanwhile memory is to fetch what is `ahead` bytes on from `sources`, of another dtype.
+    """
     end = points - rest
     blocks = (points + BLOCK - 1) // BLOCK
     whole = blocks * OWN + blocks * (blocks - 1) // 2 * OTHERS
     done = 0
     for i in range(0, end, BLOCK):
         _pairs(
-            table, i, i, vectors, ahead, partial, points, done, whole, BLOCK, BLOCK, 1, products,
-            compute,
+            table, i, i, vectors, sources, ahead, partial, points, done, whole, BLOCK, BLOCK, 1,
+            products, dtype, compute,
         )  # fmt: skip
         done += OWN
         for j in range(i + BLOCK, end, BLOCK):
             _pairs(
-                table, i, j, vectors, ahead, partial, points, done, whole, BLOCK, BLOCK, 0,
-                products, compute,
+                table, i, j, vectors, sources, ahead, partial, points, done, whole, BLOCK, BLOCK, 0,
+                products, dtype, compute,
             )  # fmt: skip
             done += OTHERS
         if rest:
             _pairs(
-                table, i, end, vectors, ahead, partial, points, done, whole, BLOCK, rest, 0,
-                products, compute,
+                table, i, end, vectors, sources, ahead, partial, points, done, whole, BLOCK, rest,
+                0, products, dtype, compute,
             )  # fmt: skip
             done += OTHERS
     _pairs(
-        table, end, end, vectors, ahead, partial, points, done, whole, rest, rest, 1, products,
-        compute,
+        table, end, end, vectors, sources, ahead, partial, points, done, whole, rest, rest, 1,
+        products, dtype, compute,
     )  # fmt: skip
 
 
@@ -215,11 +222,14 @@ def _partials(  # type: ignore[no-untyped-def]
     """
     lanes, size = lanes_of(compute), itemsize_of(dtype)
     pitch = SPAN * itemsize_of(compute) + 64  # no power of two: rows would share cache sets
-    scratch = allocate(64 + points * (pitch + 8))
+    scratch = allocate(64 + points * (pitch + 16))
     if not scratch:
         return False
     tile = (scratch + 63) // 64 * 64
-    table = tile + points * pitch  # where each row goes on
+    copies = tile + points * pitch  # where each row is copied to
+    sources = copies + points * 8  # where each row goes on
+    for i in range(points):
+        put_integer(copies, i, tile + i * pitch)
     following = take(counter)
     while following < pieces:
         piece = following
@@ -237,24 +247,24 @@ def _partials(  # type: ignore[no-untyped-def]
                 ahead = ((first + following) * CHUNK - begin) * size if following < pieces else 0
             for i in range(points):
                 move = integer_at(moves, i) if moves else 1
-                put_integer(table, i, integer_at(rows, i) + begin * size * move)
+                put_integer(sources, i, integer_at(rows, i) + begin * size * move)
             done = 0 if staged else count - count % lanes
             for copied in range(done == 0, 1 + (done < count)):
-                vectors = done // lanes
+                table, vectors = sources, done // lanes
                 if copied:  # widened, centred or too few for a vector: a copy in the cache
                     left = count - done
-                    vectors = (left + lanes - 1) // lanes
-                    centre = integer_at(table, pivot) if scales else 0
+                    table, vectors = copies, (left + lanes - 1) // lanes
+                    centre = integer_at(sources, pivot) if scales else 0
                     for i in range(points):
                         scale = number_at(scales, i, DOUBLE) if scales else 1.0
                         read = left if scale != 0.0 else 0  # scale 0 means not read
-                        source, place = integer_at(table, i) + done * size, tile + i * pitch
+                        source, place = integer_at(sources, i) + done * size, tile + i * pitch
                         _copy_row(
                             source, read, vectors * lanes, place, centre, scale, dtype, compute
                         )
-                    for i in range(points):
-                        put_integer(table, i, tile + i * pitch)
-                _all_pairs(table, vectors, ahead, partial, points, rest, products, compute)
+                _all_pairs(
+                    table, vectors, sources, ahead, partial, points, rest, products, dtype, compute
+                )
         if compute != DOUBLE:
             found = 0
             for pair in range(points * points):
