@@ -156,7 +156,10 @@ def _points(T: Table, refs: References) -> tuple[Any, ...]:
 def _weights(
     name: str, W: Any, T: Table, points: int, dimensions: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    weights = numbers(W)
+    try:
+        weights = numbers(W)
+    except (TypeError, ValueError) as error:  # not numbers; lists of different lengths
+        raise type(error)(f"{name} must be an array of real numbers: {error}") from error
     if weights.ndim not in dimensions or weights.shape[-1] != points or weights.size == 0:
         shapes = {1: f"({points},)", 2: f"(k, {points})"}
         wanted = " or ".join(shapes[d] for d in dimensions)

@@ -307,6 +307,11 @@ def _table_of_sequence(X: Any, buffers: str) -> Table:
     rows = list(X)
     if not rows:
         raise ValueError("no rows (n = 0): X is empty, pass at least one row")
+    if _holds_numbers(rows):
+        raise TypeError(
+            "X is a list of numbers or of lists of them, not of arrays: pass one array, such as "
+            "np.asarray(X, np.float32)"
+        )
     found: _Found = []
     build = _walk(rows, "", "row {}".format, found)
     leaves = tuple(_leaf(path, arrays, "row {}".format) for path, arrays in found)
@@ -326,6 +331,13 @@ def _table_of_sequence(X: Any, buffers: str) -> Table:
             f"leaf {integers[0]!r} holds integers: pass buffers='median' or 'first', or drop it"
         )
     return Table(len(rows), leaves, rows[0], build, buffers)
+
+
+def _holds_numbers(nodes: Any) -> bool:
+    """Return whether the first thing in nested lists is a number."""
+    while isinstance(nodes, (list, tuple)) and nodes:
+        nodes = nodes[0]
+    return isinstance(nodes, (int, float, complex, np.generic))
 
 
 def _walk(nodes: list[Any], path: str, label: _Label, found: _Found) -> _Build:
@@ -489,22 +501,25 @@ def _not_an_array(what: str, x: Any) -> TypeError:
     kind = type(x).__name__
     if isinstance(x, (int, float, complex, np.generic)) and what.startswith("leaf"):
         hint = "make it an array, as np.asarray does, or leave it out"
-    elif isinstance(x, (int, float, complex, np.generic)):
-        hint = "pass one array, for example np.asarray(X), instead of single numbers"
+    elif what != "X" and not what.startswith(("row", "leaf")):  # a reference
+        hint = "pass one row, like those of X"
     elif hasattr(x, "state_dict"):
         hint = "pass its state_dict()"
     elif isinstance(x, Iterator) or hasattr(x, "keys") or type(x).__name__.startswith("dict_"):
         hint = "pass a list: list(X)"
-    elif hasattr(x, "__array__"):
+    elif hasattr(x, "__array__") and not isinstance(x, np.generic):
         hint = "pass np.asarray of it"
     else:
         hint = "pass an (n, ...) array, or a sequence of n arrays or of n structures of arrays"
-    return TypeError(f"{what} is a {kind}, not an array: {hint}")
+    article = "an" if kind[0] in "aeiouAEIOU" else "a"
+    return TypeError(f"{what} is {article} {kind}, not an array: {hint}")
 
 
 def _wrong_dtype(what: str, dtype: str, library: Library) -> TypeError:
     if dtype.startswith("complex"):
         hint = "split it into real and imaginary parts first"
+    elif dtype.startswith(("str", "bytes", "object", "datetime", "timedelta", "void")):
+        hint = "pass numbers"
     else:
         hint = f"convert it first, for example {library.convert}"
     return TypeError(f"{what} is {dtype}, but only {_FLOATS} are aggregated: {hint}")

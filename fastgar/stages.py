@@ -193,6 +193,8 @@ def _parse(spec: str) -> tuple[tuple[str, dict[str, Any]], ...]:
                 assert keyword.arg is not None
                 if keyword.arg == "f":
                     raise ValueError(f"{what}: f is not an option, pass it as rule(..., f=...)")
+                if keyword.arg in options:
+                    raise ValueError(f"{what}: {name.id} has {keyword.arg} twice")
                 try:
                     options[keyword.arg] = ast.literal_eval(keyword.value)
                 except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):

@@ -607,6 +607,7 @@ def test_bench_prints_the_table_of_the_readme(capsys: pytest.CaptureFixture[str]
         (["--n", "0"], "--n must be at least 1, got 0"),
         (["--d", "-3"], "--d must be at least 1, got -3"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--repeets", "3"], "--repeets 3: did you mean --repeat?"),
         (["--repeat", "0"], "--repeat must be at least 1, got 0"),
         (["--budget", "nan"], "--budget must be above 0 seconds, got nan"),
         (["--budget", "-1"], "--budget must be above 0 seconds, got -1"),

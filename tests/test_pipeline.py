@@ -64,6 +64,7 @@ def test_a_string_is_the_call() -> None:
         ("krum(n-f-2)", "name the options of krum"),
         ("krum(**{'squared': True})", "name the options of krum"),
         ("krum(f=2)", "f is not an option"),
+        ("multi_krum(m=2, m=3)", "multi_krum has m twice"),
         ("multi_krum(m=m)", r"multi_krum\(m=...\) must be a literal"),
         ("multi_krum(m=__import__('os'))", "must be a literal"),
         ("multi_krum(m=0)", "m must be an integer at least 1 or None, got 0"),
@@ -540,8 +541,10 @@ def test_combine_checks_its_weights() -> None:
             fg.combine([1.0, bad, 0.0], X)
     with pytest.raises(ValueError, match="W must be finite as float32"):
         fg.combine([1e300, 0.0, 0.0], X.astype(np.float32))
-    with pytest.raises(TypeError, match="real numbers are needed, got complex128"):
+    with pytest.raises(TypeError, match=r"W must be .*real numbers are needed, got complex128"):
         fg.combine([1j, 0.0, 0.0], X)
+    with pytest.raises(ValueError, match=r"W must be an array of real numbers: .*inhomogeneous"):
+        fg.combine([[1.0], [0.0, 1.0]], X)
     with pytest.raises(ValueError, match=r"and then X: combine\(W, X\)"):
         fg.combine(X, np.ones(3))
     shifted = fg.combine([0.5, 0, 0, 0.25, 0.25], X, refs=["origin", X[1]])

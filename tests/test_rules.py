@@ -541,3 +541,8 @@ def test_caf_takes_copies_of_the_longest_row_out_together(seed: int) -> None:
     X = rng.standard_normal((11, 40))
     X[[3, 8]] = rng.standard_normal(40) * 10.0 ** rng.integers(2, 8)
     np.testing.assert_allclose(fg.caf(X, 2), reference.caf(X, 2), atol=1e-9)
+
+
+def test_a_rule_without_f_says_so():
+    with pytest.raises(TypeError, match="mean takes no f"):
+        fg.mean(np.ones((3, 4)), f=1)

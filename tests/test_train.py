@@ -774,6 +774,19 @@ def test_runs_that_cannot_be_are_refused(options: dict[str, Any], message: str) 
         digits(**options)
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        ("mlp", (1, 2), r"data must be .*fastgar.train.Data\(x, y, .*, got: tuple"),
+        (nn.Linear, "digits", "model must be a name or a torch.nn.Module, got: type"),
+        (nn.Linear(3, 10), "digits", "Linear does not fit samples of shape 1 x 8 x 8"),
+    ],
+)
+def test_models_and_data_of_another_kind_are_refused(model: Any, data: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        run(model, data, steps=1)
+
+
 def test_schedules() -> None:
     rates = [schedule("steps(at=(2, 5), factor=0.1)")(t) for t in range(7)]
     np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])

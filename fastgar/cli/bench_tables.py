@@ -91,13 +91,14 @@ def markdown(report: Record, d: int) -> str:
     most = sorted(records, key=lambda r: -len([1 for other in records if other["n"] == r["n"]]))
     names = list(dict.fromkeys(r["name"] for r in most))  # of the n in which most took part first
     found = {(r["name"], r["n"]): r for r in records}
+    failed = {(r["name"], r["n"]): r["error"] for r in report["failed"] if r["d"] == d}
     lines = []
     for name in names:
         cells = [f"`{name}`"]
         for n, _ in rows:
             record = found.get((name, n))
             if record is None:
-                cells.append("")
+                cells.append("failed" if (name, n) in failed else "")
             elif name == BASELINE:
                 cells.append(duration(record["seconds"]))
             else:
@@ -109,6 +110,7 @@ def markdown(report: Record, d: int) -> str:
         f"Median time of one call, and in brackets as a multiple of `{BASELINE}`. d = {d:,}, "
         f"{records[0]['dtype']}, {threads(machine)} of {machine['processor']} "
         f"({machine['bytes_per_second'] / 1e9:.0f} GB/s), {_versions(machine)}.",
+        *(f"{name} failed at n={n}: {error}." for (name, n), error in failed.items()),
         "Interrupted before the end." * report["interrupted"],
         disturbance(records, machine),
     ]

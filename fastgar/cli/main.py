@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import fastgar as fg
 
@@ -39,7 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run, name=module.NAME)
-    options = parser.parse_args(arguments)
+    options, odd = parser.parse_known_args(arguments)
+    if odd:
+        command = commands.choices[options.name]
+        close = get_close_matches(odd[0], command._option_string_actions, n=1)
+        hint = f": did you mean {close[0]}?" if close else ""
+        command.error(f"unrecognized arguments: {' '.join(odd)}{hint}")
     try:
         status: int = options.run(options)
         if sys.stdout is not None:

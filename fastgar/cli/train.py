@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
         _train(configs, model, data, results, table, options)
     except KeyboardInterrupt:
         status = 130
-        print(f"\ninterrupted: {options.out} keeps the runs that ended", file=sys.stderr)
+        kept = f"{options.out} keeps what was done"
+        print(f"\ninterrupted: {kept}; the same command goes on from there", file=sys.stderr)
     finally:
         torch.set_num_threads(threads)
     if results is not None:

@@ -9,7 +9,9 @@ combination and found again in the disk cache by later processes.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -143,10 +145,24 @@ def _say_uncached(why: str) -> None:
         _said.append(why)
         warnings.warn(
             f"fastgar cannot cache its compiled kernels on disk, as {why}: each process compiles "
-            "them again (about 0.3 s each). Set NUMBA_CACHE_DIR to a writable folder.",
+            "them again (0.1 to 2 s each). Set NUMBA_CACHE_DIR to a writable folder.",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=_levels_to_the_caller(),
         )
+
+
+def _levels_to_the_caller() -> int:
+    """Return how many calls up from `_say_uncached` is the code that uses this package."""
+    package = str(Path(__file__).parents[1])
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None:
+        name = frame.f_code.co_filename
+        if "importlib" in name:  # which a warning does not count
+            level -= 1
+        elif not name.startswith(package) and f"{os.sep}numba{os.sep}" not in name:
+            break
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 @cache

@@ -98,6 +98,8 @@ class Spec:
         if variant != "paper" and variant not in self.variants:
             raise unknown(f"variant of {self.name}", variant, {"paper", *self.variants})
         for name in given:
+            if name == "f" and self.f == "no":
+                raise TypeError(f"{self.name} takes no f")
             if name not in self.options:
                 raise unknown(f"option of {self.name}", name, self.options)
         preset = self.variants.get(variant, {})

@@ -102,11 +102,11 @@ def run(
     (True, None)
     """
     if not isinstance(model, (str, nn.Module)):
-        raise TypeError(f"model must be a name or a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model must be a name or a torch.nn.Module, got: {type(model).__name__}")
     if not isinstance(data, (str, Data)):
         raise TypeError(
             "data must be the name of a data set or a fastgar.train.Data(x, y, x_test, y_test, "
-            f"classes), got {type(data).__name__}"
+            f"classes), got: {type(data).__name__}"
         )
     names = {
         "model": model if isinstance(model, str) else f"<{type(model).__name__}>",

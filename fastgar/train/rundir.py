@@ -138,7 +138,7 @@ class RunDirectory:
         state, length = b"", 0
         if path.exists():
             state = path.read_bytes()
-            length = load(state)["metrics"]
+            length = load(state, path)["metrics"]
         if self._metrics.tell() < length:
             raise Mismatch(f"{self.path / METRICS} is shorter than it was at the checkpoint")
         self._metrics.truncate(length)
@@ -190,8 +190,8 @@ def name_of(config: Config) -> str:
     return f"{name[:LONGEST]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
 
 
-def load(blob: bytes) -> Record:
-    """Return what a checkpoint holds; nothing but tensors and plain values is read.
+def load(blob: bytes, path: str | Path = CHECKPOINT) -> Record:
+    """Return what the checkpoint at `path` holds; nothing but tensors and plain values is read.
 
     Raises
     ------
@@ -202,8 +202,10 @@ def load(blob: bytes) -> Record:
         state: Record = torch.load(io.BytesIO(blob), weights_only=True)
         state["metrics"]
     except Exception as error:  # of many kinds, from the zip file to the last tensor
-        reason = str(error).split("\n")[0]
-        raise Mismatch(f"{CHECKPOINT} is damaged or no checkpoint: {reason}") from error
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        raise Mismatch(
+            f"{path} is damaged or no checkpoint ({reason}): delete it, and that run starts again"
+        ) from error
     return state
 
 
