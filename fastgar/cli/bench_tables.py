@@ -110,7 +110,7 @@ def markdown(report: Record, d: int) -> str:
         f"Median time of one call, and in brackets as a multiple of `{BASELINE}`. d = {d:,}, "
         f"{records[0]['dtype']}, {threads(machine)} of {machine['processor']} "
         f"({machine['bytes_per_second'] / 1e9:.0f} GB/s), {_versions(machine)}.",
-        *(f"{name} failed at n={n}: {error}." for (name, n), error in failed.items()),
+        *(f"{name} failed at n={n}{_why(error)}." for (name, n), error in failed.items()),
         "Interrupted before the end." * report["interrupted"],
         disturbance(records, machine),
     ]
@@ -119,6 +119,10 @@ def markdown(report: Record, d: int) -> str:
         + "\n\n"
         + " ".join(note for note in notes if note)
     )
+
+
+def _why(error: str) -> str:
+    return " for want of memory" if "allocate memory" in error else f": {error}"
 
 
 def threads(machine: Record) -> str:
