@@ -548,3 +548,13 @@ def test_distances_to_the_median():
         piece = arrays.table(X[:, begin : begin + 3 * CHUNK])
         pieces = primitives.sqdist_to(piece, Statistic.median(9), pieces)
     assert np.array_equal(pieces, got)
+
+
+def test_where_the_number_of_rows_changes_from_call_to_call_little_is_compiled():
+    tiers = backend._Tiers()
+    assert [n for n in range(5, 60) if tiers.worth((n, 2, 3))] == [5, 6, 7, 8]
+    again = [tiers.worth((n, 2, 3)) for _ in range(8) for n in (20, 30)]
+    assert again == [False] * 12 + [True] * 4  # the first time was above
+    assert tiers.worth((40, 2, 3)) is False
+    assert tiers.worth((40, 2, 3)) is True  # twice in a row
+    assert [f for f in range(20) if tiers.worth((5, f, f + 1))] == list(range(7))

@@ -301,20 +301,28 @@ def _not_a_number(dtype: str) -> Any:
 class _Tiers:
     """Decides when a kernel for exactly these constants is worth its compile time.
 
-    The kernel for any number of rows gives the same bits. A combination is compiled when it comes
-    twice in a row, or for the eighth time: where n changes from call to call, nothing compiles.
+    The kernel for any number of rows gives the same bits in up to twice the time, and takes longer
+    to compile. So the first few combinations of the first few numbers of rows are compiled at once.
+    Others are when they come twice in a row, or for the eighth time: where n changes from call to
+    call, hardly anything compiles.
     """
+
+    NUMBERS, EACH = 4, 8
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[int, ...]] = Counter()
         self.last: tuple[int, ...] | None = None
-        self.fresh = True
+        self.made: Counter[int] = Counter()  # at once, by the number of rows
 
     def worth(self, key: tuple[int, ...]) -> bool:
+        """Say whether to compile for `key`, which begins with the number of rows."""
+        n = key[0]
+        if self.made[n] < self.EACH and (n in self.made or len(self.made) < self.NUMBERS):
+            self.made[n] += 1
+            return True
         self.calls[key] += 1
         again, self.last = self.last == key, key
-        first, self.fresh = self.fresh, False
-        return first or again or self.calls[key] >= 8
+        return again or self.calls[key] >= 8
 
 
 _tiers = _Tiers()
