@@ -154,6 +154,12 @@ def test_every_setting_of_every_grid_could_run() -> None:
         check((setting.config for setting in grid.settings), data=False)
 
 
+def test_a_device_that_is_not_there_is_refused_before_any_run() -> None:
+    settings = zeno.grid("digits").with_option("device", "cuda:99").settings
+    with pytest.raises(ValueError, match="torch sees"):
+        check((setting.config for setting in settings), data=False)
+
+
 def test_resilience_has_every_robust_rule_and_every_attack() -> None:
     from fastgar.attacks import list_attacks
 

@@ -46,7 +46,7 @@ from .adversary import Adversary
 from .config import Config, schedule
 from .data import Data, load
 from .metrics import Recorder
-from .models import build, fit
+from .models import build, require_fit
 from .ranks import Ranks
 from .result import Evaluation, Result, Seconds
 from .resume import resume, state_of
@@ -162,7 +162,7 @@ class Training:
             model = build(config.model, data, config.seed)
         else:
             model = copy.deepcopy(model)
-            fit(type(model).__name__, model.cpu(), data)
+            require_fit(type(model).__name__, model.cpu(), data)
 
         # All draws, in this order: what the server holds, shares, liars; then those of each step.
         self.draw = torch.Generator().manual_seed(config.seed)

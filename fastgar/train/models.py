@@ -33,7 +33,7 @@ from .data import Data
 from .importing import imported
 from .spec import configured
 
-__all__ = ["MODELS", "build", "check", "fit"]
+__all__ = ["MODELS", "build", "check", "require_fit"]
 
 Shape = tuple[int, ...]
 
@@ -211,7 +211,7 @@ def build(name: str, data: Data, seed: int) -> nn.Module:
         # of accelerators too, which are not restored.
         torch.default_generator.manual_seed(seed)
         model = make()
-        fit(name, model, data)
+        require_fit(name, model, data)
     return model
 
 
@@ -237,7 +237,7 @@ def _maker(name: str, shape: Shape, classes: int) -> Callable[[], nn.Module]:
     return partial(FACTORIES[known], shape, classes, **options)
 
 
-def fit(name: str, model: nn.Module, data: Data) -> None:
+def require_fit(name: str, model: nn.Module, data: Data) -> None:
     """Raise a ValueError unless the model can be trained on such samples; leave it as it was."""
     training = {module: module.training for module in model.modules()}
     model.eval()  # batch normalisation takes no batch of one sample, and must not count this one
