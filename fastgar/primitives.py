@@ -111,14 +111,15 @@ class Selection:
 
     Attributes
     ----------
-    kind : {"krum", "bulyan", "bulyan_averaged", "nnm", "cge", "mda", "mva", "centered_clipping", \
-            "geometric_median"}
+    kind : {"krum", "bulyan", "bulyan_averaged", "nnm", "cge", "monna", "mda", "mva", \
+            "centered_clipping", "geometric_median"}
         "krum": the mean of the `m` rows with the least sums over the `kept` least distances (their
         own, 0, among them), squared or not. "bulyan": n-2f picks by Krum, one after the other;
         "bulyan_averaged": n-2f-2 means of ever fewer rows; then `statistic` of the picks.
         "nnm": the `statistic` of the means of each row's n-f nearest. "cge": the mean of the n-f
-        rows nearest to the last point, which is the origin. "centered_clipping": one step from the
-        last point, with `tau`. The others are rules (with `tol` and `max_iter`).
+        rows nearest to the last point, which is the origin; "monna": nearest to the row `pivot`.
+        "centered_clipping": one step from the last point, with `tau`. The others are rules (with
+        `tol` and `max_iter`).
     f : int
         How many faulty rows there may be; with more the result is NaN on a GPU, else an error.
     then : Selection, optional
@@ -132,6 +133,7 @@ class Selection:
     squared: bool = True
     m: int = 1
     statistic: Statistic | None = None
+    pivot: int = 0
     tau: float = 0.0
     tol: float = 0.0
     max_iter: int = 0

@@ -234,7 +234,8 @@ def test_min_n_and_max_f_agree() -> None:
 
 SELECTING = (
     "krum", "multi_krum", "cge", "bulyan", "nnm", "mda", "mva", "centered_clipping",
-    "geometric_median", "nnm | krum", "nnm | multi_krum", "nnm | bulyan", "nnm | mda", "nnm | mva",
+    "geometric_median", "monna", "nnm | krum", "nnm | multi_krum", "nnm | bulyan", "nnm | mda",
+    "nnm | mva", "nnm | monna",
 )  # fmt: skip
 
 
@@ -253,6 +254,8 @@ def test_the_compiled_choice_is_the_rule_s(data: st.DataObject) -> None:
         neighbours = data.draw(st.sampled_from(["n-f-2", "n-f-1"]))
         squared = data.draw(st.booleans(), label="squared")
         spec += f"(neighbours={neighbours!r}, squared={squared})"
+    if "monna" in kind:
+        spec += f"(pivot={data.draw(st.integers(0, n - 1), label='pivot')})"
     f = min(f, fg.max_f(spec, n))
     rng = np.random.default_rng(data.draw(st.integers(0, 1000), label="seed"))
     X = rng.integers(0, near, (n, 3)) / 7
@@ -265,6 +268,12 @@ def test_the_compiled_choice_is_the_rule_s(data: st.DataObject) -> None:
         with pytest.raises(fg.TooManyFaults) as chosen:
             rule(X)
         assert chosen.value.rows == error.rows
+        assert str(chosen.value) == str(error)
+        return
+    except ValueError as error:
+        assert "monna" in kind
+        with pytest.raises(ValueError, match="monna trusts row") as chosen:
+            rule(X)
         assert str(chosen.value) == str(error)
         return
     np.testing.assert_array_equal(rule(X), decided)
@@ -281,7 +290,7 @@ def test_the_compiled_choice_is_the_rule_s(data: st.DataObject) -> None:
     made, whole = backend.select(D.copy(), selection)
     if made is None:
         sound = D.diagonal() == 0
-        assert kind not in ("krum", "multi_krum", "cge", "bulyan")
+        assert kind not in ("krum", "multi_krum", "cge", "bulyan", "monna")
         if kind != "geometric_median":  # which also leaves far rows and copies to the rule
             faulty_too = ("|" in kind or kind in ("mda", "mva")) and not sound.all()
             assert faulty_too or np.isinf(D[np.ix_(sound, sound)]).any()

@@ -104,10 +104,12 @@ def squared_distances(n, kind, seed):
 
 CHOICES = [
     Selection("krum", 2, kept=5), Selection("krum", 2, kept=6, squared=False, m=3),
-    Selection("cge", 2), Selection("nnm", 2), Selection("bulyan", 2), Selection("mda", 2),
-    Selection("mva", 2), Selection("centered_clipping", 2, tau=1.5),
+    Selection("cge", 2), Selection("monna", 2, pivot=3), Selection("nnm", 2),
+    Selection("bulyan", 2), Selection("mda", 2), Selection("mva", 2),
+    Selection("centered_clipping", 2, tau=1.5),
     Selection("geometric_median", 2, tol=1e-9, max_iter=200),
     Selection("nnm", 2, then=Selection("krum", 2, kept=5, m=3)),
+    Selection("nnm", 2, then=Selection("monna", 2, pivot=3)),
     Selection("nnm", 2, then=Selection("bulyan", 2)),
 ]  # fmt: skip
 

@@ -108,6 +108,22 @@ def cge(D: Any, m: int, weights: Any, room: Any) -> int:
 
 
 @step
+def monna(D: Any, pivot: int, m: int, weights: Any, room: Any) -> int:
+    """Write the weights of the mean of the m rows nearest to the pivot, like `krum`.
+
+    Returns -1 where the pivot is bad.
+    """
+    complete(D, True)
+    if D[pivot, pivot] != 0.0:
+        return -1
+    for i in range(len(D)):
+        room[0, i] = D[pivot, i]
+    room[0, pivot] = -1.0  # before any copy of it
+    bad: int = _mean_of_best(D, room[0], m, weights)
+    return bad
+
+
+@step
 def nnm(D: Any, kept: int, mixing: Any, room: Any) -> int:
     """Write each row's equal weights of the `kept` rows nearest to it; return how many are bad.
 
@@ -144,6 +160,18 @@ def mixed_by_nnm(D: Any, kept: int, mixing: Any, mixed: Any, room: Any) -> int:
     faulty: int = nnm(D, kept, mixing, room)
     if faulty == 0:
         mixed_distances(mixing, D, mixed, room)
+    return faulty
+
+
+@step
+def krum_of_nnm(
+    D: Any, nearest: int, kept: int, squared: bool, m: int, weights: Any, mixing: Any, mixed: Any,
+    room: Any,
+) -> int:  # fmt: skip
+    """Write what `mixed_by_nnm` does and what `krum` does then; return how many rows are bad."""
+    faulty: int = mixed_by_nnm(D, nearest, mixing, mixed, room)
+    if faulty == 0:
+        krum(mixed, kept, squared, m, weights, room)
     return faulty
 
 
@@ -221,8 +249,11 @@ def geometric_median(D: Any, far: float, tol: float, max_iter: int, weights: Any
     complete(D, True)
     n, pivot, usual = len(D), 0, inf
     for i in range(n):
-        _sort(D[i], True, n // 2 + 1, room[0])
-        if room[0, n // 2] < usual:
+        nearer = 0
+        for j in range(n):
+            nearer += D[i, j] < usual
+        if nearer > n // 2:
+            _sort(D[i], True, n // 2 + 1, room[0])
             pivot, usual = i, room[0, n // 2]
     unit, gram, system = room[LINES], room[LINES + 1 : LINES + 1 + n], room[LINES + 1 + n :]
     for i in range(n):
@@ -240,8 +271,10 @@ def geometric_median(D: Any, far: float, tol: float, max_iter: int, weights: Any
 
 KRUM = Tiered(krum, *SHORT)
 CGE = Tiered(cge, *SHORT)
+MONNA = Tiered(monna, *SHORT)
 NNM = Tiered(nnm, *SHORT)
 MIXED_BY_NNM = Tiered(mixed_by_nnm, 0.0, SHORT[1])
+KRUM_OF_NNM = Tiered(krum_of_nnm, 0.0, SHORT[1])
 REPEATED_KRUM = Tiered(repeated_krum, *SHORT)
 CENTERED_CLIPPING = Tiered(centered_clipping, *SHORT)
 SUBSET = Tiered(subset, *SHORT)
@@ -292,6 +325,8 @@ def _weigh(D: NDArray[np.float64], s: Selection, weights: Chosen) -> int:
         faulty = KRUM(D, s.kept, s.squared, s.m, weights, np.empty((2, points + 8)))
     elif s.kind == "cge":
         faulty = CGE(D, points - 1 - s.f, weights[:-1], np.empty((1, points)))
+    elif s.kind == "monna":
+        faulty = MONNA(D, s.pivot, points - s.f, weights, np.empty((1, points)))
     elif s.kind == "centered_clipping":
         faulty = CENTERED_CLIPPING(D, s.tau, weights, np.empty((1, 8)))
     elif s.kind == "geometric_median":
@@ -310,10 +345,17 @@ def _choose_mixed(D: NDArray[np.float64], f: int, then: Selection) -> Chosen | N
     None where that needs more than distances, or a row is faulty.
     """
     n = len(D)
-    mixing, mixed, room = np.zeros((n, n)), np.empty((n, n)), np.empty((2, n))
-    if MIXED_BY_NNM(D, n - f, mixing, mixed, room) != 0:
-        return None
-    chosen, _ = choose(mixed, then)
+    mixing, mixed, room = np.zeros((n, n)), np.empty((n, n)), np.empty((2, n + 8))
+    chosen: Chosen | None
+    if then.kind == "krum":  # at once: two calls take 2 us more
+        chosen = np.zeros((1, n))
+        krum = then.kept, then.squared, then.m
+        if KRUM_OF_NNM(D, n - f, *krum, chosen[0], mixing, mixed, room) != 0:
+            return None
+    else:
+        if MIXED_BY_NNM(D, n - f, mixing, mixed, room) != 0:
+            return None
+        chosen, _ = choose(mixed, then)
     if chosen is None or chosen.ndim == 1:
         return chosen if chosen is None else mixing[chosen]
     weights: Chosen = chosen.dot(mixing)

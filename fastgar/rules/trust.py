@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..geometry import Decision
-from ..primitives import Statistic
+from ..primitives import Selection, Statistic
 from .options import Index
 from .registry import distance_rule
 
@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["aksel", "fltrust", "monna"]
 
 
+def _monna_selection(n: int, f: int, options: Any) -> Selection:
+    return Selection("monna", f, pivot=options["pivot"])
+
+
 @distance_rule(
     needs=("2f + 1", "pivot + 1"),
     robust=True,
+    selection=_monna_selection,
     paper="Farhadkhani et al., Robust collaborative learning with linear gradient overhead, "
     "ICML 2023",
 )
