@@ -72,7 +72,7 @@ def draw_picture(honest: np.ndarray, attacked: np.ndarray, path: Path) -> None:
     left.text(-0.1, -0.32, "two liars, at -0.9", color=ORANGE, ha="right")
     left.axvline(0, color=BLACK, linewidth=0.6)
     left.set(
-        xlim=(-2.1, 4.5), ylim=(-0.6, 1.7), yticks=(0, 1), yticklabels=("two lie", "all honest")
+        xlim=(-2.5, 4.5), ylim=(-0.6, 1.7), yticks=(0, 1), yticklabels=("two lie", "all honest")
     )
     left.set(xlabel="value sent", title="The median changes its sign")
 

@@ -21,7 +21,7 @@ def report(
     """Print the table of what was asked for, and draw everything that the file has."""
     if not table:
         return
-    heads = ["rule", "attack", "accuracy", "lowest", "ms/aggregation", "weight of liars", ""]
+    heads = ["rule", "attack", "accuracy", "lowest", "ms/aggregation", "weight of liars", "stopped"]
     if worst:
         heads.insert(3, "harm")
         _sort_by_harm(table)
