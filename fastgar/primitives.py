@@ -282,6 +282,7 @@ def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool
     """
     backend = _on(T)
     vectors, weights = _without_origin(W if W.ndim == 2 else W[np.newaxis], T.n, refs)
+    weights = np.array(weights, dtype=np.float64, order="C")
     for number, (block, places) in enumerate(zip(T.blocks, out.places, strict=True)):
         rows = _addresses(T, vectors, number, 0)
         backend.combine(weights, rows, block.columns, block.dtype, places)

@@ -242,6 +242,38 @@ def test_a_row_of_nan_weights_writes_nan_and_all_zeros_write_zeros():
     assert np.isnan(got[0]).all() and not got[1].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_sum_has_the_bits_of_one_among_several(dtype):
+    W = np.random.default_rng(0).standard_normal((5, 9))
+    for d in ODD:
+        X = sample(9, d, dtype, seed=d)
+        several = combine(W, X)
+        for weights, one in zip(W, several, strict=True):
+            assert combine(weights, X).tobytes() == one.tobytes()
+
+
+def test_one_sum_does_not_read_what_has_weight_zero():
+    for d in ODD:
+        X = sample(5, d)
+        X[1], X[3, -1:] = np.nan, np.inf
+        weights = np.array([0.5, 0.0, 0.25, -0.0, 0.25])
+        assert np.array_equal(combine(weights, X), combine(weights[[0, 2, 4]], X[[0, 2, 4]]))
+        nothing = combine(np.zeros(5), X)
+        assert not nothing.any() and not np.signbit(nothing).any()
+        assert np.isnan(combine(np.full(5, np.nan), X)).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_weights_may_lie_in_memory_as_they_like(k):
+    X, W = sample(6, 300), np.random.default_rng(k).standard_normal((k, 6))
+    want = combine(W, X)
+    fixed, wide = W.copy(), np.zeros((k, 12))
+    fixed.flags.writeable = False
+    wide[:, ::2] = W
+    for same in (fixed, wide[:, ::2], np.asfortranarray(W), W[:, ::-1].copy()[:, ::-1]):
+        assert np.array_equal(combine(same, X), want)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_long_row_is_copied_in_parts(threads):
     fastgar.set_threads(threads)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastgar.cpu import CHUNK
 from fastgar.cpu import columns as column_kernels
-from fastgar.cpu.combine import COMBINE, COPY, PART
+from fastgar.cpu.combine import COMBINE, COMBINE_ONE, COPY, PART, RUN
 from fastgar.cpu.combine import STEP as COMBINE_STEP
 from fastgar.cpu.distances import COMPLETE, PARTIALS, SPAN
 from fastgar.cpu.selection import choose as select
@@ -228,42 +228,63 @@ def add_inner(
 
 
 def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: list[int]) -> None:
-    """Write the k rows of `weights` (k, n) times X at the k addresses `outs`."""
+    """Write the k rows of `weights` (k, n) times X at the k addresses `outs`.
+
+    The weights are in rows, one after the other, and in memory that may be written to.
+    """
     k = len(weights)
     assert len(outs) == k
     if not columns or not k:
         return
+    width = RUN * LANES[dtype]
+    if columns < width:
+        rows, _rows = _padded(rows, columns, dtype, width)
+        places, _result = _padded(np.array(outs), 0, dtype, width)
+        combine(weights, rows, width, dtype, places.tolist())
+        for out, place in zip(outs, places.tolist(), strict=True):
+            ctypes.memmove(out, place, columns * ITEMSIZE[dtype])
+    elif k == 1:
+        _combine_one(weights[0], rows, columns, dtype, outs[0])
+    else:
+        _combine_several(weights, rows, columns, dtype, outs)
+
+
+def _combine_one(weights: Matrix, rows: Addresses, columns: int, dtype: str, out: int) -> None:
+    used = np.count_nonzero(weights)
+    if used <= 1:
+        only = int(weights.argmax())
+        if not used:
+            view(out, columns, dtype)[:] = 0
+            return
+        if weights.item(only) == 1.0:
+            _copy(rows.item(only), out, columns * ITEMSIZE[dtype])
+            return
+    pieces, code = columns // COMBINE_STEP or 1, CODES[dtype]
+    run(
+        COMBINE_ONE.specialised(code), address(rows), len(rows), address(weights), out, columns,
+        pieces, code,
+        pieces=pieces,
+    )  # fmt: skip
+
+
+def _combine_several(
+    weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: list[int]
+) -> None:
     used = _read(weights)
-    count = len(used)
-    if not count:
+    if not len(used):
         for out, row in zip(outs, weights, strict=True):
             view(out, columns, dtype)[:] = _not_a_number(dtype) if np.isnan(row).any() else 0
         return
-    size = ITEMSIZE[dtype]
-    if count == k == 1 and weights.item(used.item()) == 1.0:
-        _copy(rows.item(used.item()), outs[0], columns * size)
-        return
-    if count < len(rows):
+    if len(used) < len(rows):
         weights, rows = weights.take(used, 1), rows.take(used)
-    narrow = weights.astype(COMPUTED[dtype], "C")
-    width = 4 * LANES[dtype]
-    short = columns < width
-    targets, span = outs, columns
-    if short:
-        rows, _rows = _padded(rows, columns, dtype, width)
-        places, _result = _padded(np.array(outs), 0, dtype, width)
-        targets, span = places.tolist(), width
-    listed: Any = ctypes.c_int64(targets[0]) if k == 1 else (ctypes.c_int64 * k)(*targets)
-    constants = (CODES[dtype], int(k > 3 and _streams(targets, columns * size)))
-    pieces = span // COMBINE_STEP or 1
+    narrow, places, k = weights.astype(COMPUTED[dtype], "C"), np.array(outs), len(outs)
+    constants = (CODES[dtype], int(k > 3 and _streams(outs, columns * ITEMSIZE[dtype])))
+    pieces = columns // COMBINE_STEP or 1
     run(
-        COMBINE.specialised(*constants), address(rows), count, address(narrow),
-        count * narrow.itemsize, k, _addressof(listed), span, pieces, *constants,
+        COMBINE.specialised(*constants), address(rows), len(rows), address(narrow),
+        narrow.strides[0], k, address(places), columns, pieces, *constants,
         pieces=pieces,
     )  # fmt: skip
-    if short:
-        for out, target in zip(outs, targets, strict=True):
-            ctypes.memmove(out, target, columns * size)
 
 
 def _copy(source: int, target: int, size: int) -> None:
@@ -287,10 +308,7 @@ def _read(weights: Matrix) -> NDArray[np.intp]:
     particular: NaN times any row is NaN.
     """
     used: NDArray[np.intp]
-    if len(weights) == 1:
-        used = weights[0].nonzero()[0]
-    else:
-        (used,) = np.nonzero(np.fmax.reduce(np.abs(weights)) > 0.0)  # where NaN does not count
+    (used,) = np.nonzero(np.fmax.reduce(np.abs(weights)) > 0.0)  # where NaN does not count
     return used
 
 

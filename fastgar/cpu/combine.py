@@ -1,4 +1,4 @@
-"""Weighted sums of rows: k rows of W X in one pass, four rows by WIDTH vectors at a time.
+"""Weighted sums of rows: one sum, or k rows of W X in one pass, four by WIDTH vectors at a time.
 
 And the sum of one row with weight 1: a copy.
 """
@@ -6,11 +6,55 @@ And the sum of one row with weight 1: a copy.
 from __future__ import annotations
 
 from fastgar.cpu.compile import Kernel
-from fastgar.cpu.tiles import copy, itemsize_of, lanes_of, mix, take
-from fastgar.cpu.vectors import AHEAD, WIDTH
+from fastgar.cpu.tiles import (
+    allocate,
+    copy,
+    integer_at,
+    itemsize_of,
+    lanes_of,
+    mix,
+    number_at,
+    put_integer,
+    put_number,
+    release,
+    take,
+)
+from fastgar.cpu.vectors import AHEAD, CODES, WIDTH
 
 STEP = 4096  # columns that a thread takes at a time
+RUN = 4  # vectors of a row, and of the only sum, at a time: longer runs suit the memory better
 PART = 1 << 17  # bytes of a copy that a thread makes at a time
+DOUBLE = CODES["float64"]
+
+
+def _combine_one(counter, rows, n, weights, out, columns, pieces, dtype):  # type: ignore[no-untyped-def]
+    """Write at `out` the sum of rows with n weights, in float64. Weight 0 means not read."""
+    room = allocate(16 * n + 8)
+    if room == 0:
+        return False
+    used, count = room + 8 * n + 8, 0
+    put_integer(room, n, out)
+    for i in range(n):
+        weight = number_at(weights, i, DOUBLE)
+        if weight != 0.0:
+            put_number(room, count, weight, dtype)
+            put_integer(used, count, integer_at(rows, i))
+            count += 1
+    run, size = RUN * lanes_of(dtype), itemsize_of(dtype)
+    while True:
+        piece = take(counter)
+        if piece >= pieces:
+            release(room)
+            return True
+        stop = columns if piece == pieces - 1 else (piece + 1) * STEP
+        for j in range(piece * STEP, stop, run):
+            at = min(j, columns - run) * size
+            mix(
+                used, count, at, at + AHEAD, room, 0, room + 8 * n, at, 1, RUN, dtype, dtype, 0
+            )  # fmt: skip
+
+
+COMBINE_ONE = Kernel(_combine_one, 7)
 
 
 def _combine(  # type: ignore[no-untyped-def]
@@ -22,7 +66,6 @@ def _combine(  # type: ignore[no-untyped-def]
     """
     lanes, size = lanes_of(dtype), itemsize_of(dtype)
     whole = k - k % 4
-    vectors = WIDTH if whole else 4
     while True:
         piece = take(counter)
         if piece >= pieces:
@@ -31,8 +74,8 @@ def _combine(  # type: ignore[no-untyped-def]
         if stream and piece < 2 * half:  # by turns in two halves: two threads touch fresh pages
             piece = piece % 2 * half + piece // 2  # that are far apart, and need not wait
         stop = columns if piece == pieces - 1 else (piece + 1) * STEP
-        for j in range(piece * STEP, stop, vectors * lanes):
-            at = min(j, columns - vectors * lanes) * size
+        for j in range(piece * STEP, stop, WIDTH * lanes):
+            at = min(j, columns - WIDTH * lanes) * size
             for i in range(0, whole, 4):  # 64 bytes further on in a row each time
                 mix(
                     rows, n, at, at + AHEAD + 16 * i, weights + i * row, row, outs + 8 * i, at, 4,
@@ -40,10 +83,7 @@ def _combine(  # type: ignore[no-untyped-def]
                 )  # fmt: skip
             for i in range(whole, k):
                 soon, some, place = at + AHEAD, weights + i * row, outs + 8 * i
-                if whole:
-                    mix(rows, n, at, soon, some, row, place, at, 1, WIDTH, dtype, dtype, stream)
-                else:  # few sums: longer runs of each row suit the memory better
-                    mix(rows, n, at, soon, some, row, place, at, 1, 4, dtype, dtype, stream)
+                mix(rows, n, at, soon, some, row, place, at, 1, WIDTH, dtype, dtype, stream)
 
 
 COMBINE = Kernel(_combine, 9)

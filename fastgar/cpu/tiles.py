@@ -20,7 +20,7 @@ from fastgar.cpu.vectors import DTYPES, I64, Vectors, computing
 __all__ = [
     "add_slot", "add_weighted", "allocate", "cgutils", "clean", "copy", "element", "fill", "finish",
     "finite_tile", "flip", "integer_at", "itemsize_of", "lanes_of", "literal", "load_tile", "mix",
-    "network", "number_at", "put_integer", "release", "store_vector", "take",
+    "network", "number_at", "put_integer", "put_number", "release", "store_vector", "take",
 ]  # fmt: skip
 
 cgutils: Any = numba_cgutils  # Numba is hardly typed, and compiled code not at all
@@ -107,6 +107,19 @@ def put_integer(typingctx: Any, table: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), codegen
+
+
+@literal
+def put_number(typingctx: Any, table: Any, index: Any, value: Any, dtype: Any) -> Any:
+    """Write a double in the computing type of `dtype` at position `index` of the array `table`."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        v = Vectors(b, computing(DTYPES[dtype.literal_value]))
+        number = args[2] if v.dtype == "float64" else b.fptrunc(args[2], v.scalar)
+        b.store(number, v.pointer(args[0], b.mul(args[1], _integer(v.itemsize))))
+        return context.get_dummy_value()
+
+    return types.void(table, index, types.float64, dtype), codegen
 
 
 @intrinsic
