@@ -326,8 +326,6 @@ def columns(
             rows, block.columns, block.dtype, statistic, mixing, place, careful=careful,
             offset=offset,
         )  # fmt: skip
-        if statistic.kind == "condense" and not backend.KNOWS_CONDENSE:
-            _first_row_instead(backend, block, place, statistic, offset)
         offset += block.columns
 
 
@@ -342,18 +340,6 @@ def _takes_median(statistic: Statistic, begin: int, end: int) -> NDArray[np.bool
     """Return for the columns from number `begin` to `end` whether condense takes the median."""
     draws = hash64(statistic.key, np.arange(begin, end, dtype=np.uint64)) >> np.uint64(11)
     return draws * 2.0**-53 < statistic.probability
-
-
-def _first_row_instead(
-    backend: Any, block: Any, place: int, statistic: Statistic, offset: int
-) -> None:
-    """Replace the median by row 0 in the columns that the hash of their number picks."""
-    first = backend.view(int(block.addresses[0]), block.columns, block.dtype)
-    result = backend.view(place, block.columns, block.dtype)
-    for begin in range(0, block.columns, CHUNK):
-        part = slice(begin, min(begin + CHUNK, block.columns))
-        median = _takes_median(statistic, offset + part.start, offset + part.stop)
-        result[part] = np.where(median, result[part], first[part])
 
 
 def sqdist_to(T: Table, statistic: Statistic, start: Matrix | None = None) -> Matrix:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -321,6 +322,23 @@ def test_combine_writes_separate_rows():
 
 
 # --------------------------------------------------------------------------------------- columns
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_condense_takes_the_first_row_where_the_hash_says_so(dtype, probability):
+    key = primitives.hash_key(12345, 3)
+    assert key >> 63  # does not fit a signed integer
+    median = Statistic.median(5)
+    statistic = replace(median, kind="condense", probability=probability, key=key)
+    for d in (*ODD, 40_000):  # by several threads
+        X = sample(5, d, dtype, seed=d)
+        for offset in (0, 10**10):
+            index = np.arange(offset, offset + d, dtype=np.uint64)
+            draws = (primitives.hash64(key, index) >> np.uint64(11)) * 2.0**-53
+            want = np.where(draws < probability, columns(X, median), X[0])
+            assert columns(X, statistic, offset=offset).tobytes() == want.tobytes()
+
 
 SIZES = [1, 2, 3, 5, 8, 11, 16, 17, 20, 32, 33, 51, 65, 100, 129, 200, 530]
 

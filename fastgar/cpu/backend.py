@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Sequence
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastgar.cpu import CHUNK
 from fastgar.cpu import columns as column_kernels
 from fastgar.cpu.combine import COMBINE, COMBINE_ONE, COPY, PART, RUN
 from fastgar.cpu.combine import STEP as COMBINE_STEP
+from fastgar.cpu.condense import PIECE, REPLACE
 from fastgar.cpu.distances import COMPLETE, PARTIALS, SPAN
 from fastgar.cpu.selection import choose as select
 from fastgar.cpu.selection import makes
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from fastgar.primitives import Selection, Statistic
 
 __all__ = [
-    "CHUNK", "ITEMSIZE", "KNOWS_CONDENSE", "ORIGIN", "READS_ZERO_WEIGHTS", "add_distances",
+    "CHUNK", "ITEMSIZE", "ORIGIN", "READS_ZERO_WEIGHTS", "add_distances",
     "add_inner", "columns", "combine", "complete", "finite", "matrix", "numbers", "room", "select",
     "selects", "span", "view",
 ]  # fmt: skip
@@ -45,7 +47,6 @@ SINGLE, DOUBLE = CODES["float32"], CODES["float64"]
 COMPUTED = {name: np.dtype(computing(name)) for name in CODES}
 LANES = {name: lanes(name) for name in CODES}
 READS_ZERO_WEIGHTS = True  # of several mixed rows: a row with a weight anywhere is in all sums
-KNOWS_CONDENSE = False
 
 
 _addressof = ctypes.addressof
@@ -353,8 +354,7 @@ def columns(
     """Write the statistic of each of `count` columns of X, or of mixing @ X, at `out`.
 
     In place of the mixing, the numbers of the rows that were picked. `whole`: every row is known to
-    have a weight somewhere. `offset`, the number of the first column, is for backends that know
-    condense.
+    have a weight somewhere. `offset` is the number of the first column, for condense.
     """
     if not count:
         return
@@ -381,6 +381,13 @@ def columns(
         ctypes.memmove(out, address(result), count * size)
     else:
         _columns(rows, count, dtype, statistic, narrow, out, careful)
+    if statistic.kind == "condense":
+        below = ceil(statistic.probability * 2**53)
+        key, code, pieces = ctypes.c_int64(statistic.key).value, CODES[dtype], count // PIECE or 1
+        run(
+            REPLACE.specialised(code), rows.item(0), out, count, pieces, key, below, offset, code,
+            pieces=pieces,
+        )  # fmt: skip
 
 
 def _columns(

@@ -347,7 +347,7 @@ def _choose_mixed(D: NDArray[np.float64], f: int, then: Selection) -> Chosen | N
     n = len(D)
     mixing, mixed, room = np.zeros((n, n)), np.empty((n, n)), np.empty((2, n + 8))
     chosen: Chosen | None
-    if then.kind == "krum":  # at once: two calls take 2 us more
+    if then.kind == "krum":  # at once: two calls take 1 us more
         chosen = np.zeros((1, n))
         krum = then.kept, then.squared, then.m
         if KRUM_OF_NNM(D, n - f, *krum, chosen[0], mixing, mixed, room) != 0:

@@ -115,7 +115,6 @@ class Backend:
     ITEMSIZE = ITEMSIZE
     ORIGIN = 0  # the address that stands for a row of zeros
     READS_ZERO_WEIGHTS = False
-    KNOWS_CONDENSE = True
     SELECTED = SELECTION_ROWS  # rows up to which it can `select`
 
     def __init__(self, name: str, library: Any) -> None:
