@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgar.cpu import CHUNK
+from fastgar.cpu.draws import hash64
 
 if TYPE_CHECKING:
     from fastgar.arrays import Out, Table
@@ -143,16 +144,6 @@ class Selection:
 def hash_key(seed: int, step: int) -> int:
     """Return the number that stands for (seed, step) in `hash64`."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-
-
-def hash64(key: int, index: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return random 64-bit numbers that depend on nothing but the key and the index."""
-    z = np.uint64(key) + index * np.uint64(0x94D049BB133111EB)
-    for _ in range(2):  # two rounds of splitmix64's finaliser
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return z
 
 
 def _on(T: Table) -> Any:

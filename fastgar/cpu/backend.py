@@ -252,14 +252,12 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: li
 
 def _combine_one(weights: Matrix, rows: Addresses, columns: int, dtype: str, out: int) -> None:
     used = np.count_nonzero(weights)
-    if used <= 1:
-        only = int(weights.argmax())
-        if not used:
-            view(out, columns, dtype)[:] = 0
-            return
-        if weights.item(only) == 1.0:
-            _copy(rows.item(only), out, columns * ITEMSIZE[dtype])
-            return
+    if not used:
+        view(out, columns, dtype)[:] = 0
+        return
+    if used == 1 and weights.item(only := int(weights.argmax())) == 1.0:
+        _copy(rows.item(only), out, columns * ITEMSIZE[dtype])
+        return
     pieces, code = columns // COMBINE_STEP or 1, CODES[dtype]
     run(
         COMBINE_ONE.specialised(code), address(rows), len(rows), address(weights), out, columns,

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from fastgar.cpu.compile import Kernel, part
+from fastgar.cpu.draws import hash64
 from fastgar.cpu.tiles import copy, itemsize_of, take
 
 __all__ = ["PIECE", "REPLACE"]
 
 PIECE = 8192  # columns that a thread takes at a time
 
-
-@part
-def _hash64(key: Any, index: Any) -> Any:
-    """Return what `fastgar.primitives.hash64` does."""
-    z = key + index * np.uint64(0x94D049BB133111EB)
-    for _ in range(2):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return z
+_hash64 = part(hash64)
 
 
 def _replace(counter, source, result, columns, pieces, key, below, offset, dtype):  # type: ignore[no-untyped-def]
