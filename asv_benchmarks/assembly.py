@@ -52,7 +52,7 @@ def variants() -> list[tuple[str, str, int, str, dict[str, object], str]]:
         shape = pair_shape(n, False, False, True)
         macros: dict[str, object] = dict(shape.defines(CODES["float32"], False, 4, False))
         found.append(("sqdist", "float32", n, "distances.cu", macros, "partials"))
-    macros = {"FG_DTYPE": 2, "FG_TABLE": 0, "FG_OUTS": 0, "FG_K": 1}
+    macros = {"FG_DTYPE": 2, "FG_TABLE": 0, "FG_K": 1}
     macros["FG_PACK"] = 16 // ITEMSIZE["float32"]
     found.append(("combine", "float32", 1, "combine.cu", macros, "combine"))
     return found

@@ -152,7 +152,9 @@ def combine_only(torch: Any, X: Any) -> Call:
         T = arrays.table(X)
         (block,), out = T.blocks, T.empty()
         where = (block.addresses, block.columns, block.dtype)
-        primitives._on(T).combine(chosen, *where, out.places[0])
+        backend = primitives._on(T)
+        backend.combine(chosen, *where, out.places[0])
+        backend.flush()
 
     return call
 

@@ -1,11 +1,14 @@
-"""The errors that fastgar raises beyond Python's own, and the sentence for an unknown name."""
+"""The errors that fastgar raises beyond Python's own, and what other messages share."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
-__all__ = ["SearchLimit", "TooManyFaults", "unknown"]
+__all__ = ["SearchLimit", "TooManyFaults", "levels_to_the_caller", "unknown"]
 
 
 class TooManyFaults(ValueError):
@@ -64,3 +67,17 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     close = get_close_matches(str(name), names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "known: " + (", ".join(names) or "none")
     return ValueError(f"unknown {kind} {name!r}: {hint}")
+
+
+def levels_to_the_caller() -> int:
+    """Return how many calls up from who calls this is the code that uses this package."""
+    package = str(Path(__file__).parent)
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None:
+        name = frame.f_code.co_filename
+        if "importlib" in name:  # which a warning does not count
+            level -= 1
+        elif not name.startswith(package) and f"{os.sep}numba{os.sep}" not in name:
+            break
+        frame, level = frame.f_back, level + 1
+    return level

@@ -51,6 +51,7 @@ class Library:
     name: str
     convert = "X.astype(np.float32)"  # how its users get floating numbers; shown in errors
     cuda: str | None = None  # the version of CUDA that it is built for, if it tells
+    knows_graphs = False  # whether memory for a CUDA graph stays the graph's, when it is given back
     votes = False  # whether it can take the median of integers on a GPU
 
     def view(self, x: Any) -> View:
@@ -126,7 +127,7 @@ class Numpy(Library):
 class Torch(Library):
     name = "torch"
     convert = "X.float()"
-    votes = True
+    votes = knows_graphs = True
 
     def __init__(self, torch: Any) -> None:
         self.torch = torch

@@ -245,6 +245,7 @@ def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> Mat
             backend.combine(chosen, rows, columns, dtype, places)
         else:
             backend.columns(rows, columns, dtype, statistic, chosen, places[0], whole=whole)
+    backend.flush()
     return None
 
 
@@ -282,6 +283,7 @@ def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool
                 if not backend.finite(place, block.columns, block.dtype):
                     again = (weights[i : i + 1], rows, block.columns, block.dtype)
                     backend.combine(*again, [place])
+    backend.flush()
 
 
 def _without_origin(W: Matrix, n: int, refs: Sequence[Any]) -> tuple[Sequence[Any], Matrix]:
@@ -318,6 +320,7 @@ def columns(
             offset=offset,
         )  # fmt: skip
         offset += block.columns
+    backend.flush()
 
 
 def _picks(mixing: Matrix) -> bool:
@@ -341,10 +344,12 @@ def sqdist_to(T: Table, statistic: Statistic, start: Matrix | None = None) -> Ma
     """
     backend = _on(T)
     total = backend.matrix(T.n + 1, start)
+    owners = []  # of the statistic, which is read when the matrix is complete
     for block in T.blocks:
         span = backend.span(block.columns, T.n)
         size = backend.ITEMSIZE[block.dtype]
-        centre, _owner = backend.room(span * size)
+        centre, owner = backend.room(span * size)
+        owners.append(owner)
         for begin in range(0, block.columns, span):
             count = min(span, block.columns - begin)
             rows = block.addresses + begin * size

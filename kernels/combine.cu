@@ -12,7 +12,8 @@
 // Bytes that must move: (rows with a weight + k) * d * itemsize. Past FG_K rows of W, X is read once
 // per FG_K of them, all but the first time from the caches.
 //
-//   FG_TABLE   for X as in common.cuh; FG_OUTS the same for the k rows of the result
+//   FG_TABLE   as in common.cuh, for X and for the k rows of the result: 0 for both, or 1. Then
+//              `stride` is the number of leaves, and `columns` that of tiles in all of them
 //   weights    k x n in float64; null: every weight is `share`
 
 #include "common.cuh"
@@ -20,14 +21,6 @@
 constexpr int K = FG_K, PACK = FG_PACK, THREADS = 256;
 constexpr int LISTED = 512;  // rows that are listed at a time
 constexpr int AHEAD = 4;     // loads under way
-
-__device__ __forceinline__ T* target(void* outs, long long stride, long long k) {
-#if FG_OUTS
-    return reinterpret_cast<T*>(__ldg(static_cast<const u64*>(outs) + k));
-#else
-    return reinterpret_cast<T*>(static_cast<char*>(outs) + k * stride);
-#endif
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 combine(const void* rows, long long stride, long long n, const double* weights, double share,
@@ -37,12 +30,25 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
     __shared__ int count;
     __shared__ int poisoned[K], used[K];
     const int t = thread_index(), lane = lane_index();
+#if FG_TABLE
+    const long long tiles = columns;
+#else
     const long long tiles = (columns + THREADS * PACK - 1) / (THREADS * PACK);
+#endif
     for (long long from = 0; from < k; from += K) {
         long long known = -1;  // the first of the rows that are in the list
         if (t < K) poisoned[t] = used[t] = 0;
         for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-            const long long column = (tile * THREADS + t) * PACK;
+#if FG_TABLE
+            const long long* const leaf = leaf_of(rows, stride, RECORD + n + k, tile);
+            const long long number = tile - __ldg(leaf);
+            const long long* const places = leaf + RECORD;
+            columns = __ldg(leaf + 1);
+#else
+            const long long number = tile;
+            const void* const places = rows;
+#endif
+            const long long column = (number * THREADS + t) * PACK;
             C sums[K][PACK];
 #pragma unroll
             for (int q = 0; q < K; ++q)
@@ -93,7 +99,7 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
 #pragma unroll
                     for (int a = 0; a < AHEAD; ++a) {
                         if (e + a >= rows_listed) continue;
-                        const T* const place = row(rows, stride, listed[e + a]) + column;
+                        const T* const place = row(places, stride, listed[e + a]) + column;
                         if (whole) {
                             x[a] = load_pack<PACK>(place);
                         } else {
@@ -124,7 +130,13 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
 #pragma unroll
                 for (int p = 0; p < PACK; ++p)
                     result.item[p] = narrow(poisoned[q] ? not_a_number<C>() : used[q] ? sums[q][p] : C(0));
-                T* const place = target(outs, out_stride, from + q) + column;
+#if FG_TABLE
+                T* const start = reinterpret_cast<T*>(__ldg(places + n + from + q));
+#else
+                T* const start =
+                    reinterpret_cast<T*>(static_cast<char*>(outs) + (from + q) * out_stride);
+#endif
+                T* const place = start + column;
                 if (column + PACK <= columns) {
                     store_pack<PACK>(place, result);
                 } else {

@@ -2,7 +2,7 @@
 //
 // A module is the text of one .cu file behind a few lines of #define:
 //   FG_DTYPE  what X holds: 0 float16, 1 bfloat16, 2 float32, 3 float64
-//   FG_TABLE  1: `rows` is a table of addresses; 0: one matrix, its rows `stride` bytes apart
+//   FG_TABLE  1: `rows` holds addresses; 0: one matrix, its rows `stride` bytes apart
 //
 // No header of the CUDA toolkit is used (a machine with a driver need not have them): float16 is
 // converted by the machine's own instruction, bfloat16 is the upper half of a float32.
@@ -150,6 +150,26 @@ __device__ __forceinline__ const T* row(const void* rows, long long stride, long
 #else
     return reinterpret_cast<const T*>(static_cast<const char*>(rows) + i * stride);
 #endif
+}
+
+// Rows that lie apart, in one leaf of a model or in several, are given by a record for each leaf:
+//   the number of its first *unit* of work (units are numbered through all leaves), its columns,
+//   the number of its first column; then where each row begins, then where each result goes.
+constexpr int RECORD = 3;
+
+// The record of the leaf that this unit is of, among `count` records of `size` numbers.
+__device__ __forceinline__ const long long* leaf_of(const void* leaves, long long count,
+                                                    long long size, long long unit) {
+    const long long* const records = static_cast<const long long*>(leaves);
+    long long low = 0, high = count;
+    while (high - low > 1) {
+        const long long middle = (low + high) / 2;
+        if (__ldg(records + middle * size) <= unit)
+            low = middle;
+        else
+            high = middle;
+    }
+    return records + low * size;
 }
 #endif
 

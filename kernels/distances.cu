@@ -249,7 +249,9 @@ __device__ __forceinline__ bool pair_of(int unit, int sum, int& i, int& j) {
 }
 
 // Adds up span number `first` + blockIdx.x / pairs of row blocks; see the top of this file.
-// `total` is what `add` will count its finished blocks in.
+// `counter` is what `add` will count its finished blocks in. With FG_TABLE the spans are those of
+// all leaves, `stride` in number; past the end of a leaf they are of zeros, so that each leaf has
+// whole chunks.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 partials(const void* rows, long long stride, long long points, long long columns, long long first,
          double* triangles, int* counter, const double* scales, long long pivot) {
@@ -272,7 +274,14 @@ partials(const void* rows, long long stride, long long points, long long columns
     x.right = (a + pair) * (ROWS / 2);
 #endif
     double* const partial = triangles + span * (points * (points + 1) / 2);
-    const long long begin = (first + span) * FG_SPAN;
+    span += first;
+#if FG_TABLE
+    const long long* const leaf = leaf_of(rows, stride, RECORD + points, span);
+    span -= __ldg(leaf);
+    columns = __ldg(leaf + 1);
+    x.rows = leaf + RECORD;
+#endif
+    const long long begin = span * FG_SPAN;
     const long long end = begin + FG_SPAN < columns ? begin + FG_SPAN : columns;
     if (t == 0) odd = 0;
     if (t == 0 && blockIdx.x == 0) *counter = 0;

@@ -17,7 +17,7 @@ from fastgar import libraries
 from fastgar.cuda import device as devices
 
 NAME = "cuda:0"
-EIGHT_BYTES = {int, float, devices.Pointer, np.int64, np.float64}  # as kernels take them
+TAKEN = {int, float, np.void}  # what CuPy takes as arguments: not what inherits from them
 GARBAGE = 0xFF  # what fresh memory holds: NaN in every dtype
 
 
@@ -34,16 +34,17 @@ class EmulatedDevice:
         self.name, self.processors = name, 3
         self.launches: list[str] = []
         self.reads = self.writes = self.waits = self.allocations = 0
+        self.graph = False  # whether a graph is being captured
+        self.kept: list[Any] = []
         self.streams: set[int] = set()
 
     def launch(self, kernel, grid, block, shared, args, stream) -> None:
         self.launches.append(kernel.name)
         self.streams.add(stream)
-        odd = [a for a in args if type(a) not in EIGHT_BYTES]
-        assert not odd, f"{kernel.name}: CuPy would send less than eight bytes of {odd}"
-        values = [ctypes.c_void_p(a) if isinstance(a, devices.Pointer) else a for a in args]
+        odd = [a for a in args if type(a) not in TAKEN]
+        assert not odd, f"{kernel.name}: CuPy would refuse {odd}, or send less than eight bytes"
         module = build(kernel.file, dict(kernel.defines))
-        module.launch(kernel.name, grid, block, values, shared)
+        module.launch(kernel.name, grid, block, args, shared)
 
     def allocate(self, size, stream):
         self.allocations += 1
@@ -63,6 +64,12 @@ class EmulatedDevice:
 
     def synchronise(self, stream) -> None:
         self.waits += 1
+
+    def capturing(self, stream) -> bool:
+        return self.graph
+
+    def keep(self, owner) -> None:
+        self.kept.append(owner)
 
 
 class Away:

@@ -16,9 +16,8 @@ import pytest
 from emulation import needs_compiler
 
 import fastgar as fg
-from fastgar import arrays, libraries
+from fastgar import arrays, libraries, primitives
 from fastgar.cuda import device as devices
-from fastgar.cuda import driver
 
 torch = pytest.importorskip("torch")
 emulation = needs_compiler()
@@ -75,13 +74,18 @@ def aggregate(spec, X, **options):
     return fg.rule(spec, 2).at(1)(X, **options)
 
 
+def bits(x):
+    """The bits of a tensor, all NaN being one."""
+    return x.double().nan_to_num(nan=1e9).view(torch.int64)
+
+
 def check(spec, dtype, got, want):
     assert got.dtype == want.dtype and got.shape == want.shape
     got, want = got.double(), want.double()
     if not spec.startswith(WEIGHTED):
         assert torch.equal(got.nan_to_num(nan=1e9), want.nan_to_num(nan=1e9)), spec
     else:
-        scale = float(want.nan_to_num().abs().max())
+        scale = float(want.nan_to_num().abs().max()) if want.numel() else 0.0
         torch.testing.assert_close(
             got, want, rtol=0.0, atol=4 * ROUNDING[dtype] * scale, equal_nan=True
         )
@@ -189,6 +193,72 @@ def test_structures_with_several_leaves_and_integers(gpu):
     assert torch.equal(got["weight"], part["weight"])
 
 
+def model(n, leaves, seed=0):
+    """States of models: many small leaves, an empty one, another dtype, and one of many columns."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(k):
+        size = 2 * fg.CHUNK + 5 if k == 3 else 0 if k == 4 else k % 7 + 1
+        values = torch.from_numpy(rng.standard_normal(size).astype(np.float32))
+        return values.bfloat16() if k % 5 == 2 else values
+
+    return [OrderedDict((f"{k}", leaf(k)) for k in range(leaves)) for _ in range(n)]
+
+
+LEAVES = [
+    "mean", "krum", "multi_krum", "bulyan", "nnm | median", "geometric_median", "nnm | mean", "nnm",
+    "bucketing(s=2) | mean",
+]  # fmt: skip
+
+
+@emulation
+@pytest.mark.parametrize("spec", LEAVES)
+def test_models_of_many_leaves(gpu, spec):
+    states = model(11, 13)
+    states[3]["6"][0] = float("inf")
+    with pytest.MonkeyPatch.context() as real:
+        real.setattr(libraries.Torch, "view", VIEW)
+        want = fg.rule(spec, 2).at(1)(states)
+    got = fg.rule(spec, 2).at(1)(states)
+    pairs = zip(got, want, strict=True) if isinstance(got, list) else [(got, want)]
+    for mine, other in pairs:
+        for key, value in mine.items():
+            check(spec, "bfloat16" if value.dtype is torch.bfloat16 else "float32", value,
+                  other[key])  # fmt: skip
+
+
+@emulation
+def test_distances_of_leaves_have_the_bits_of_leaf_after_leaf(gpu):
+    """Also where they come in batches, and from any places."""
+    states = [
+        {k: v for k, v in state.items() if v.dtype is torch.float32} for state in model(6, 11)
+    ]
+    D = fg.sqdist(states)
+    alone = None
+    for key in states[0]:
+        rows = [state[key] for state in states]
+        T = arrays.table(rows)
+        alone = primitives.sqdist(T, start=alone)
+    assert np.array_equal(D, alone)
+    assert gpu.launches.count("partials") == 1 + sum(len(x) > 0 for x in states[0].values())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("fastgar.cuda.backend.PARTIAL_BYTES", 0)
+        assert np.array_equal(fg.sqdist(states), D)
+
+
+# Launches of a call on a model, whatever its leaves: two dtypes, rows that are written as a table.
+MOST_LAUNCHES = {"mean": 6, "krum": 14, "multi_krum": 14, "nnm | krum": 15, "geometric_median": 15}
+
+
+@emulation
+@pytest.mark.parametrize("spec", MOST_LAUNCHES)
+def test_launches_do_not_grow_with_the_leaves(gpu, spec):
+    for leaves in (12, 80):
+        gpu.launches.clear()
+        fg.rule(spec, 1)(model(7, leaves))
+        assert len(gpu.launches) <= MOST_LAUNCHES[spec], gpu.launches
+
+
 @emulation
 @pytest.mark.parametrize("spec", ["krum", "trimmed_mean", "nnm | median", "geometric_median"])
 def test_streaming(gpu, on_cpu, spec):
@@ -252,6 +322,55 @@ def test_inspect(gpu, spec):
     assert torch.equal(report.aggregate, want.aggregate)
     assert report.selected == want.selected and report.faulty == want.faulty
     np.testing.assert_allclose(report.weights, want.weights)
+
+
+# ---------------------------------------------------------------------------- graphs being captured
+
+
+@emulation
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_a_graph_cannot_hold_is_refused_before_any_work(gpu, spec):
+    gpu.graph = True
+    X = liars(sample(11, 301))
+    if waits(spec, "float32"):
+        with pytest.raises(RuntimeError, match="a CUDA graph that is being captured cannot wait"):
+            aggregate(spec, X)
+        assert gpu.launches == [] and gpu.reads == 0
+        with pytest.raises(RuntimeError, match="cannot wait"):
+            fg.inspect(spec, X[:7], f=1) if "fltrust" not in spec else aggregate(spec, X)
+        return
+    got = aggregate(spec, X)
+    assert gpu.reads == gpu.writes == gpu.waits == 0
+    gpu.graph = False
+    assert torch.equal(bits(got), bits(aggregate(spec, X)))
+    with pytest.raises(RuntimeError, match="cannot wait"):
+        gpu.graph = True
+        fg.inspect(spec, X, f=2)
+
+
+@emulation
+def test_a_graph_holds_tables_of_any_size_and_no_memory_of_the_host(gpu):
+    states = model(40, 80)
+    fg.krum(states, f=3)
+    assert gpu.writes > 0, "large tables are copied"
+    gpu.writes, gpu.graph = 0, True
+    fg.krum(states, f=3)
+    assert gpu.writes == 0, "but a graph would hold the address of what was copied"
+
+
+@emulation
+def test_memory_that_a_graph_uses_is_kept(gpu, monkeypatch):
+    """Unless the library's allocator sees to it, as torch's does."""
+    X = sample(11, 301)
+    gpu.graph = True
+    fg.krum(X, f=2)
+    assert gpu.kept == []
+    monkeypatch.setattr(libraries.Torch, "knows_graphs", False)
+    fg.krum(X, f=2)
+    assert len(gpu.kept) >= 2
+    count, gpu.graph = len(gpu.kept), False
+    fg.krum(X, f=2)
+    assert len(gpu.kept) == count
 
 
 # ------------------------------------------------------------------------------------ bad input
@@ -415,196 +534,6 @@ def test_arrays_of_unknown_libraries(monkeypatch):
     with pytest.raises(TypeError, match="'steps' holds integers of emulated on cuda:0"):
         fg.krum(states, f=2)
     assert not gpu.launches
-
-
-# ------------------------------------------------------------------------------ what may be missing
-
-
-def test_without_cupy_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    for cuda, extra in [("12.8", "fastgar[cuda12]"), ("13.0", "fastgar[cuda13]"), (None, "cuda12")]:
-        with pytest.raises(ImportError, match="needs CuPy") as caught:
-            devices.connect("cuda:9", cuda)
-        assert extra in str(caught.value) and "\n" not in str(caught.value)
-
-
-class _Runtime:
-    memcpyHostToDevice, memcpyDeviceToHost = 1, 2
-
-    def __init__(self, count, driver_version=12040):
-        self.count, self.version = count, driver_version
-
-    def getDeviceCount(self):
-        if isinstance(self.count, Exception):
-            raise self.count
-        return self.count
-
-    def driverGetVersion(self):
-        return self.version
-
-    def runtimeGetVersion(self):
-        return 13020
-
-
-class _CompileError(Exception):
-    pass
-
-
-def fake_cupy(count=1, capability="90", version=12040, compile_error=None):
-    def module(code, options):
-        raise compile_error
-
-    device = SimpleNamespace(compute_capability=capability, attributes={"MultiProcessorCount": 4})
-    cuda = SimpleNamespace(
-        runtime=_Runtime(count, version), Device=lambda index: device,
-        compiler=SimpleNamespace(CompileException=_CompileError),
-    )  # fmt: skip
-    return SimpleNamespace(cuda=cuda, RawModule=module, __version__="14.2.0")
-
-
-@pytest.mark.parametrize(
-    ("cupy", "sentence"),
-    [
-        (fake_cupy(RuntimeError("cudaErrorInsufficientDriver: ...")),
-         "the NVIDIA driver has CUDA 12.4 and this CuPy is built for CUDA 13.2: update the driver, "
-         "or pip install 'fastgar[cuda12]'"),
-        (fake_cupy(RuntimeError("cudaErrorInsufficientDriver: ..."), version=0),
-         "no GPU can be used: there is no NVIDIA driver"),
-        (fake_cupy(RuntimeError("odd")), "no GPU can be used (odd)"),
-        (fake_cupy(0), "there is no cuda:0: CuPy sees 0 GPUs"),
-        (fake_cupy(capability="61"), "cuda:0 has compute capability 6.1, and fastgar's kernels "
-         "need 7.5 (Turing) or later"),
-    ],
-)  # fmt: skip
-def test_what_cannot_work_is_said_in_one_sentence(monkeypatch, cupy, sentence):
-    monkeypatch.setattr(driver, "_import", lambda cuda: cupy)
-    with pytest.raises(RuntimeError) as caught:
-        driver.CupyDevice("cuda:0", "12.4")
-    assert sentence in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (_CompileError("nvrtc: error: invalid value for --gpu-architecture\nmore"),
-         "CuPy's compiler cannot make combine.cu for cuda:0 (compute capability 9.0)"),
-        (RuntimeError("libnvrtc.so.13: cannot open shared object file"),
-         "CuPy cannot compile kernels, for which it needs NVRTC: pip install 'fastgar[cuda13]'"),
-    ],
-)  # fmt: skip
-def test_a_compiler_that_fails_or_is_missing(monkeypatch, error, sentence):
-    monkeypatch.setattr(driver, "_import", lambda cuda: fake_cupy(compile_error=error))
-    device = driver.CupyDevice("cuda:0", "13.0")
-    with pytest.raises(RuntimeError) as caught:
-        device._compile(devices.kernel("combine.cu", "combine"))
-    assert sentence in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_broken_cupy(monkeypatch, tmp_path):
-    (tmp_path / "cupy.py").write_text("raise ImportError('libcublas.so.12: cannot open')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "cupy", None)  # so that nothing of this stays behind
-    del sys.modules["cupy"]
-    with pytest.raises(ImportError, match=r"CuPy is broken \(libcublas.*fastgar\[cuda12\]"):
-        driver._import("12.1")
-    old = type(sys)("cupy")
-    old.__version__ = "13.4.1"
-    sys.modules["cupy"] = old
-    with pytest.raises(ImportError, match=r"CuPy 13.4.1 is too old, .* 14 or later: .*cuda13"):
-        driver._import("13.0")
-
-
-class Launches:
-    """What CuPy is asked for, without a GPU."""
-
-    def __init__(self):
-        self.current, self.calls, self.streams = 0, [], [0]
-
-    def cupy(self, count=3):
-        from contextlib import contextmanager
-
-        seen = self
-
-        class Device:
-            compute_capability = "90"
-            attributes = {"MultiProcessorCount": 4}  # noqa: RUF012
-
-            def __init__(self, index):
-                self.index = index
-
-            def __enter__(self):
-                self.before, seen.current = seen.current, self.index
-
-            def __exit__(self, *error):
-                seen.current = self.before
-
-        @contextmanager
-        def current(stream):
-            version, address = stream.__cuda_stream__()
-            assert version == 0
-            seen.streams.append(address)
-            yield
-            seen.streams.pop()
-
-        def alloc(size):
-            seen.calls.append(("alloc", size, seen.current, seen.streams[-1]))
-            return SimpleNamespace(ptr=4096)
-
-        def launch(grid, block, args, shared, stream):
-            seen.calls.append(("launch", grid, block, args, shared, seen.current, stream.ptr))
-
-        runtime = _Runtime(count)
-        runtime.getDevice = lambda: seen.current
-        runtime.setDevice = lambda index: setattr(seen, "current", index)
-        runtime.memcpyAsync = lambda *args: seen.calls.append(("copy", args, seen.current))
-        runtime.streamSynchronize = lambda stream: seen.calls.append(("wait", stream))
-
-        def module(code, options):
-            seen.calls.append(("compile", options, seen.current))
-            return SimpleNamespace(get_function=lambda name: SimpleNamespace(kernel=launch))
-
-        cuda = SimpleNamespace(
-            runtime=runtime, Device=Device, alloc=alloc,
-            compiler=SimpleNamespace(CompileException=OSError),
-            Stream=SimpleNamespace(from_external=current),
-        )  # fmt: skip
-        return SimpleNamespace(cuda=cuda, RawModule=module, __version__="14.2.0")
-
-
-def test_cupy_is_asked_for_the_datas_device_and_the_callers_stream(monkeypatch):
-    seen = Launches()
-    monkeypatch.setattr(driver, "_import", lambda cuda: seen.cupy())
-    device = driver.CupyDevice("cuda:2", "13.0")
-    kernel = devices.kernel("combine.cu", "combine", (("FG_DTYPE", 2),))
-    for _ in range(2):
-        device.launch(kernel, 7, 256, 16, (devices.Pointer(4096), 3, 0.5), 99)
-    assert seen.calls == [
-        ("compile", driver.OPTIONS, 2),
-        *[("launch", (7,), (256,), (4096, 3, 0.5), 16, 2, 99)] * 2,
-    ]
-    assert not any("fast" in option or "fmad=true" in option for option in driver.OPTIONS)
-    seen.calls.clear()
-    assert device.allocate(100, 98)[0] == 4096
-    into = np.zeros(2)
-    device.read(4096, into, 97)
-    device.write(4096, into, 96)
-    device.synchronise(95)
-    place = into.ctypes.data
-    assert seen.calls == [
-        ("alloc", 100, 2, 98),
-        ("copy", (place, 4096, 16, 2, 97), 2), ("wait", 97),
-        ("copy", (4096, place, 16, 1, 96), 2),
-        ("wait", 95),
-    ]  # fmt: skip
-    assert seen.current == 0 and seen.streams == [0], "the caller's device and stream are current"
-
-
-def test_the_real_cupy_takes_our_streams():
-    cupy = pytest.importorskip("cupy")
-    assert cupy.cuda.Stream.from_external(driver._Stream(77)).ptr == 77
-    if not torch.cuda.is_available():  # then neither is there a driver
-        with pytest.raises(RuntimeError, match="no GPU can be used: there is no NVIDIA driver"):
-            driver.CupyDevice("cuda:0", "13.0")
 
 
 def test_nothing_of_cuda_is_imported_for_rows_on_the_cpu():

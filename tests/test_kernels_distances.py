@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from emulated import EmulatedDevice
@@ -13,6 +11,7 @@ from fastgar import arrays, primitives
 from fastgar.cuda import backend as cuda
 from fastgar.cuda import device as devices
 from fastgar.cuda.shapes import SPAN, pair_shape
+from fastgar.libraries import Library
 from fastgar.primitives import CHUNK
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -32,8 +31,7 @@ TOLERANCE = {"float16": 1e-5, "bfloat16": 1e-5, "float32": 1e-5, "float64": 1e-1
 def gpu(monkeypatch):
     device = EmulatedDevice()
     monkeypatch.setitem(devices._devices, device.name, device)
-    library = SimpleNamespace(cuda=None, stream=lambda name: 0, scratch=lambda size, name: None)
-    return cuda.Backend(device.name, library)
+    return cuda.Backend(device.name, Library())
 
 
 def sample(n, d, dtype="float32", seed=0):
@@ -117,7 +115,7 @@ def test_alignment_and_layout_do_not_change_the_bits(gpu, n, dtype):
     apart = [row.copy() for row in X]
     table = np.array([row.ctypes.data for row in apart], np.int64)
     assert np.array_equal(sqdist(gpu, X, dtype, rows=table[::-1])[::-1, ::-1], plain)
-    assert gpu.device.launches.count("table") == (n + 31) // 32
+    assert gpu.device.launches.count("table") == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -230,7 +228,8 @@ def test_columns_past_two_to_the_thirty_two(gpu):
     kernel = devices.kernel(
         "distances.cu", "partials", tuple(shape.defines(2, True, 1, False).items())
     )
-    table, *rest = (devices.Pointer(array.ctypes.data) for array in (rows, triangles, counter))
-    arguments = (table, 0, 3, first * SPAN + d, first, *rest, devices.Pointer(0), 0)
+    leaf = np.concatenate([[0, first * SPAN + d, 0], rows])
+    table, *rest = (array.ctypes.data for array in (leaf, triangles, counter))
+    arguments = (table, 1, 3, 0, first, *rest, 0, 0)
     gpu.device.launch(kernel, 1, shape.threads, 0, arguments, 0)
     assert triangles.tolist() == [0.0, 0.0, 0.0, 4.0 * d, 4.0 * d, 0.0]

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHUNK", "ITEMSIZE", "ORIGIN", "READS_ZERO_WEIGHTS", "add_distances",
-    "add_inner", "columns", "combine", "complete", "finite", "matrix", "numbers", "room", "select",
-    "selects", "span", "view",
+    "add_inner", "columns", "combine", "complete", "finite", "flush", "matrix", "numbers", "room",
+    "select", "selects", "span", "view",
 ]  # fmt: skip
 
 Matrix = NDArray[np.float64]
@@ -76,6 +76,10 @@ def numbers(place: int, count: int, dtype: str) -> Matrix:
     if dtype == "bfloat16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float64)
+
+
+def flush() -> None:
+    """Do what was put off: nothing, as all is done at once here."""
 
 
 def finite(place: int, count: int, dtype: str) -> bool:

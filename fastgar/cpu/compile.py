@@ -9,9 +9,7 @@ combination and found again in the disk cache by later processes.
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
-import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -26,6 +24,8 @@ from numba.core.caching import FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import nrt
 from numba.extending import register_jitable
+
+from fastgar.errors import levels_to_the_caller
 
 __all__ = ["SHORT", "Kernel", "Tiered", "address_in_c", "part", "step"]
 
@@ -147,22 +147,8 @@ def _say_uncached(why: str) -> None:
             f"fastgar cannot cache its compiled kernels on disk, as {why}: each process compiles "
             "them again (0.1 to 2 s each). Set NUMBA_CACHE_DIR to a writable folder.",
             RuntimeWarning,
-            stacklevel=_levels_to_the_caller(),
+            stacklevel=levels_to_the_caller(),
         )
-
-
-def _levels_to_the_caller() -> int:
-    """Return how many calls up from `_say_uncached` is the code that uses this package."""
-    package = str(Path(__file__).parents[1])
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None:
-        name = frame.f_code.co_filename
-        if "importlib" in name:  # which a warning does not count
-            level -= 1
-        elif not name.startswith(package) and f"{os.sep}numba{os.sep}" not in name:
-            break
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 @cache

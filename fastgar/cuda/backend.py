@@ -3,19 +3,22 @@
 A `Backend` has what the module `fastgar.cpu.backend` has, for one device and the stream and
 allocator of one caller. n x n numbers come in as NumPy arrays, or stay on the device as `Numbers`
 where no host has to see them: what `select` gives, `combine` and `columns` take.
+
+What concerns several leaves of a model waits until all are known (`finish`, `flush`), and is
+launched together: a launch takes the host some microseconds, and most leaves are small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .device import Device, Kernel, Pointer, connect, kernel
+from .device import Device, Kernel, connect, kernel
 from .shapes import CHUNK_SPANS, SPAN, PairShape, pair_shape, triangle
 from .variants import (
     CODES,
@@ -38,11 +41,14 @@ Matrix = NDArray[np.float64]
 Addresses = NDArray[np.int64]
 
 PARTIAL_BYTES = 128 << 20  # of triangles that wait to be added in order
-TABLE = 32  # addresses that one launch writes
+RECORD = 3  # numbers of a leaf's record before its addresses: see kernels/common.cuh
+NUMBERS = 480  # that one launch of `table` writes
+STRUCT = np.dtype(f"V{8 * NUMBERS}")
+FEW = 2 * NUMBERS  # numbers that are written by launches, rather than by a copy
 ADD_ENTRIES, ADD_THREADS = 32, 256  # of a block of the kernel `add`
 COMBINE_THREADS = 256
 RESIDENT = 8  # blocks of `combine` for each multiprocessor: as many as it takes at a time
-NULL = Pointer(0)
+NULL = 0
 ADD = kernel("distances.cu", "add")
 WRITE_TABLE = kernel("table.cu", "table")
 
@@ -58,11 +64,8 @@ def _partials(
 
 
 @cache
-def _combining(dtype: str, table: bool, outs: bool, k: int, pack: int) -> Kernel:
-    defines = {
-        "FG_DTYPE": CODES[dtype], "FG_TABLE": int(table), "FG_OUTS": int(outs), "FG_K": k,
-        "FG_PACK": pack,
-    }  # fmt: skip
+def _combining(dtype: str, table: bool, k: int, pack: int) -> Kernel:
+    defines = {"FG_DTYPE": CODES[dtype], "FG_TABLE": int(table), "FG_K": k, "FG_PACK": pack}
     return kernel("combine.cu", "combine", tuple(defines.items()))
 
 
@@ -76,12 +79,31 @@ class Numbers:
     owner: Any
 
 
+class _Piece(NamedTuple):
+    """Rows of one leaf, and where what is made of them goes."""
+
+    rows: Addresses
+    columns: int
+    dtype: str
+    outs: Sequence[int]
+
+    @property
+    def alignment(self) -> int:
+        """The greatest power of two up to 16 that divides all addresses."""
+        bits = 16
+        for place in (*self.rows.tolist(), *self.outs):
+            bits |= place
+        return bits & -bits
+
+
 @dataclass(slots=True)
 class _Total:
-    """A matrix of pairs on the device, being added up."""
+    """A matrix of pairs on the device: what is to be added up, and what was."""
 
     points: int
     start: Matrix | None
+    pieces: list[_Piece] = field(default_factory=list)
+    products: tuple[int, Numbers] | None = None  # the pivot and the scales, of inner products
     address: int = 0
     owner: Any = None
     begun: bool = False
@@ -90,14 +112,15 @@ class _Total:
     counter: int = 0
 
 
-@dataclass(slots=True)
-class _Rows:
-    """Where rows are, as kernels take it."""
+class _Places(NamedTuple):
+    """Where rows and results are, as kernels take it."""
 
-    address: int
-    stride: int
     table: bool
-    alignment: int
+    rows: int
+    stride: int  # in bytes; the number of leaves, where there is a table
+    outs: int
+    out_stride: int
+    units: int  # of work in all
     owner: Any
 
 
@@ -122,14 +145,25 @@ class Backend:
         self.name, self.library = name, library
         self.stream: int = library.stream(name)
         self._sent: tuple[Any, Numbers] | None = None
-        self._known: tuple[Addresses, _Rows] | None = None
+        self._mean: tuple[Any, Numbers] | None = None
+        self._sums: list[tuple[Numbers | None, float, _Piece]] = []
+        self._statistics: list[tuple[Statistic, Numbers | None, int, _Piece]] = []
 
     # ---------------------------------------------------------------------------------- memory
+
+    @cached_property
+    def captured(self) -> bool:
+        """Whether the caller records its work in a CUDA graph."""
+        return self.device.capturing(self.stream)
 
     def room(self, size: int) -> tuple[int, Any]:
         """Return the address of fresh memory, and its owner."""
         given: tuple[int, Any] | None = self.library.scratch(size, self.name)
-        return self.device.allocate(size, self.stream) if given is None else given
+        if given is None:
+            given = self.device.allocate(size, self.stream)
+        if not self.library.knows_graphs and self.captured:
+            self.device.keep(given[1])  # or another would get it, and the graph write to it
+        return given
 
     def span(self, columns: int, n: int) -> int:
         """Return how many columns to take where a statistic and the distances to it are wanted."""
@@ -139,15 +173,45 @@ class Backend:
         """Return a copy on the device; of the same array as last time, the same copy."""
         if self._sent is not None and self._sent[0] is values:
             return self._sent[1]
-        packed = np.ascontiguousarray(values)
-        address, owner = self.room(packed.nbytes)
-        self.device.write(address, packed, self.stream)
+        address, owner = self._upload(values)
         sent = Numbers(address, values.shape, False, owner)
         self._sent = (values, sent)
         return sent
 
+    def _averaged(self, mixing: Matrix | Numbers) -> Numbers:
+        """Return the one row of weights that is the mean of mixing rows, of the same the same."""
+        assert not isinstance(mixing, Numbers)
+        if self._mean is None or self._mean[0] is not mixing:
+            self._mean = mixing, self._send(mixing.mean(axis=0)[np.newaxis])
+        return self._mean[1]
+
+    def _upload(self, values: NDArray[Any]) -> tuple[int, Any]:
+        """Return where a copy of numbers of 8 bytes is on the device, and its owner."""
+        packed = np.array(values, order="C")
+        address, owner = self.room(packed.nbytes)
+        if packed.size > FEW and not self.captured:
+            self.device.write(address, packed, self.stream)
+            return address, owner
+        flat = packed.reshape(-1).view(np.int64)
+        for begin in range(0, len(flat), NUMBERS):
+            part = flat[begin : begin + NUMBERS]
+            given = np.zeros(NUMBERS, np.int64)
+            given[: len(part)] = part
+            arguments = (address + 8 * begin, given.view(STRUCT)[0], len(part))
+            self._launch(WRITE_TABLE, 1, 128, 0, arguments)
+        return address, owner
+
+    def _refuse_to_wait(self) -> None:
+        if self.captured:
+            raise RuntimeError(
+                "this needs numbers on the host, for which a CUDA graph that is being captured "
+                "cannot wait: capture krum, multi_krum, bulyan, cge, column rules, or nnm before "
+                "one of these, and call other rules outside of the capture"
+            )
+
     def numbers(self, place: int, count: int, dtype: str) -> Matrix:
         """Return the `count` numbers at `place` in double precision. Waits."""
+        self._refuse_to_wait()
         into = np.empty(count, np.uint16 if dtype == "bfloat16" else dtype)
         if count:
             self.device.read(place, into, self.stream)
@@ -155,33 +219,24 @@ class Backend:
             into = (into.astype(np.uint32) << 16).view(np.float32)
         return into.astype(np.float64)
 
-    def _rows(self, rows: Addresses) -> _Rows:
-        """Return how kernels are told where the rows are; of the same array, the same."""
-        if self._known is None or self._known[0] is not rows:
-            self._known = rows, self._places(rows.tolist())
-        return self._known[1]
-
-    def _places(self, places: list[int]) -> _Rows:
-        n, first = len(places), places[0]
-        stride = places[1] - first if n > 1 else 0
-        if first and (
-            places == list(range(first, first + n * stride, stride)) if stride else n == 1
-        ):
-            bits = first | stride | 16
-            return _Rows(first, stride, False, bits & -bits, None)
-        bits = 16
-        for place in places:
-            bits |= place
-        address, owner = self._table(places)
-        return _Rows(address, 0, True, bits & -bits, owner)
-
-    def _table(self, places: list[int]) -> tuple[int, Any]:
-        address, owner = self.room(8 * len(places))
-        for begin in range(0, len(places), TABLE):
-            part = places[begin : begin + TABLE]
-            arguments = (Pointer(address), begin, len(part), *part, *[0] * (TABLE - len(part)))
-            self._launch(WRITE_TABLE, 1, TABLE, 0, arguments)
-        return address, owner
+    def _places(self, pieces: Sequence[_Piece], units: Sequence[int]) -> _Places:
+        """Return where the rows and results of leaves with so many units of work each are."""
+        first = pieces[0]
+        if len(pieces) == 1:
+            rows, outs = first.rows.tolist(), list(first.outs)
+            stride, out_stride = _stride(rows), _stride(outs)
+            if stride is not None and out_stride is not None:
+                where = (rows[0], stride, outs[0] if outs else NULL, out_stride)
+                return _Places(False, *where, units[0], None)
+        n = len(first.rows)
+        records = np.zeros((len(pieces), RECORD + n + len(first.outs)), np.int64)
+        for record, piece in zip(records, pieces, strict=True):
+            record[1] = piece.columns
+            record[RECORD : RECORD + n] = piece.rows
+            record[RECORD + n :] = piece.outs
+        records[1:, 0] = np.cumsum(units[:-1])
+        address, owner = self._upload(records)
+        return _Places(True, address, len(pieces), NULL, 0, sum(units), owner)
 
     def _launch(
         self, kernel: Kernel, grid: int, block: int, shared: int, args: tuple[Any, ...]
@@ -199,41 +254,49 @@ class Backend:
     ) -> None:
         """Add squared distances to `total`; whether it is `fresh` makes no difference here."""
         if columns:
-            self._accumulate(total, rows, columns, dtype, False, 0, NULL)
+            total.pieces.append(_Piece(rows, columns, dtype, ()))
 
     def add_inner(
         self, total: _Total, rows: Addresses, columns: int, dtype: str, pivot: int, scales: Matrix
     ) -> None:
         """Add inner products of scales_i * (row_i - row_pivot) to `total`."""
         if columns:
-            sent = self._send(scales)
-            self._accumulate(total, rows, columns, dtype, True, pivot, Pointer(sent.address))
+            total.products = pivot, self._send(scales)
+            total.pieces.append(_Piece(rows, columns, dtype, ()))
 
-    def _accumulate(
-        self, total: _Total, rows: Addresses, columns: int, dtype: str, products: bool,
-        pivot: int, scales: Pointer,
-    ) -> None:  # fmt: skip
+    def _accumulate(self, total: _Total) -> None:
+        """Launch what was put into `total`: the leaves of one dtype together."""
+        alike: dict[tuple[str, bool], list[_Piece]] = {}
+        for piece in total.pieces:
+            alike.setdefault((piece.dtype, piece.alignment >= 16), []).append(piece)
+        total.pieces = []
         points = total.points
-        x = self._rows(rows)
-        partials, shape = _partials(points, dtype, products, x.table, x.alignment >= 16)
-        spans = -(-columns // SPAN)
         size = 8 * triangle(points)
         batch = max(PARTIAL_BYTES // size // CHUNK_SPANS, 1) * CHUNK_SPANS
-        for first in range(0, spans, batch):
-            count = min(batch, spans - first)
-            self._add(total, finish=0)
-            matrix = 0 if total.address else 8 * points * points
-            address, owner = self.room(matrix + count * size + 16)
-            if matrix:
-                total.address, total.owner = address, owner
-            triangles = address + matrix
-            total.triangles, total.counter = owner, triangles + count * size
-            arguments = (
-                Pointer(x.address), x.stride, points, columns, first, Pointer(triangles),
-                Pointer(total.counter), scales, pivot,
-            )  # fmt: skip
-            self._launch(partials, count * shape.blocks(points), shape.threads, 0, arguments)
-            total.waiting = triangles, count
+        products, pivot, scales = total.products is not None, 0, NULL
+        if total.products is not None:
+            pivot, scales = total.products[0], total.products[1].address
+        for (dtype, aligned), pieces in alike.items():
+            spans = [-(-piece.columns // SPAN) for piece in pieces]
+            if len(pieces) > 1:  # each leaf has whole chunks, as if it were alone
+                spans = [-(-count // CHUNK_SPANS) * CHUNK_SPANS for count in spans]
+            x = self._places(pieces, spans)
+            partials, shape = _partials(points, dtype, products, x.table, aligned)
+            for first in range(0, x.units, batch):
+                count = min(batch, x.units - first)
+                self._add(total, finish=0)
+                matrix = 0 if total.address else 8 * points * points
+                address, owner = self.room(matrix + count * size + 16)
+                if matrix:
+                    total.address, total.owner = address, owner
+                triangles = address + matrix
+                total.triangles, total.counter = owner, triangles + count * size
+                arguments = (
+                    x.rows, x.stride, points, pieces[0].columns, first, triangles, total.counter,
+                    scales, pivot,
+                )  # fmt: skip
+                self._launch(partials, count * shape.blocks(points), shape.threads, 0, arguments)
+                total.waiting = triangles, count
 
     def _add(self, total: _Total, finish: int) -> None:
         """Add the triangles that wait, if any."""
@@ -241,13 +304,12 @@ class Backend:
             return
         points = total.points
         if total.start is not None and not total.begun:
-            start = np.ascontiguousarray(total.start, np.float64)
+            start = np.array(total.start, np.float64, order="C")
             self.device.write(total.address, start, self.stream)
             total.begun = True
         triangles, count = total.waiting
         arguments = (
-            Pointer(triangles), count, Pointer(total.address), points, int(total.begun), finish,
-            Pointer(total.counter),
+            triangles, count, total.address, points, int(total.begun), finish, total.counter,
         )  # fmt: skip
         self._launch(ADD, -(-triangle(points) // ADD_ENTRIES), ADD_THREADS, 0, arguments)
         total.begun, total.waiting = True, None
@@ -255,14 +317,17 @@ class Backend:
     def complete(self, total: _Total, distances: bool) -> Matrix:
         """Return the matrix on the host, symmetric, faulty rows at +Inf. Waits."""
         points = total.points
-        if total.waiting is None:  # no columns
+        if not total.pieces:  # no columns
             return np.zeros((points, points)) if total.start is None else total.start.copy()
+        self._refuse_to_wait()
+        self.flush()  # statistics of the columns may be among the points
         result: Matrix = np.empty((points, points))
         self.device.read(self.finish(total, distances), result, self.stream)
         return result
 
     def finish(self, total: _Total, distances: bool) -> int:
         """Complete the matrix on the device, and return its address; nothing waits."""
+        self._accumulate(total)
         self._add(total, finish=1 if distances else 2)
         return total.address
 
@@ -284,28 +349,28 @@ class Backend:
         points, f = total.points, selection.f
         n = points - (selection.kind == "cge")  # which has the origin as its last point
         block, shared = selection_shape(n)
-        D = (Pointer(self.finish(total, True)), points, n, f)
+        D = (self.finish(total, True), points, n, f)
         if selection.kind == "krum":
             address, owner = self.room(8 * n)
             shape, picks = (n,), False
             rest: tuple[Any, ...] = (selection.kept, int(selection.squared), selection.m)
-            rest += (Pointer(address),)
+            rest += (address,)
         elif selection.kind == "cge":
             address, owner = self.room(8 * n)
-            shape, picks, rest = (n,), False, (n, Pointer(address))
+            shape, picks, rest = (n,), False, (n, address)
         elif selection.kind == "nnm":
             address, owner = self.room(8 * n * n)
-            shape, picks, rest = (n, n), False, (Pointer(address),)  # type: ignore[assignment]
+            shape, picks, rest = (n, n), False, (address,)  # type: ignore[assignment]
         else:
             picks = selection.kind == "bulyan"
             shape = (n - 2 * f,) if picks else (n - 2 * f - 2, n)  # type: ignore[assignment]
             size = 8 * shape[0] * (1 if picks else n)
             address, owner = self.room(size + selection_scratch(n))
-            rest = (Pointer(address), Pointer(address + size))
+            rest = (address, address + size)
         self._launch(kernel("selection.cu", selection.kind), 1, block, shared, (*D, *rest))
         return Numbers(address, shape, picks, owner), False
 
-    # --------------------------------------------------------------------------- weighted sums
+    # --------------------------------------------------------------- weighted sums and columns
 
     def combine(
         self, weights: Matrix | Numbers, rows: Addresses, columns: int, dtype: str,
@@ -314,25 +379,7 @@ class Backend:
         """Write the k rows of `weights` (k, n) times X at the k addresses `outs`."""
         if columns and len(outs):
             sent = weights if isinstance(weights, Numbers) else self._send(weights)
-            self._combine(Pointer(sent.address), 0.0, rows, columns, dtype, outs)
-
-    def _combine(
-        self, weights: Pointer, share: float, rows: Addresses, columns: int, dtype: str,
-        outs: list[int],
-    ) -> None:  # fmt: skip
-        x, out = self._rows(rows), self._places(outs)
-        k = len(outs)
-        pack = max(1, min(x.alignment, out.alignment) // ITEMSIZE[dtype])
-        combining = _combining(dtype, x.table, out.table, 1 if k == 1 else 4, pack)
-        tiles = -(-columns // (COMBINE_THREADS * pack))
-        grid = min(tiles, RESIDENT * self.device.processors)
-        arguments = (
-            Pointer(x.address), x.stride, len(rows), weights, share, k, Pointer(out.address),
-            out.stride, columns,
-        )  # fmt: skip
-        self._launch(combining, grid, COMBINE_THREADS, 0, arguments)
-
-    # --------------------------------------------------------------------------------- columns
+            self._sums.append((sent, 0.0, _Piece(rows, columns, dtype, outs)))
 
     def columns(
         self, rows: Addresses, count: int, dtype: str, statistic: Statistic,
@@ -342,40 +389,68 @@ class Backend:
         """Write the statistic of each of `count` columns of X, or of mixing @ X, at `out`."""
         if not count:
             return
+        piece = _Piece(rows, count, dtype, (out,))
         if statistic.kind == "mean":
-            if mixing is None:
-                self._combine(NULL, 1.0 / len(rows), rows, count, dtype, [out])
-            else:
-                assert not isinstance(mixing, Numbers)
-                self.combine(mixing.mean(axis=0)[np.newaxis], rows, count, dtype, [out])
+            weights = None if mixing is None else self._averaged(mixing)
+            self._sums.append((weights, 1.0 / len(rows), piece))
             return
-        x = self._rows(rows)
-        bits = x.alignment | out
-        alignment = bits & -bits
-        source = (Pointer(x.address), x.stride, len(rows))
+        if mixing is not None and not isinstance(mixing, Numbers):
+            mixing = self._send(mixing)
+        self._statistics.append((statistic, mixing, offset, piece))
+
+    def flush(self) -> None:
+        """Launch the weighted sums and statistics that were asked for."""
+        sums, self._sums = self._sums, []
+        statistics, self._statistics = self._statistics, []
+        alike: dict[tuple[int, float, str, int, int], list[_Piece]] = {}
+        for weights, share, piece in sums:
+            pack = max(1, piece.alignment // ITEMSIZE[piece.dtype])
+            where = NULL if weights is None else weights.address
+            alike.setdefault((where, share, piece.dtype, pack, len(piece.outs)), []).append(piece)
+        for (where, share, dtype, pack, k), pieces in alike.items():
+            self._combine(where, share, dtype, pack, k, pieces)
+        for statistic, mixing, offset, piece in statistics:
+            self._column(statistic, mixing, offset, piece)
+
+    def _combine(
+        self, weights: int, share: float, dtype: str, pack: int, k: int, pieces: list[_Piece]
+    ) -> None:
+        tiles = [-(-piece.columns // (COMBINE_THREADS * pack)) for piece in pieces]
+        x = self._places(pieces, tiles)
+        combining = _combining(dtype, x.table, 1 if k == 1 else 4, pack)
+        grid = min(x.units, RESIDENT * self.device.processors)
+        arguments = (
+            x.rows, x.stride, len(pieces[0].rows), weights, share, k, x.outs, x.out_stride,
+            x.units if x.table else pieces[0].columns,
+        )  # fmt: skip
+        self._launch(combining, grid, COMBINE_THREADS, 0, arguments)
+
+    def _column(
+        self, statistic: Statistic, mixing: Numbers | None, offset: int, piece: _Piece
+    ) -> None:
+        rows, count, dtype, (out,) = piece
+        x = self._places([piece], [1])
+        n, alignment = len(rows), piece.alignment
+        source = (x.rows + 8 * RECORD if x.table else x.rows, x.stride, n)
         if statistic.kind in ("finite_mean", "sign"):
             variant = votes_variant(statistic.kind, dtype, table=x.table, alignment=alignment)
-            self._run(variant, count, (*source, statistic.faults, Pointer(out), count))
+            self._run(variant, count, (*source, statistic.faults, out, count))
             return
-        m, mode, mixed = len(rows), 0, (NULL, 0)
+        m, mode, mixed = n, 0, (NULL, 0)
         if mixing is not None:
-            sent = mixing if isinstance(mixing, Numbers) else self._send(mixing)
-            m, mode, mixed = sent.shape[0], 1, (Pointer(sent.address), len(rows))
-            if sent.picks:
-                mode = 2
+            m, mode, mixed = mixing.shape[0], 2 if mixing.picks else 1, (mixing.address, n)
         variant = columns_variant(
-            statistic, m, len(rows), dtype, table=x.table, mix=mode, alignment=alignment
+            statistic, m, n, dtype, table=x.table, mix=mode, alignment=alignment
         )
         low, high, ranks = statistic.support
         scratch, owner = NULL, None
         if variant.scratch:
-            place_, owner = self.room(variant.scratch * variant.grid(count))
-            scratch = Pointer(place_)
-        weights = NULL if ranks is None else Pointer(self._send(ranks).address)
+            scratch, owner = self.room(variant.scratch * variant.grid(count))
+        weights = NULL if ranks is None else self._send(ranks).address
         key = statistic.key - (statistic.key >> 63 << 64)  # as a signed number
         arguments = (
             *source, *mixed, m, low, high, statistic.closest or 0, weights, statistic.faults, key,
-            float(statistic.probability), offset, Pointer(out), count, scratch,
+            float(statistic.probability), offset, out, count, scratch,
         )  # fmt: skip
         self._run(variant, count, arguments)
         del owner
@@ -384,3 +459,13 @@ class Backend:
         v = variant
         function = kernel(v.file, v.kernel, v.defines)
         self._launch(function, v.grid(count), v.block, v.shared, arguments)
+
+
+def _stride(places: list[int]) -> int | None:
+    """Return how far apart addresses lie, where that is the same from each to the next."""
+    if len(places) < 2:
+        return 0 if all(places) else None
+    first, stride = places[0], places[1] - places[0]
+    if not first or not stride:
+        return None
+    return stride if places == list(range(first, first + len(places) * stride, stride)) else None

@@ -14,14 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Device", "Kernel", "Pointer", "connect", "kernel", "source"]
-
-
-class Pointer(int):
-    """An address on the device, as the argument of a kernel."""
-
-    __slots__ = ()
-
+__all__ = ["Device", "Kernel", "connect", "kernel", "source"]
 
 Macros = tuple[tuple[str, Any], ...]
 
@@ -60,7 +53,11 @@ class Device(Protocol):
     def launch(
         self, kernel: Kernel, grid: int, block: int, shared: int, args: Sequence[Any], stream: int
     ) -> None:
-        """Run a kernel, which is compiled at its first use."""
+        """Run a kernel, which is compiled at its first use.
+
+        Arguments are Python's own ints (of 64 bits; addresses too), floats (double precision), and
+        `numpy.void`, whose bytes are a struct that is passed by value: CuPy takes nothing else.
+        """
 
     def allocate(self, size: int, stream: int) -> tuple[int, Any]:
         """Return the address of fresh memory for work on this stream, and its owner."""
@@ -72,10 +69,16 @@ class Device(Protocol):
         """Copy from the device to the host, after all work on the stream."""
 
     def write(self, address: int, values: np.ndarray, stream: int) -> None:
-        """Copy from the host to the device; `values` may change as soon as this returns."""
+        """Copy from the host to the device; nobody may change `values` any more."""
 
     def synchronise(self, stream: int) -> None:
         """Wait for all work on the stream."""
+
+    def capturing(self, stream: int) -> bool:
+        """Return whether work on this stream is recorded in a CUDA graph."""
+
+    def keep(self, owner: Any) -> None:
+        """Keep memory that a graph uses whenever it is replayed, as long as the process lives."""
 
 
 _devices: dict[str, Device] = {}

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from . import cubins
 from .device import Kernel, source
 
 __all__ = ["OLDEST", "CupyDevice", "install"]
 
 OLDEST_CUPY = 14  # the first that takes streams of other libraries by protocol
 OLDEST = 75  # compute capability 7.5, Turing: what the kernels are compiled for and tested with
-# Where a multiplication and an addition are one operation, the kernels say so.
-OPTIONS = ("--std=c++17", "--fmad=false")
+# Where a multiplication and an addition are one operation, the kernels say so; subnormals are kept.
+OPTIONS = ("--std=c++17", "--fmad=false", "-ftz=false")
 
 
 def install(cuda: str | None) -> str:
@@ -77,13 +80,15 @@ class CupyDevice:
         capability = int(self.device.compute_capability)
         if capability < OLDEST:
             raise RuntimeError(
-                f"{name} has compute capability {capability // 10}.{capability % 10}, and "
+                f"{name} has compute capability {_dotted(capability)}, and "
                 "fastgar's kernels need 7.5 (Turing) or later: move the rows to the CPU"
             )
         self.capability = capability
         self.processors = int(self.device.attributes["MultiProcessorCount"])
         self._kernels: dict[Kernel, Any] = {}
         self._streams: dict[int, _Stream] = {}
+        self._sending: deque[tuple[Any, np.ndarray]] = deque()
+        self._kept: list[Any] = []
 
     def _driver_sentence(self, error: Exception) -> str:
         try:
@@ -119,32 +124,77 @@ class CupyDevice:
             runtime.setDevice(self.index)
         try:
             if function is None:
-                function = self._kernels[kernel] = self._compile(kernel)
+                if runtime.streamIsCapturing(stream):
+                    raise RuntimeError(
+                        f"the kernel {kernel.name} is used for the first time while a CUDA graph "
+                        "is being captured, which cannot load it: call the rule once before"
+                    )
+                function = self._kernels[kernel] = self._load(kernel)
             function((grid,), (block,), args, shared, self._stream(stream))
         finally:
             if before != self.index:
                 runtime.setDevice(before)
 
-    def _compile(self, kernel: Kernel) -> Any:
+    def _load(self, kernel: Kernel) -> Any:
+        """Return the function of a kernel, compiled now or by an earlier process.
+
+        CuPy's own modules (`RawModule`) are compiled with ``-ftz=true``, whatever one asks for.
+        """
+        code = self._cubin(kernel)
         try:
-            text = source(kernel.file, kernel.defines)
-            module = self.cupy.RawModule(code=text, options=OPTIONS)
-            return module.get_function(kernel.name).kernel  # of the current device
-        except FileNotFoundError:
-            raise
+            module = self.cupy.cuda.Module()
+            module.load(code)
+            return module.get_function(kernel.name)  # of the current device
         except Exception as error:
-            words = str(error).strip()
-            first = words.splitlines()[0] if words else type(error).__name__
-            if isinstance(error, self.cupy.cuda.compiler.CompileException):
-                raise RuntimeError(
-                    f"CuPy's compiler cannot make {kernel.file} for {self.name} (compute "
-                    f"capability {self.capability // 10}.{self.capability % 10}): install a newer "
-                    f"one with {install(self.cuda)} ({first})"
-                ) from error
+            raise RuntimeError(
+                f"{_first_line(error)} (when {kernel.file} was loaded on {self.name})"
+            ) from error
+
+    def _cubin(self, kernel: Kernel) -> bytes:
+        text = source(kernel.file, kernel.defines)
+        architecture = self._architecture
+        name = cubins.name(text, *OPTIONS, f"sm_{architecture}", self._nvrtc_version)
+        known = cubins.load(name)
+        if known is not None:
+            return known
+        try:
+            made, _ = self.cupy.cuda.compiler.compile_using_nvrtc(
+                text, OPTIONS, architecture, kernel.file, cache_in_memory=True
+            )
+        except self.cupy.cuda.compiler.CompileException as error:
+            raise RuntimeError(
+                f"NVRTC {self._nvrtc_version} cannot compile {kernel.file} for {self.name} "
+                f"(compute capability {_dotted(self.capability)}): {_first_line(error)}"
+            ) from error
+        code: bytes = made
+        cubins.save(name, code)
+        return code
+
+    @cached_property
+    def _nvrtc_version(self) -> str:
+        try:
+            major, minor = self.cupy.cuda.nvrtc.getVersion()
+        except Exception as error:  # whatever CuPy raises where it cannot be loaded
             raise RuntimeError(
                 f"CuPy cannot compile kernels, for which it needs NVRTC: {install(self.cuda)} "
-                f"({first})"
+                f"({_first_line(error)})"
             ) from error
+        return f"{major}.{minor}"
+
+    @cached_property
+    def _architecture(self) -> str:
+        """Return what to compile for: the latest that NVRTC knows and this GPU runs."""
+        version = self._nvrtc_version
+        known: tuple[int, ...] = tuple(self.cupy.cuda.nvrtc.getSupportedArchs())
+        major = self.capability // 10
+        runs = [each for each in known if each // 10 == major and each <= self.capability]
+        if not runs:
+            raise RuntimeError(
+                f"NVRTC {version} compiles for compute capabilities up to {_dotted(max(known))}, "
+                f"and {self.name} has {_dotted(self.capability)}: install a newer one with "
+                f"{install(self.cuda)}"
+            )
+        return str(max(runs))
 
     def _current(self, stream: int) -> Any:
         """Return a context in which CuPy's memory is for work on this stream."""
@@ -174,11 +224,36 @@ class CupyDevice:
             runtime.streamSynchronize(stream)
 
     def write(self, address: int, values: np.ndarray, stream: int) -> None:
-        with self.device:  # pageable memory: CUDA keeps a copy before this returns
+        sending = self._sending
+        while sending and sending[0][0].done:
+            sending.popleft()
+        with self.device:
             runtime = self.runtime
             kind = runtime.memcpyHostToDevice
             runtime.memcpyAsync(address, values.ctypes.data, values.nbytes, kind, stream)
+            # Where the GPU reads the host's memory by itself, the values are not copied before
+            # the call returns: they live until the event says that they have been read.
+            read = self.cupy.cuda.Event(disable_timing=True)
+            read.record(self._stream(stream))
+            sending.append((read, values))
 
     def synchronise(self, stream: int) -> None:
         with self.device:
             self.runtime.streamSynchronize(stream)
+
+    def capturing(self, stream: int) -> bool:
+        with self.device:
+            found: bool = self.runtime.streamIsCapturing(stream)
+        return found
+
+    def keep(self, owner: Any) -> None:
+        self._kept.append(owner)
+
+
+def _first_line(error: Exception) -> str:
+    words = str(error).strip()
+    return words.splitlines()[0] if words else type(error).__name__
+
+
+def _dotted(capability: int) -> str:
+    return f"{capability // 10}.{capability % 10}"

@@ -159,9 +159,9 @@ class Module:
     ) -> None:
         """Run a kernel.
 
-        Integers arrive as long long (or as addresses), floats as double, arrays as the address of
-        their data and None as a null pointer. `order` is that of blocks and threads; `only` the
-        blocks from the first number up to the second run.
+        Integers arrive as long long (or as addresses), floats as double, `numpy.void` as a struct,
+        arrays as the address of their data and None as a null pointer. `order` is that of blocks
+        and threads; `only` the blocks from the first number up to the second run.
         """
         entry = getattr(self.library, f"fg_launch_{kernel}")
         entry.restype = None
@@ -178,6 +178,9 @@ class Module:
                 value = place if isinstance(place, ctypes.c_void_p) else ctypes.c_void_p(place)
                 values.append(value)
                 kinds += "p"
+            elif isinstance(argument, np.void):  # a struct, by value
+                values.append(ctypes.create_string_buffer(argument.tobytes()))
+                kinds += "s"
             elif isinstance(argument, float | np.floating):
                 values.append(ctypes.c_double(float(argument)))
                 kinds += "d"

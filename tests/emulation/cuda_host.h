@@ -90,7 +90,10 @@ template <class N> N shfl_down(int line, unsigned mask, N x, unsigned by, int wi
 
 // ------------------------------------------------------------------------------------- launching
 
-template <class A> struct Kind {};
+template <class A> struct Kind {  // of a struct
+    static_assert(__is_class(A), "Python sends 64-bit integers and floats, addresses and structs");
+    static const char value = 's';
+};
 template <> struct Kind<long long> { static const char value = 'i'; };
 template <> struct Kind<double> { static const char value = 'd'; };
 template <class A> struct Kind<A*> { static const char value = 'p'; };
@@ -99,7 +102,7 @@ template <int... I> struct Indices {};
 template <int COUNT, int... I> struct UpTo : UpTo<COUNT - 1, COUNT - 1, I...> {};
 template <int... I> struct UpTo<0, I...> { typedef Indices<I...> type; };
 
-// A kernel takes long long, double and pointers: that is what Python sends.
+// A kernel takes long long, double, pointers, and structs by value: that is what Python sends.
 template <class... A> struct Call {
     static void (*kernel)(A...);
     static void* const* arguments;
