@@ -136,6 +136,30 @@ class Rule:
             low, high = (low, middle) if self.check(middle) is None else (middle, high)
         return high
 
+    def waits(self, n: int, dtype: str = "float32") -> bool:
+        """Return whether aggregating n rows on a GPU waits for their distances on the host.
+
+        Such a call cannot be captured in a CUDA graph.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+        dtype : str
+            Of the rows, or of one of their leaves: nnm of float64 may need a second look at them.
+
+        Examples
+        --------
+        >>> import fastgar as fg
+        >>> fg.rule("krum", f=2).waits(n=11), fg.rule("geometric_median", f=2).waits(n=11)
+        (False, True)
+        """
+        self.require(n)
+        if self._columns_only:
+            return False
+        selection = self._chosen(n)
+        return selection is None or not primitives.selects_on_gpu(selection, n, (dtype,))
+
     # ---------------------------------------------------------------------------- what it does
 
     def __call__(
@@ -212,11 +236,13 @@ class Rule:
 
     def _selection(self, T: Table) -> Selection | None:
         """Return what the backend can choose by itself, or None if `decide` must."""
-        n = T.n
+        selection = self._chosen(T.n)
+        return selection if selection is not None and primitives.selects(T, selection) else None
+
+    def _chosen(self, n: int) -> Selection | None:
         if n not in self._selections:
             self._selections[n] = self._choice(n)
-        selection = self._selections[n]
-        return selection if selection is not None and primitives.selects(T, selection) else None
+        return self._selections[n]
 
     def _choice(self, n: int) -> Selection | None:
         first, last = self.stages[0], self._last

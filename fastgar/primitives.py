@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHUNK", "Selection", "Statistic", "columns", "combine", "hash64", "hash_key", "inner",
-    "select", "selects", "sqdist", "sqdist_to", "usage",
+    "select", "selects", "selects_on_gpu", "sqdist", "sqdist_to", "usage",
 ]  # fmt: skip
 
 WIDE = 4 << 20  # bytes of float64 in which `usage` sorts at a time
@@ -218,8 +218,15 @@ def _distances(backend: Any, T: Table, refs: Sequence[Any], start: Matrix | None
 
 def selects(T: Table, selection: Selection) -> bool:
     """Return whether the backend makes this choice among these rows by itself."""
-    does: bool = _on(T).selects(selection, T.n, T.blocks)
+    does: bool = _on(T).selects(selection, T.n, [block.dtype for block in T.blocks])
     return does
+
+
+def selects_on_gpu(selection: Selection, n: int, dtypes: Sequence[str]) -> bool:
+    """Return what `selects` would for n rows of these dtypes on a GPU, which need not be there."""
+    from fastgar.cuda.variants import selects
+
+    return selects(selection, n, dtypes)
 
 
 def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> Matrix | None:

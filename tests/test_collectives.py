@@ -131,6 +131,52 @@ def test_operators_are_taken_into_a_graph() -> None:
         torch.testing.assert_close(call(G), wanted[name] + 1, msg=name)
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="torch has no such tag")
+def test_what_a_cuda_graph_cannot_hold_is_an_operator_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it would be compiled for rows on a GPU; n may change from call to call."""
+    found: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        found.extend(node.target for node in graph.graph.nodes if "fastgar" in str(node.target))
+        return graph.forward
+
+    monkeypatch.setattr(fgt.ops, "_on_gpu", lambda x: True)
+    unsafe = torch.Tag.cudagraph_unsafe
+    for spec, dtype, waits in (
+        ("krum", torch.float32, False), ("median", torch.float64, False),
+        ("nnm | median", torch.float32, False), ("nnm | median", torch.float64, True),
+        ("geometric_median", torch.float32, True), ("nnm", torch.float32, True),
+    ):  # fmt: skip
+        call = torch.compile(fgt.ops.rule(spec, 1), fullgraph=True, dynamic=True, backend=backend)
+        for n in (7, 9):
+            G = operands(n).to(dtype)
+            assert torch.equal(call(G), fg.rule(spec, 1)(G))
+        assert found, spec
+        assert all((unsafe in each.default.tags) == waits for each in found), spec
+        found.clear()
+
+
+def test_operators_and_rules_agree_on_what_waits() -> None:
+    tau = {"centered_clipping": "(tau=2.0)", "clip": "(c=3.0)"}
+    single = [each.name + tau.get(each.name, "") for each in fg.list_rules()]
+    pipelines = [f"{first} | {last}" for first in ("nnm", "arc", "nnm | nnm") for last in single]
+    pipelines += ["krum(squared=False)", "multi_krum(m=2)", "bulyan(variant='epfl')"]
+    compared = 0
+    for spec in single + pipelines:
+        for dtype in ("float32", "float64"):
+            try:
+                waits = fg.rule(spec, 2).waits(23, dtype)
+            except (TypeError, ValueError):  # no such pipeline
+                continue
+            found = fgt.ops._waits(spec, getattr(torch, dtype))
+            assert found or not waits, (spec, dtype)  # the other way round costs only speed
+            assert found == waits or "nnm | " in spec, (spec, dtype)
+            compared += 1
+    assert compared > 100
+
+
 def test_operators_say_what_they_give_before_they_run() -> None:
     aggregate = torch.ops.fastgar.aggregate
     for rows, spec in (([operands()], "krum"), ([operands()], "nnm"), (list(operands()), "median")):

@@ -24,7 +24,6 @@ from fastgar.cpu.vectors import BLOCK, CODES, ITEMSIZE, WIDTH, computing, lanes
 from fastgar.cpu.votes import VOTES
 
 if TYPE_CHECKING:
-    from fastgar.arrays import Block
     from fastgar.primitives import Selection, Statistic
 
 __all__ = [
@@ -219,7 +218,7 @@ def add_distances(
             _fill(total, rows, columns, code, DOUBLE)
 
 
-def selects(selection: Selection, n: int, blocks: Sequence[Block]) -> bool:
+def selects(selection: Selection, n: int, dtypes: Sequence[str]) -> bool:
     """Return whether `select` makes this choice among n rows."""
     return makes(selection, n)
 

@@ -23,16 +23,15 @@ from .shapes import CHUNK_SPANS, SPAN, PairShape, pair_shape, triangle
 from .variants import (
     CODES,
     ITEMSIZE,
-    SELECTION_ROWS,
     Variant,
     columns_variant,
     selection_scratch,
     selection_shape,
+    selects,
     votes_variant,
 )
 
 if TYPE_CHECKING:
-    from fastgar.arrays import Block
     from fastgar.primitives import Selection, Statistic
 
 __all__ = ["Backend", "Numbers"]
@@ -138,7 +137,6 @@ class Backend:
     ITEMSIZE = ITEMSIZE
     ORIGIN = 0  # the address that stands for a row of zeros
     READS_ZERO_WEIGHTS = False
-    SELECTED = SELECTION_ROWS  # rows up to which it can `select`
 
     def __init__(self, name: str, library: Any) -> None:
         self.device: Device = connect(name, library.cuda)
@@ -331,18 +329,9 @@ class Backend:
         self._add(total, finish=1 if distances else 2)
         return total.address
 
-    def selects(self, selection: Selection, n: int, blocks: Sequence[Block]) -> bool:
-        """Return whether `select` makes this choice among n rows.
-
-        Distances of float64 rows may overflow, and NNM then needs another read.
-        """
-        if selection.kind not in ("krum", "cge", "nnm", "bulyan", "bulyan_averaged"):
-            return False
-        if selection.then is not None:
-            return False
-        if selection.kind == "nnm" and any(block.dtype == "float64" for block in blocks):
-            return False
-        return n <= self.SELECTED
+    def selects(self, selection: Selection, n: int, dtypes: Sequence[str]) -> bool:
+        """Return whether `select` makes this choice among n rows."""
+        return selects(selection, n, dtypes)
 
     def select(self, total: _Total, selection: Selection) -> tuple[Numbers, bool]:
         """Return what a selection makes of the distances; nothing waits."""

@@ -6,7 +6,7 @@ network needs to be straight-line code is a macro, everything else is a paramete
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from ..cpu.networks import pruned, sorting
 
 if TYPE_CHECKING:
-    from ..primitives import Statistic
+    from ..primitives import Selection, Statistic
 
 __all__ = [
     "SELECTION_ROWS", "Variant", "columns_variant", "dtype_macros", "selection_scratch",
-    "selection_shape", "votes_variant",
+    "selection_shape", "selects", "votes_variant",
 ]  # fmt: skip
 
 CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
@@ -174,6 +174,18 @@ def votes_variant(kind: str, dtype: str, *, table: bool, alignment: int) -> Vari
     pack = max(1, min(8, alignment) // ITEMSIZE[dtype])
     macros = dtype_macros(dtype, table) | {"FG_SIGNS": int(kind == "sign"), "FG_PACK": pack}
     return Variant("votes.cu", "votes", _frozen(macros), 256, 256 * pack)
+
+
+def selects(selection: Selection, n: int, dtypes: Sequence[str]) -> bool:
+    """Return whether `selection.cu` makes this choice among n rows, so that no host has to.
+
+    Distances of float64 rows may overflow, and NNM then needs another read.
+    """
+    if selection.kind not in ("krum", "cge", "nnm", "bulyan", "bulyan_averaged"):
+        return False
+    if selection.then is not None or (selection.kind == "nnm" and "float64" in dtypes):
+        return False
+    return n <= SELECTION_ROWS
 
 
 def selection_shape(n: int) -> tuple[int, int]:

@@ -7,6 +7,10 @@ rule's options as keywords. `fgt.ops.rule(spec, f)` does it for a pipeline. G is
 (n, ...), or a list of n tensors. Called outside of torch.compile, they are `fastgar`'s own
 functions, without the tens of microseconds that torch takes to dispatch a custom operator.
 
+On a GPU most rules wait for the host, which a CUDA graph cannot hold: `Rule.waits` says which. They
+are an operator of their own, marked so that ``torch.compile(mode="reduce-overhead")`` leaves it
+outside of its graphs.
+
 Gradients do not flow through a rule. A randomised rule draws anew for each `step=`, a number that
 becomes a part of the compiled graph.
 """
@@ -41,7 +45,6 @@ def _at(spec: str, f: int | None, step: int) -> Rule:
     return found
 
 
-@torch.library.custom_op("fastgar::aggregate", mutates_args=())
 def _aggregate(rows: Sequence[Tensor], spec: str, f: int | None, step: int) -> Tensor:
     """Return the aggregate of the rows, or of the rows of the only tensor."""
     result = _at(spec, f, step)(rows[0] if len(rows) == 1 else list(rows))
@@ -49,9 +52,9 @@ def _aggregate(rows: Sequence[Tensor], spec: str, f: int | None, step: int) -> T
     return stacked
 
 
-@_aggregate.register_fake
-def _(rows: Sequence[Tensor], spec: str, f: int | None, step: int) -> Tensor:
-    found = _rule(spec, f)
+def _like(rows: Sequence[Tensor], spec: str, f: int | None, step: int) -> Tensor:
+    """Return a tensor like the aggregate."""
+    found = _rule(spec, None if f is None else int(f))  # which may be a symbol, f being a number
     n, row = len(rows), rows[0].shape
     if n == 1:
         n, row = rows[0].shape[0], rows[0].shape[1:]
@@ -63,6 +66,32 @@ def _(rows: Sequence[Tensor], spec: str, f: int | None, step: int) -> Tensor:
     return rows[0].new_empty(shape)
 
 
+_UNSAFE = getattr(torch.Tag, "cudagraph_unsafe", None)  # before torch 2.8 there is no such tag
+for _operation, _tags in (
+    ("aggregate", ()), ("aggregate_on_host", () if _UNSAFE is None else (_UNSAFE,)),
+):  # fmt: skip
+    torch.library.custom_op(
+        f"fastgar::{_operation}", _aggregate, mutates_args=(), tags=_tags
+    ).register_fake(_like)
+
+
+_COLUMN = frozenset(each.spec.name for each in RULES if each.spec.kind == "column")
+_ORDER = frozenset({"median", "trimmed_mean", "meamed", "phocas"})  # what nnm can be fused into
+_DECIDED_THERE = frozenset({"krum", "multi_krum", "bulyan", "cge"})
+
+
+def _waits(spec: str, dtype: torch.dtype) -> bool:
+    """Return what `Rule.waits` does, from names alone: torch.compile can follow this."""
+    *before, last = [stage.partition("(")[0].strip() for stage in spec.split("|")]
+    if not before:
+        return last not in _COLUMN and last not in _DECIDED_THERE
+    return before != ["nnm"] or last not in _ORDER or dtype == torch.float64
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
 def _compiled(spec: str, f: int | None, G: Rows, step: int = 0) -> Tensor:
     if isinstance(G, Tensor):
         rows = [G.detach()]
@@ -70,7 +99,10 @@ def _compiled(spec: str, f: int | None, G: Rows, step: int = 0) -> Tensor:
         rows = [G[0].detach().unsqueeze(0)]
     else:
         rows = [row.detach() for row in G]
-    result: Tensor = torch.ops.fastgar.aggregate(rows, spec, f, step)
+    operation = torch.ops.fastgar.aggregate
+    if _on_gpu(rows[0]) and _waits(spec, rows[0].dtype):
+        operation = torch.ops.fastgar.aggregate_on_host
+    result: Tensor = operation(rows, spec, f, step)
     return result
 
 
