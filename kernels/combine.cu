@@ -12,8 +12,8 @@
 // Bytes that must move: (rows with a weight + k) * d * itemsize. Past FG_K rows of W, X is read once
 // per FG_K of them, all but the first time from the caches.
 //
-//   FG_TABLE   as in common.cuh, for X and for the k rows of the result: 0 for both, or 1. Then
-//              `stride` is the number of leaves, and `columns` that of tiles in all of them
+//   FG_TABLE   as in common.cuh; 1: `stride` is the number of leaves, and `columns` that of tiles in
+//              all of them. Where `outs` is null the places of the k results are in the records
 //   weights    k x n in float64; null: every weight is `share`
 
 #include "common.cuh"
@@ -40,7 +40,8 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
         if (t < K) poisoned[t] = used[t] = 0;
         for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
 #if FG_TABLE
-            const long long* const leaf = leaf_of(rows, stride, RECORD + n + k, tile);
+            const long long size = RECORD + n + (outs ? 0 : k);
+            const long long* const leaf = leaf_of(rows, stride, size, tile);
             const long long number = tile - __ldg(leaf);
             const long long* const places = leaf + RECORD;
             columns = __ldg(leaf + 1);
@@ -130,13 +131,11 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
 #pragma unroll
                 for (int p = 0; p < PACK; ++p)
                     result.item[p] = narrow(poisoned[q] ? not_a_number<C>() : used[q] ? sums[q][p] : C(0));
+                T* place = reinterpret_cast<T*>(static_cast<char*>(outs) + (from + q) * out_stride);
 #if FG_TABLE
-                T* const start = reinterpret_cast<T*>(__ldg(places + n + from + q));
-#else
-                T* const start =
-                    reinterpret_cast<T*>(static_cast<char*>(outs) + (from + q) * out_stride);
+                if (!outs) place = reinterpret_cast<T*>(__ldg(places + n + from + q));
 #endif
-                T* const place = start + column;
+                place += column;
                 if (column + PACK <= columns) {
                     store_pack<PACK>(place, result);
                 } else {

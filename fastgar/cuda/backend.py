@@ -78,6 +78,31 @@ class Numbers:
     owner: Any
 
 
+class _Layout(NamedTuple):
+    """How addresses lie."""
+
+    first: int
+    stride: int | None  # from each to the next, where that is the same
+    bits: int  # those that are set in any of them
+
+    @staticmethod
+    def of(places: Sequence[int]) -> _Layout:
+        first, count = places[0], len(places)
+        if count == 1:
+            return _Layout(first, 0 if first else None, first)
+        stride = places[1] - first
+        if first and stride and places == list(range(first, first + count * stride, stride)):
+            return _Layout(first, stride, first | stride)
+        bits = 0
+        for place in places:
+            bits |= place
+        return _Layout(first, None, bits)
+
+
+NOWHERE = _Layout(NULL, 0, 0)
+_new = tuple.__new__  # of a NamedTuple: half the time of calling it
+
+
 class _Piece(NamedTuple):
     """Rows of one leaf, and where what is made of them goes."""
 
@@ -85,14 +110,9 @@ class _Piece(NamedTuple):
     columns: int
     dtype: str
     outs: Sequence[int]
-
-    @property
-    def alignment(self) -> int:
-        """The greatest power of two up to 16 that divides all addresses."""
-        bits = 16
-        for place in (*self.rows.tolist(), *self.outs):
-            bits |= place
-        return bits & -bits
+    layout: _Layout
+    target: _Layout
+    alignment: int  # the greatest power of two up to 16 that divides all addresses
 
 
 @dataclass(slots=True)
@@ -142,6 +162,8 @@ class Backend:
         self.device: Device = connect(name, library.cuda)
         self.name, self.library = name, library
         self.stream: int = library.stream(name)
+        self._layouts: dict[int, tuple[Addresses, _Layout]] = {}
+        self._tables: dict[int, tuple[int, Any]] = {}
         self._sent: tuple[Any, Numbers] | None = None
         self._mean: tuple[Any, Numbers] | None = None
         self._sums: list[tuple[Numbers | None, float, _Piece]] = []
@@ -217,17 +239,26 @@ class Backend:
             into = (into.astype(np.uint32) << 16).view(np.float32)
         return into.astype(np.float64)
 
+    def _piece(self, rows: Addresses, columns: int, dtype: str, outs: Sequence[int] = ()) -> _Piece:
+        known = self._layouts.get(id(rows))
+        if known is None:
+            known = self._layouts[id(rows)] = rows, _Layout.of(rows.tolist())
+        layout = known[1]
+        target = _Layout.of(outs) if outs else NOWHERE
+        bits = layout.bits | target.bits | 16
+        return _new(_Piece, (rows, columns, dtype, outs, layout, target, bits & -bits))
+
     def _places(self, pieces: Sequence[_Piece], units: Sequence[int]) -> _Places:
         """Return where the rows and results of leaves with so many units of work each are."""
-        first = pieces[0]
-        if len(pieces) == 1:
-            rows, outs = first.rows.tolist(), list(first.outs)
-            stride, out_stride = _stride(rows), _stride(outs)
-            if stride is not None and out_stride is not None:
-                where = (rows[0], stride, outs[0] if outs else NULL, out_stride)
-                return _Places(False, *where, units[0], None)
-        n = len(first.rows)
-        records = np.zeros((len(pieces), RECORD + n + len(first.outs)), np.int64)
+        _, _, _, outs, layout, target, _ = pieces[0]
+        if len(pieces) == 1 and target.stride is not None:
+            where = (target.first, target.stride, units[0])
+            if layout.stride is not None:
+                return _Places(False, layout.first, layout.stride, *where, None)
+            address, owner = self._table(pieces[0])
+            return _Places(True, address, 1, *where, owner)
+        n = len(pieces[0].rows)
+        records = np.zeros((len(pieces), RECORD + n + len(outs)), np.int64)
         for record, piece in zip(records, pieces, strict=True):
             record[1] = piece.columns
             record[RECORD : RECORD + n] = piece.rows
@@ -235,6 +266,14 @@ class Backend:
         records[1:, 0] = np.cumsum(units[:-1])
         address, owner = self._upload(records)
         return _Places(True, address, len(pieces), NULL, 0, sum(units), owner)
+
+    def _table(self, piece: _Piece) -> tuple[int, Any]:
+        """Return a table of one leaf, of the same rows the same."""
+        known = self._tables.get(id(piece.rows))
+        if known is None:
+            record = np.concatenate(([0, piece.columns, 0], piece.rows))
+            known = self._tables[id(piece.rows)] = self._upload(record)
+        return known
 
     def _launch(
         self, kernel: Kernel, grid: int, block: int, shared: int, args: tuple[Any, ...]
@@ -252,7 +291,7 @@ class Backend:
     ) -> None:
         """Add squared distances to `total`; whether it is `fresh` makes no difference here."""
         if columns:
-            total.pieces.append(_Piece(rows, columns, dtype, ()))
+            total.pieces.append(self._piece(rows, columns, dtype))
 
     def add_inner(
         self, total: _Total, rows: Addresses, columns: int, dtype: str, pivot: int, scales: Matrix
@@ -260,13 +299,13 @@ class Backend:
         """Add inner products of scales_i * (row_i - row_pivot) to `total`."""
         if columns:
             total.products = pivot, self._send(scales)
-            total.pieces.append(_Piece(rows, columns, dtype, ()))
+            total.pieces.append(self._piece(rows, columns, dtype))
 
     def _accumulate(self, total: _Total) -> None:
         """Launch what was put into `total`: the leaves of one dtype together."""
         alike: dict[tuple[str, bool], list[_Piece]] = {}
         for piece in total.pieces:
-            alike.setdefault((piece.dtype, piece.alignment >= 16), []).append(piece)
+            alike.setdefault((piece.dtype, piece.alignment == 16), []).append(piece)
         total.pieces = []
         points = total.points
         size = 8 * triangle(points)
@@ -368,7 +407,7 @@ class Backend:
         """Write the k rows of `weights` (k, n) times X at the k addresses `outs`."""
         if columns and len(outs):
             sent = weights if isinstance(weights, Numbers) else self._send(weights)
-            self._sums.append((sent, 0.0, _Piece(rows, columns, dtype, outs)))
+            self._sums.append((sent, 0.0, self._piece(rows, columns, dtype, outs)))
 
     def columns(
         self, rows: Addresses, count: int, dtype: str, statistic: Statistic,
@@ -378,7 +417,7 @@ class Backend:
         """Write the statistic of each of `count` columns of X, or of mixing @ X, at `out`."""
         if not count:
             return
-        piece = _Piece(rows, count, dtype, (out,))
+        piece = self._piece(rows, count, dtype, [out])
         if statistic.kind == "mean":
             weights = None if mixing is None else self._averaged(mixing)
             self._sums.append((weights, 1.0 / len(rows), piece))
@@ -389,17 +428,20 @@ class Backend:
 
     def flush(self) -> None:
         """Launch the weighted sums and statistics that were asked for."""
-        sums, self._sums = self._sums, []
-        statistics, self._statistics = self._statistics, []
-        alike: dict[tuple[int, float, str, int, int], list[_Piece]] = {}
-        for weights, share, piece in sums:
-            pack = max(1, piece.alignment // ITEMSIZE[piece.dtype])
-            where = NULL if weights is None else weights.address
-            alike.setdefault((where, share, piece.dtype, pack, len(piece.outs)), []).append(piece)
-        for (where, share, dtype, pack, k), pieces in alike.items():
-            self._combine(where, share, dtype, pack, k, pieces)
-        for statistic, mixing, offset, piece in statistics:
-            self._column(statistic, mixing, offset, piece)
+        if self._sums:
+            sums, self._sums = self._sums, []
+            alike: dict[tuple[int, float, str, int, int], list[_Piece]] = {}
+            for weights, share, piece in sums:
+                pack = max(1, piece.alignment // ITEMSIZE[piece.dtype])
+                where = NULL if weights is None else weights.address
+                key = (where, share, piece.dtype, pack, len(piece.outs))
+                alike.setdefault(key, []).append(piece)
+            for key, pieces in alike.items():
+                self._combine(*key, pieces)
+        if self._statistics:
+            statistics, self._statistics = self._statistics, []
+            for statistic, mixing, offset, piece in statistics:
+                self._column(statistic, mixing, offset, piece)
 
     def _combine(
         self, weights: int, share: float, dtype: str, pack: int, k: int, pieces: list[_Piece]
@@ -417,9 +459,9 @@ class Backend:
     def _column(
         self, statistic: Statistic, mixing: Numbers | None, offset: int, piece: _Piece
     ) -> None:
-        rows, count, dtype, (out,) = piece
         x = self._places([piece], [1])
-        n, alignment = len(rows), piece.alignment
+        n, count, dtype, alignment = len(piece.rows), piece.columns, piece.dtype, piece.alignment
+        (out,) = piece.outs
         source = (x.rows + 8 * RECORD if x.table else x.rows, x.stride, n)
         if statistic.kind in ("finite_mean", "sign"):
             variant = votes_variant(statistic.kind, dtype, table=x.table, alignment=alignment)
@@ -448,13 +490,3 @@ class Backend:
         v = variant
         function = kernel(v.file, v.kernel, v.defines)
         self._launch(function, v.grid(count), v.block, v.shared, arguments)
-
-
-def _stride(places: list[int]) -> int | None:
-    """Return how far apart addresses lie, where that is the same from each to the next."""
-    if len(places) < 2:
-        return 0 if all(places) else None
-    first, stride = places[0], places[1] - places[0]
-    if not first or not stride:
-        return None
-    return stride if places == list(range(first, first + len(places) * stride, stride)) else None
