@@ -71,12 +71,12 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
                                 if (i < end && from + q < k)
                                     w = weights ? __ldg(weights + (from + q) * n + i) : share;
                                 if (is_nan(w)) {
-                                    poisoned[q] = 1;
+                                    mark(poisoned[q]);
                                     w = 0.0;
                                 }
                                 own[q] = static_cast<C>(w);
                                 any |= own[q] != C(0);
-                                if (own[q] != C(0)) used[q] = 1;
+                                if (own[q] != C(0)) mark(used[q]);
                             }
                             const unsigned with = __ballot_sync(FG_WARP, any);
                             if (any) {

@@ -199,14 +199,5 @@ template <class Number> __device__ __forceinline__ Number warp_sum(Number x) {
     return x;
 }
 
-// Sum over the threads of a block of whole warps, in a fixed order; `scratch` holds 32 numbers in
-// shared memory. Every thread gets it, and must call it.
-template <class Number> __device__ __forceinline__ Number block_sum(Number x, Number* scratch) {
-    x = warp_sum(x);
-    __syncthreads();  // the scratch may still be read from the sum before
-    if (lane_index() == 0) scratch[warp_index()] = x;
-    __syncthreads();
-    Number total = scratch[0];
-    for (int w = 1; w < warps(); ++w) total += scratch[w];
-    return total;
-}
+// Set a flag that other threads may be setting too; who reads it waits at a barrier first.
+__device__ __forceinline__ void mark(int& flag) { *static_cast<volatile int*>(&flag) = 1; }

@@ -352,7 +352,7 @@ partials(const void* rows, long long stride, long long points, long long columns
             double sum = 0.0;
             for (int q = 0; q < SLOTS; ++q) sum += own[q];
             if (FG_PRODUCTS || i < j) partial[triangle(i, j)] = sum;
-            if (!FG_PRODUCTS && !is_finite(sum)) odd = 1;
+            if (!FG_PRODUCTS && !is_finite(sum)) mark(odd);
         }
     }
 #if !FG_PRODUCTS
@@ -396,6 +396,7 @@ partials(const void* rows, long long stride, long long points, long long columns
             sum = multiply_add(difference, difference, sum);
         }
         sum = warp_sum(sum);
+        __syncwarp();  // all lanes have read what was known
         if (lane_index() == 0) *place = sum;
     }
 #endif
@@ -452,12 +453,14 @@ add(const double* triangles, long long spans, double* total, long long points, l
     }
     if (real && w == 0) *place = sum;
     if (!finish) return;
-    __threadfence();
     __syncthreads();
-    if (t == 0) last = atomicAdd(counter, 1) == static_cast<int>(gridDim.x) - 1;
+    if (t == 0) {  // the fences speak for the whole block, as barriers lie between
+        __threadfence();
+        last = atomicAdd(counter, 1) == static_cast<int>(gridDim.x) - 1;
+        __threadfence();
+    }
     __syncthreads();
     if (!last) return;
-    __threadfence();
     const volatile double* const known = total;
     for (long long k = t; k < points * points; k += 32 * WARPS) {
         const long long p = k / points, q = k % points;

@@ -107,9 +107,7 @@ template <> __device__ __forceinline__ double sum_of<0>(const u64* line, int cou
 
 __device__ __forceinline__ double sum_of_line(const Board& board, long long count) {
     __syncwarp();
-    const double total = sum_of<4>(board.line, static_cast<int>(count)) + 0.0;
-    __syncwarp();
-    return total;
+    return sum_of<4>(board.line, static_cast<int>(count)) + 0.0;
 }
 
 // Whether row j comes before row i: the lower score, a faulty row last, ties by index.
@@ -243,7 +241,6 @@ bulyan(const double* D, long long ld, long long n, long long f, long long* picks
                     if (j < left) value = distances[j < low ? j : j + 1];
                     __syncwarp();
                     if (j < left) distances[j] = board.line[j] = value;
-                    __syncwarp();
                 }
             }
             const double score = sum_of_line(board, kept);

@@ -136,6 +136,21 @@ def test_every_rule_gives_what_it_gives_on_the_cpu(gpu, on_cpu, spec, dtype):
         assert gpu.writes == 0, "nothing is copied from the host either"
 
 
+def near_zero(scale, dtype="float32"):
+    """Rows that are subnormal, or their squares are, or that are zeros of either sign."""
+    X = liars(sample(11, 301))
+    X[:, ::7] *= 0.0
+    return (X * scale).to(DTYPES[dtype])
+
+
+@emulation
+@pytest.mark.parametrize("scale", [1e-39, 2e-38, 2e-20, 0.0])
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_rule_keeps_numbers_near_zero(gpu, on_cpu, spec, scale):
+    X = near_zero(scale)
+    check(spec, "float32", aggregate(spec, X), on_cpu(spec, X))
+
+
 @emulation
 @pytest.mark.parametrize(
     "spec", ["krum", "bulyan", "bulyan(variant='epfl')", "nnm | median", "cge"]

@@ -91,7 +91,7 @@ def test_more_rows_are_tiled_over_blocks(gpu, n, dtype):
     check(D[: n - 1, : n - 1], X[: n - 1], dtype)
 
 
-@pytest.mark.parametrize("order", ["descending", "shuffled"])
+@pytest.mark.parametrize("order", ["ascending", "descending"])
 @pytest.mark.parametrize("n", [4, 20, 33, 130])
 def test_the_order_of_threads_and_blocks_does_not_matter(gpu, monkeypatch, n, order):
     X = sample(n, 2 * SPAN + 100)

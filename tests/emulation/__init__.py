@@ -5,6 +5,10 @@
 
 `cuda_host.h` says what is checked on the way. A launch that does something wrong raises
 `EmulationError`. Arrays made by `guarded` end (or begin) at memory that cannot be touched.
+
+Blocks and threads take turns in a shuffled order. It depends on the test that runs and on the
+number of launches before in that test, so a test that fails fails again; the environment variable
+FASTGAR_EMULATION_SEED gives every launch the seed that it names.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,21 +31,27 @@ from typing import Any
 import numpy as np
 
 __all__ = [
-    "COMPILER", "KERNELS", "EmulationError", "Module", "build", "guarded", "needs_compiler",
-    "sanitizer_environment",
+    "COMPILER", "KERNELS", "EmulationError", "Module", "build", "compiled", "guarded",
+    "needs_compiler", "preprocessed", "sanitizer_environment",
 ]  # fmt: skip
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent.parent / "kernels"
-MACHINE = [HERE / name for name in ("machine.cpp", "machine.h", "cuda_host.h")]
+MACHINE = [
+    HERE / name for name in ("machine.cpp", "machine.h", "fibers.h", "races.h", "cuda_host.h")
+]
 COMPILER = next(
     (c for c in (os.environ.get("CXX"), "g++", "clang++", "c++") if c and shutil.which(c)), None
 )
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-w"]
 TRAPS = ["-fsanitize=alignment,bounds,shift,integer-divide-by-zero,null,return"]
 TRAPS += ["-fsanitize-undefined-trap-on-error"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize=float-divide-by-zero"]
-SANITIZE += ["-fno-sanitize-recover=all", "-DFG_SANITIZE=1", "-g"]
+ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize=float-divide-by-zero"]
+ADDRESS += ["-fno-sanitize-recover=all", "-DFG_SANITIZE=1", "-g"]
+RACES = ["-DFG_RACES=1", "-g1"]
+THREAD = ["-fsanitize=thread", "--param", "tsan-distinguish-volatile=1", *RACES]
+# What checks a kernel, and how the machine under it is compiled: it must not be watched itself.
+SANITIZERS = {None: (TRAPS, TRAPS), "address": (ADDRESS, ADDRESS), "thread": (THREAD, RACES)}
 
 PAGE = mmap.PAGESIZE
 ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2}
@@ -71,7 +82,8 @@ def _folder() -> Path:
 
 
 def _run(command: list[str], text: str) -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(command, input=text, capture_output=True, text=True, env=plain)
     if done.returncode:
         raise EmulationError(f"{' '.join(command)}\n{done.stderr[:6000]}")
     return done.stdout
@@ -86,45 +98,95 @@ def _machine(flags: list[str]) -> Path:
     texts = [str(COMPILER), *flags, *(f.read_text() for f in MACHINE)]
     machine = _folder() / f"machine-{_key(texts)}.o"
     if not machine.exists():
-        part = machine.with_suffix(f".{os.getpid()}")
+        part = machine.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         _run([str(COMPILER), "-c", *flags, str(MACHINE[0]), "-o", str(part)], "")
         os.replace(part, machine)
     return machine
 
 
-def build(
-    file: str | Path, defines: Mapping[str, object] | None = None, *, sanitize: bool = False
-) -> Module:
-    """Compile a file of `kernels/` (or a path) with these macros; compiled before: load it.
-
-    `sanitize`: with the address sanitizer, for a process that `sanitizer_environment` describes.
-    """
+def compiled(
+    file: str | Path,
+    defines: Mapping[str, object] | None = None,
+    *,
+    sanitize: str | None = None,
+    flush: bool = False,
+    text: str | None = None,
+) -> Path:
+    """Return the library that `build` loads; `text` takes the place of the file's own."""
     path = Path(file) if Path(file).is_absolute() else KERNELS / file
     lines = "".join(f"#define {name} {value}\n" for name, value in (defines or {}).items())
-    source = path.read_text()
-    flags = FLAGS + (SANITIZE if sanitize else TRAPS)
+    source = path.read_text() if text is None else text
+    more = FLAGS + ["-DFG_FLUSH=1"] * flush
+    flags, machine_flags = (more + own for own in SANITIZERS[sanitize])
     texts = [str(COMPILER), " ".join(flags), lines, source]
     texts += [f.read_text() for f in [*MACHINE, *sorted(KERNELS.glob("*.cuh"))]]
     library = _folder() / f"{path.stem}-{_key(texts)}.so"
     if not library.exists():
-        if COMPILER is None:
-            raise EmulationError("no C++ compiler was found")
-        include = f"-I{KERNELS}"
         body = f'{lines}#line 1 "{path.name}"\n{source}'
-        unrolled = _run([COMPILER, "-E", "-P", "-w", "-x", "c++", include, "-"], body)
-        names = re.findall(r"__global__[^;{]*?\bvoid\b[^;{]*?(\w+)\s*\((?!\()", _plain(unrolled))
+        names = re.findall(
+            r"__global__[^;{]*?\bvoid\b[^;{]*?(\w+)\s*\((?!\()", _plain(preprocessed(body))
+        )
         exports = "".join(f"FG_EXPORT({name})\n" for name in names)
-        text = f'#include "{HERE / "cuda_host.h"}"\n{body}\n{exports}'
-        part = library.with_suffix(f".{os.getpid()}")
-        machine = str(_machine(flags))
-        source_ = ["-x", "c++", include, "-", "-x", "none", machine]
-        _run([COMPILER, "-shared", *flags, *source_, "-o", str(part)], text)
+        unit = f'#include "{HERE / "cuda_host.h"}"\n{body}\n{exports}'
+        part = library.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        machine = str(_machine(machine_flags))
+        source_ = ["-x", "c++", f"-I{KERNELS}", "-", "-x", "none", machine]
+        _run([str(COMPILER), "-shared", *flags, *source_, "-o", str(part)], unit)
         os.replace(part, library)
-    return Module(library, path.name)
+    return library
+
+
+def preprocessed(text: str) -> str:
+    """Return what the preprocessor makes of the text of a kernel."""
+    if COMPILER is None:
+        raise EmulationError("no C++ compiler was found")
+    return _run([COMPILER, "-E", "-P", "-w", "-x", "c++", f"-I{KERNELS}", "-"], text)
+
+
+def build(
+    file: str | Path,
+    defines: Mapping[str, object] | None = None,
+    *,
+    sanitize: str | None = None,
+    flush: bool = False,
+) -> Module:
+    """Compile a file of `kernels/` (or a path) with these macros; compiled before: load it.
+
+    `sanitize`: with the sanitizer of this name, "address" or "thread", for a process that
+    `sanitizer_environment` describes. `flush`: as -ftz=true compiles it, on x86-64 (machine.cpp).
+    """
+    return Module(compiled(file, defines, sanitize=sanitize, flush=flush), Path(file).name)
 
 
 def _plain(text: str) -> str:
     return re.sub(r"__launch_bounds__\s*\([^)]*\)", "", text)
+
+
+class _Launch(ctypes.Structure):
+    """As machine.h has it."""
+
+    _fields_ = (
+        ("shape", ctypes.POINTER(ctypes.c_uint)),
+        ("shared", ctypes.c_ulong),
+        ("order", ctypes.c_int),
+        ("seed", ctypes.c_ulonglong),
+        ("first_block", ctypes.c_ulonglong),
+        ("last_block", ctypes.c_ulonglong),
+    )
+
+
+_launches = ("", 0)  # the test that runs, and how many launches it had
+
+
+def _seed(kernel: str) -> int:
+    """Return what shuffles the next launch."""
+    global _launches
+    given = os.environ.get("FASTGAR_EMULATION_SEED")
+    if given:
+        return int(given)
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition("/")[2]
+    _launches = (test, _launches[1] + 1 if test == _launches[0] else 1)
+    return zlib.crc32(f"{test} {kernel} {_launches[1]}".encode())
 
 
 _stacks: list[int] = []  # where the free stacks of all modules are, once there is a module
@@ -154,14 +216,16 @@ class Module:
         block: int | Sequence[int],
         args: Sequence[Any],
         shared: int = 0,
-        order: str = "ascending",
+        order: str = "shuffled",
+        seed: int | None = None,
         only: tuple[int, int] = (0, 1 << 62),
     ) -> None:
         """Run a kernel.
 
         Integers arrive as long long (or as addresses), floats as double, `numpy.void` as a struct,
         arrays as the address of their data and None as a null pointer. `order` is that of blocks
-        and threads; `only` the blocks from the first number up to the second run.
+        and threads, and follows from `seed` when they are shuffled; of `only`, the blocks from the
+        first number up to the second run.
         """
         entry = getattr(self.library, f"fg_launch_{kernel}")
         entry.restype = None
@@ -189,16 +253,15 @@ class Module:
                 kinds += "i"
         places = (ctypes.c_void_p * max(len(values), 1))(*map(ctypes.addressof, values))
         with _lock:
-            self.library.fg_only_blocks(*map(ctypes.c_ulonglong, only))
-            entry(
-                (ctypes.c_uint * 6)(*shape), ctypes.c_size_t(shared), ORDERS[order], places,
-                kinds.encode(),
-            )  # fmt: skip
+            seed = _seed(kernel) if seed is None else seed
+            asked = _Launch((ctypes.c_uint * 6)(*shape), shared, ORDERS[order], seed, *only)
+            entry(ctypes.byref(asked), places, kinds.encode())
             message = self.library.fg_message()
             bad = self.library.fg_bad_address()
         if message:
             where = _nearest(bad, args) if bad else ""
-            raise EmulationError(f"{self.name}, {kernel}: {message.decode()}{where}")
+            said = f"{self.name}, {kernel}: {message.decode()}{where}"
+            raise EmulationError(said + f" (seed {seed})" * (order == "shuffled"))
 
 
 def _three(shape: int | Sequence[int]) -> list[int]:
@@ -236,14 +299,20 @@ def guarded(array: np.ndarray, *, at: str = "end") -> np.ndarray:
     return result
 
 
-def sanitizer_environment() -> dict[str, str] | None:
+def sanitizer_environment(sanitizer: str = "address") -> dict[str, str] | None:
     """Return the environment of a process that may load sanitized modules, if there can be one."""
     if COMPILER is None:
         return None
+    library = {"address": "libasan.so", "thread": "libtsan.so"}[sanitizer]
     found = subprocess.run(
-        [COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True
+        [COMPILER, f"-print-file-name={library}"], capture_output=True, text=True
     ).stdout.strip()
     if not os.path.isabs(found):
         return None
-    options = "detect_leaks=0:detect_stack_use_after_return=0:use_sigaltstack=0"
-    return {**os.environ, "LD_PRELOAD": os.path.realpath(found), "ASAN_OPTIONS": options}
+    return {
+        **os.environ,
+        "LD_PRELOAD": os.path.realpath(found),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:use_sigaltstack=0",
+        "TSAN_OPTIONS": "halt_on_error=1:history_size=0:detect_deadlocks=0",
+        "OPENBLAS_NUM_THREADS": "1",
+    }

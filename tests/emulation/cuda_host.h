@@ -1,14 +1,13 @@
-// Gives CUDA C++ its meaning on the host, for tests: blocks run one after the other, and the
-// threads of a block are fibers that run until they wait for each other (machine.cpp). No header of
-// the system is included: a kernel compiles in a quarter of a second.
+// Gives CUDA C++ its meaning on the host, for tests: the threads of a few blocks at a time are fibers
+// that run until they wait for each other (machine.cpp). No header of the system is included: a
+// kernel compiles in a quarter of a second.
 //
 // Reported as errors, with block and thread: a barrier or a warp operation that not all threads
 // reach, or reach at another line; reading a lane that does not take part; an access outside the
 // arrays (they end at guard pages); misaligned wide accesses, indices past the end of local and
 // static shared arrays, bad shifts (the compiler's checks, which trap).
-// Not seen: what only shows when warps really run at the same time. Blocks and threads can run in
-// several orders instead, and results must not depend on it. Shared memory is filled with NaN
-// before each block.
+// Blocks and threads take turns in an order that a seed shuffles, after each barrier anew, and
+// results must not depend on it. Shared memory is filled with NaN before each block.
 
 #pragma once
 
@@ -116,8 +115,7 @@ template <class... A> void (*Call<A...>::kernel)(A...);
 template <class... A> void* const* Call<A...>::arguments;
 
 template <class... A>
-void launch(void (*kernel)(A...), const unsigned* shape, unsigned long shared, int order,
-            void* const* arguments, const char* kinds) {
+void launch(void (*kernel)(A...), const Launch& asked, void* const* arguments, const char* kinds) {
     const char wanted[] = {Kind<A>::value..., 0};
     bool fits = __builtin_strlen(kinds) == sizeof...(A);
     for (unsigned k = 0; fits && k < sizeof...(A); ++k)  // an address may come as an integer
@@ -125,15 +123,15 @@ void launch(void (*kernel)(A...), const unsigned* shape, unsigned long shared, i
     if (!fits) return refuse(wanted, kinds);
     Call<A...>::kernel = kernel;
     Call<A...>::arguments = arguments;
-    run_grid(Call<A...>::body, shape, shared, order);
+    run_grid(Call<A...>::body, asked);
 }
 
 }  // namespace fg
 
 #define FG_EXPORT(name)                                                                          \
-    extern "C" void fg_launch_##name(const unsigned* shape, unsigned long shared, int order,     \
-                                     void* const* arguments, const char* kinds) {                \
-        fg::launch(name, shape, shared, order, arguments, kinds);                                \
+    extern "C" void fg_launch_##name(const fg::Launch* asked, void* const* arguments,            \
+                                     const char* kinds) {                                        \
+        fg::launch(name, *asked, arguments, kinds);                                              \
     }
 
 #define FG_DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(fg::dynamic_shared())
@@ -157,38 +155,35 @@ namespace fg {
 template <class N> struct Same { typedef N type; };
 }
 
-inline void __threadfence() {}
-inline void __threadfence_block() {}
+inline void __threadfence() { fg::fence(); }
 
-template <class N> N atomicAdd(N* place, typename fg::Same<N>::type by) {
-    const N before = *place;
-    *place = before + by;
+// Atomic operations order nothing but themselves. `change` gives the new value for the old one.
+template <class N, class Change> N fg_atomic(N* place, Change change) {
+    fg::atomic(place);
+    N before, after;
+    __atomic_load(place, &before, __ATOMIC_RELAXED);
+    do after = change(before);
+    while (!__atomic_compare_exchange(place, &before, &after, false, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED));
     return before;
+}
+template <class N> N atomicAdd(N* place, typename fg::Same<N>::type by) {
+    return fg_atomic(place, [=](N x) { return N(x + by); });
 }
 template <class N> N atomicMax(N* place, typename fg::Same<N>::type by) {
-    const N before = *place;
-    if (by > before) *place = by;
-    return before;
+    return fg_atomic(place, [=](N x) { return by > x ? by : x; });
 }
 template <class N> N atomicMin(N* place, typename fg::Same<N>::type by) {
-    const N before = *place;
-    if (by < before) *place = by;
-    return before;
+    return fg_atomic(place, [=](N x) { return by < x ? by : x; });
 }
 template <class N> N atomicOr(N* place, typename fg::Same<N>::type by) {
-    const N before = *place;
-    *place = before | by;
-    return before;
+    return fg_atomic(place, [=](N x) { return N(x | by); });
 }
 template <class N> N atomicExch(N* place, typename fg::Same<N>::type by) {
-    const N before = *place;
-    *place = by;
-    return before;
+    return fg_atomic(place, [=](N) { return by; });
 }
 template <class N> N atomicCAS(N* place, typename fg::Same<N>::type old, typename fg::Same<N>::type by) {
-    const N before = *place;
-    if (before == old) *place = by;
-    return before;
+    return fg_atomic(place, [=](N x) { return x == old ? by : x; });
 }
 
 template <class N> N __ldg(const N* place) { return *place; }
@@ -245,15 +240,34 @@ template <class A, class B> auto max(A a, B b) -> decltype(true ? A() : B()) {
 extern "C" {
 void* memcpy(void*, const void*, decltype(sizeof 0));
 void* memset(void*, int, decltype(sizeof 0));
-float fminf(float, float);
-float fmaxf(float, float);
 float fabsf(float);
 float sqrtf(float);
-double fmin(double, double);
-double fmax(double, double);
 double fabs(double);
 double sqrt(double);
 }
+
+// Minimum and maximum as PTX has them: -0 comes before +0, and NaN is dropped. With FG_FLUSH, what
+// is subnormal counts as zero of its sign, and comes out as that.
+inline float fg_operand(float x) {
+#ifdef FG_FLUSH
+    if (!(__float_as_uint(x) & 0x7f800000u)) return __uint_as_float(__float_as_uint(x) & 0x80000000u);
+#endif
+    return x;
+}
+inline double fg_operand(double x) { return x; }
+template <class N> bool fg_first(N x, N y) {
+    return x < y || (x == y && __builtin_signbit(x)) || y != y;
+}
+inline float fminf(float a, float b) {
+    const float x = fg_operand(a), y = fg_operand(b);
+    return fg_first(x, y) ? x : y;
+}
+inline float fmaxf(float a, float b) {
+    const float x = fg_operand(a), y = fg_operand(b);
+    return fg_first(x, y) && y == y ? y : x == x ? x : y;
+}
+inline double fmin(double x, double y) { return fg_first(x, y) ? x : y; }
+inline double fmax(double x, double y) { return fg_first(x, y) && y == y ? y : x == x ? x : y; }
 
 // float16 as IEEE 754 says, without help of the machine.
 inline float host_half_to_float(unsigned short half) {

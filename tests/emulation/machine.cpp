@@ -6,22 +6,20 @@
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <sys/mman.h>
-#include <utility>
-#include <vector>
+#include <numeric>
 
+#include "fibers.h"
 #include "machine.h"
-
-#if defined(__x86_64__) && !defined(FG_SANITIZE)
-#define FG_SWITCH_BY_HAND 1
-#else
-#include <ucontext.h>
-#endif
+#include "races.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the fiber that runs
 
+// Static shared memory lies in a section of its own: that of the block that runs. Others keep
+// theirs aside. The address sanitizer leaves named sections alone, so it gets none.
+#if !defined(FG_SANITIZE) && !defined(FG_RACES)
+#define FG_FAULTS 1  // are reported here; under a sanitizer they end the process
+#endif
 #ifndef FG_SANITIZE
 extern "C" {
 extern char __start_fg_shared[] __attribute__((weak, visibility("hidden")));
@@ -31,128 +29,99 @@ extern char __stop_fg_shared[] __attribute__((weak, visibility("hidden")));
 
 namespace fg {
 
-const std::size_t STACK = std::size_t(1) << 18, PAGE = 4096;
-
 struct Fiber {
     State state;
-    int line;                 // of the operation that it waits in
+    int line;  // of the operation that it waits in
     Operation operation;
     unsigned mask;
-    int source;               // lane that it reads
+    int source;  // lane that it reads
     u64 in, out;
     char* stack;
     bool started;
-#ifdef FG_SWITCH_BY_HAND
-    void* stack_pointer;
-#else
-    ucontext_t context;
-#endif
+    Context context;
+    Thread thread;
+};
+
+struct Block {
+    dim3 index;
+    std::vector<Fiber> fibers;
+    std::vector<int> turn;  // the order of threads in this pass over them
+    std::size_t next;       // whose turn it is
+    bool ran;               // whether a thread did anything in this pass
+    int left = 0;           // threads that have not returned
+    char* shared;           // dynamic shared memory, which ends at a page that cannot be touched
+    std::vector<char> aside;  // static shared memory, while another block runs
+    Meetings meetings;
 };
 
 struct Machine {
-    std::vector<Fiber> fibers;
+    std::vector<Block> blocks;  // that are under way
+    Block* block;               // of them, the one that runs
+    int current;                // its thread that runs
     std::vector<char*> own_stacks;
     std::vector<char*>* stacks = &own_stacks;  // free ones, of all modules in a process
-    int current;
     Body body;
-    char* shared;
+    Order order;
+    u64 random;
     std::size_t shared_bytes;
     char message[600];
     const void* bad_address;
-    u64 first_block = 0, last_block = ~u64(0);  // those that run
     sigjmp_buf escape;
-#ifdef FG_SWITCH_BY_HAND
-    void* scheduler;
-#else
-    ucontext_t scheduler;
-#endif
+    Context scheduler;
+    void* scheduler_thread;
+    u64 finished;  // where threads say that they have
 };
 Machine machine;
 
-#ifdef FG_SWITCH_BY_HAND
-extern "C" void fg_switch(void** from, void* to);
-asm(R"(
-.text
-.local fg_switch
-.type fg_switch, @function
-fg_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-.size fg_switch, .-fg_switch
-)");
+// At most so many blocks are under way, and so many threads of them: what a multiprocessor holds.
+// What a sanitizer knows of shared memory cannot be put aside.
+#ifndef FG_FAULTS
+const unsigned BLOCKS = 1;
+#else
+const unsigned BLOCKS = 4;
 #endif
+const unsigned THREADS = 2048;
+
+inline Fiber& fiber_of(int index) { return machine.block->fibers[index]; }
+
+inline u64 draw(u64 below) {
+    machine.random = machine.random * 6364136223846793005ull + 1442695040888963407ull;
+    return (machine.random >> 33) % below;
+}
 
 inline void to_scheduler() {
-    Fiber& fiber = machine.fibers[machine.current];
-#ifdef FG_SWITCH_BY_HAND
-    fg_switch(&fiber.stack_pointer, machine.scheduler);
-#else
-    swapcontext(&fiber.context, &machine.scheduler);
-#endif
+    become(machine.scheduler_thread);
+    switch_context(fiber_of(machine.current).context, machine.scheduler);
 }
 
 inline void fiber_main() {
     machine.body();
-    machine.fibers[machine.current].state = DONE;
+    done(&machine.finished);
+    fiber_of(machine.current).state = DONE;
     to_scheduler();
     std::abort();
 }
 
-inline char* new_stack() {
-    if (!machine.stacks->empty()) {
-        char* stack = machine.stacks->back();
-        machine.stacks->pop_back();
-        return stack;
-    }
-    void* memory = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) std::abort();
-    mprotect(memory, PAGE, PROT_NONE);
-    return static_cast<char*>(memory);
+inline void finish(Fiber& fiber) {
+    fiber.thread.end();
+    machine.stacks->push_back(fiber.stack);
 }
 
 inline void resume(int index) {
-    Fiber& fiber = machine.fibers[index];
+    Fiber& fiber = fiber_of(index);
     machine.current = index;
     const unsigned x = blockDim.x, y = blockDim.y, i = unsigned(index);
     threadIdx = {i % x, i / x % y, i / (x * y)};
-    fiber.state = READY;
     if (!fiber.started) {
         fiber.started = true;
-        fiber.stack = new_stack();
-#ifdef FG_SWITCH_BY_HAND
-        void** top = reinterpret_cast<void**>(fiber.stack + STACK - 64);
-        *--top = nullptr;  // where a caller's address would be: keeps the stack's alignment
-        *--top = reinterpret_cast<void*>(&fiber_main);
-        for (int k = 0; k < 6; ++k) *--top = nullptr;
-        fiber.stack_pointer = top;
-#else
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack + PAGE;
-        fiber.context.uc_stack.ss_size = STACK - PAGE;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, fiber_main, 0);
-#endif
+        fiber.stack = new_stack(*machine.stacks);
+        forget(fiber.stack + PAGE, STACK - PAGE);
+        make_context(fiber.context, fiber.stack, fiber_main);
+        fiber.thread.begin();
     }
-#ifdef FG_SWITCH_BY_HAND
-    fg_switch(&machine.scheduler, fiber.stack_pointer);
-#else
-    swapcontext(&machine.scheduler, &fiber.context);
-#endif
-    if (fiber.state == DONE) machine.stacks->push_back(fiber.stack);
+    become(fiber.thread.self);
+    switch_context(machine.scheduler, fiber.context);
+    if (fiber.state == DONE) finish(fiber);
 }
 
 __attribute__((format(printf, 2, 3))) void say(int index, const char* format, ...) {
@@ -176,110 +145,77 @@ inline const char* doing(const Fiber& fiber) {
 
 // Let the warp of this waiting thread go on, if all lanes that it names have come.
 inline bool release_warp(int index) {
-    Fiber& first = machine.fibers[index];
-    const int base = index / 32 * 32, threads = int(machine.fibers.size());
+    Fiber& first = fiber_of(index);
+    const int base = index / 32 * 32, threads = int(machine.block->fibers.size());
     for (int lane = 0; lane < 32; ++lane) {
         if (!(first.mask >> lane & 1)) continue;
         if (base + lane >= threads) {
             say(index, "line %d names lane %d, which the block does not have", first.line, lane);
             return false;
         }
-        const Fiber& other = machine.fibers[base + lane];
+        const Fiber& other = fiber_of(base + lane);
         if (other.state != AT_WARP || other.line != first.line || other.mask != first.mask ||
             other.operation != first.operation)
             return false;
     }
     u64 ballot = 0;
     for (int lane = 0; lane < 32; ++lane)
-        if (first.mask >> lane & 1) ballot |= u64(machine.fibers[base + lane].in != 0) << lane;
+        if (first.mask >> lane & 1) ballot |= u64(fiber_of(base + lane).in != 0) << lane;
     for (int lane = 0; lane < 32; ++lane) {
         if (!(first.mask >> lane & 1)) continue;
-        Fiber& fiber = machine.fibers[base + lane];
+        Fiber& fiber = fiber_of(base + lane);
         if (fiber.operation == GATHER) {
             if (!(first.mask >> fiber.source & 1)) {
                 say(base + lane, "line %d reads lane %d, which takes no part", fiber.line,
                     fiber.source);
                 return false;
             }
-            fiber.out = machine.fibers[base + fiber.source].in;
+            fiber.out = fiber_of(base + fiber.source).in;
         } else {
             fiber.out = ballot;
         }
     }
     const unsigned mask = first.mask;
     for (int lane = 0; lane < 32; ++lane)
-        if (mask >> lane & 1) machine.fibers[base + lane].state = READY;
+        if (mask >> lane & 1) fiber_of(base + lane).state = READY;
+    if (first.operation == SYNC) machine.block->meetings.complete(index / 32, mask);
     return true;
 }
 
 // Let the block go on, if all its threads wait at the same barrier.
 inline bool release_block() {
     u64 count = 0;
-    for (const Fiber& fiber : machine.fibers) {
-        if (fiber.state != AT_BARRIER || fiber.line != machine.fibers[0].line) return false;
+    std::vector<Fiber>& fibers = machine.block->fibers;
+    for (const Fiber& fiber : fibers) {
+        if (fiber.state != AT_BARRIER || fiber.line != fibers[0].line) return false;
         count += fiber.in != 0;
     }
-    for (Fiber& fiber : machine.fibers) {
+    for (Fiber& fiber : fibers) {
         fiber.out = count;
         fiber.state = READY;
     }
+    machine.block->meetings.complete(-1, 0);
     return true;
 }
 
 inline void deadlock() {
-    const int threads = int(machine.fibers.size());
+    const int threads = int(machine.block->fibers.size());
     int one = -1;
     for (int i = 0; i < threads && one < 0; ++i)
-        if (machine.fibers[i].state != DONE) one = i;
+        if (fiber_of(i).state != DONE) one = i;
     int other = -1;
     for (int i = 0; i < threads && other < 0; ++i) {
-        const Fiber &a = machine.fibers[one], &b = machine.fibers[i];
+        const Fiber &a = fiber_of(one), &b = fiber_of(i);
         if (a.state != b.state || a.line != b.line || (a.state == AT_WARP && a.mask != b.mask))
             other = i;
     }
-    const Fiber &a = machine.fibers[one], &b = machine.fibers[other < 0 ? one : other];
+    const Fiber &a = fiber_of(one), &b = fiber_of(other < 0 ? one : other);
     say(one, "%s (line %d) for ever: thread %d %s (line %d)", doing(a), a.line, other, doing(b),
         b.state == DONE ? 0 : b.line);
 }
 
-inline bool run_block(int order, u64& random) {
-    const int threads = int(machine.fibers.size());
-    std::vector<int> turn(threads);
-    for (int i = 0; i < threads; ++i) turn[i] = order == 1 ? threads - 1 - i : i;
-    if (order == 2)
-        for (int i = threads - 1; i > 0; --i) {
-            random = random * 6364136223846793005ull + 1442695040888963407ull;
-            std::swap(turn[i], turn[int((random >> 33) % unsigned(i + 1))]);
-        }
-    for (Fiber& fiber : machine.fibers) {
-        fiber.state = READY;
-        fiber.started = false;
-    }
-    int left = threads;
-    while (left) {
-        bool ran = false;
-        for (int index : turn) {
-            if (machine.fibers[index].state != READY) continue;
-            resume(index);
-            ran = true;
-            if (machine.fibers[index].state == FAILED) return false;
-            if (machine.fibers[index].state == DONE) --left;
-        }
-        if (!left) break;
-        bool released = release_block();
-        for (int i = 0; i < threads; ++i)
-            if (machine.fibers[i].state == AT_WARP) released |= release_warp(i);
-        if (machine.message[0]) return false;
-        if (!released && !ran) {
-            deadlock();
-            return false;
-        }
-    }
-    return true;
-}
-
 u64 wait(State state, int line, Operation operation, unsigned mask, int source, u64 in) {
-    Fiber& fiber = machine.fibers[machine.current];
+    Fiber& fiber = fiber_of(machine.current);
     if (state == AT_WARP && !(mask >> (machine.current % 32) & 1)) {
         say(machine.current, "line %d: its own lane is not in the mask", line);
         fiber.state = FAILED;
@@ -291,19 +227,161 @@ u64 wait(State state, int line, Operation operation, unsigned mask, int source, 
     fiber.mask = mask;
     fiber.source = source;
     fiber.in = in;
+    const bool orders = operation == SYNC;
+    const int warp = state == AT_BARRIER ? -1 : machine.current / 32;
+    Meetings& meetings = machine.block->meetings;
+    u64* const place =
+        orders ? meetings.arrive(warp, mask, fiber.thread.self, machine.scheduler_thread) : nullptr;
     to_scheduler();
-    return machine.fibers[machine.current].out;
+    if (orders) meetings.leave(place);
+    return fiber.out;
+}
+
+// Other threads and blocks may come first: where memory of all blocks is concerned, that matters.
+inline void pause() {
+    if (machine.order == SHUFFLED) to_scheduler();
+}
+void fence() {
+    pause();
+    fiber_of(machine.current).thread.fence();
+}
+void atomic(void* place) {
+    pause();
+    fiber_of(machine.current).thread.atomic(place, machine.scheduler_thread);
 }
 
 int own_lane() { return machine.current % 32; }
-void* dynamic_shared() { return machine.shared; }
+void* dynamic_shared() { return machine.block->shared; }
 void refuse(const char* wanted, const char* given) {
     machine.bad_address = nullptr;
     std::snprintf(machine.message, sizeof machine.message,
                   "the kernel takes (%s) and was given (%s)", wanted, given);
 }
 
-// ------------------------------------------------------------------------------------- launching
+// -------------------------------------------------------------------------------- blocks and grids
+
+// Make this the block that runs.
+inline void enter(Block& block) {
+    blockIdx = block.index;
+    if (machine.block == &block) return;
+#ifndef FG_SANITIZE
+    const std::size_t size = __stop_fg_shared - __start_fg_shared;
+    if (machine.block && machine.block->left)
+        machine.block->aside.assign(__start_fg_shared, __stop_fg_shared);
+    if (block.left && size) std::memcpy(__start_fg_shared, block.aside.data(), size);
+#endif
+    machine.block = &block;
+}
+
+inline void take_turns(Block& block) {
+    const int threads = int(block.turn.size());
+    if (machine.order == SHUFFLED)
+        for (int i = threads - 1; i > 0; --i)
+            std::swap(block.turn[i], block.turn[draw(u64(i) + 1)]);
+    block.next = 0;
+    block.ran = false;
+}
+
+// Fill new shared memory with what is NaN in every dtype.
+inline void fill(char* memory, std::size_t size) {
+    forget(memory, size);
+    if (size) std::memset(memory, 0xff, size);
+    forget(memory, size);
+}
+
+inline void begin(Block& block, u64 number) {
+    block.index = {unsigned(number % gridDim.x), unsigned(number / gridDim.x % gridDim.y),
+                   unsigned(number / gridDim.x / gridDim.y)};
+    enter(block);
+    fill(block.shared, machine.shared_bytes);
+#ifndef FG_SANITIZE
+    fill(__start_fg_shared, __stop_fg_shared - __start_fg_shared);
+#endif
+    block.meetings = Meetings();
+    const int threads = int(block.fibers.size());
+    block.left = threads;
+    for (Fiber& fiber : block.fibers) {
+        fiber.state = READY;
+        fiber.started = false;
+    }
+    block.turn.resize(threads);
+    for (int i = 0; i < threads; ++i)
+        block.turn[i] = machine.order == DESCENDING ? threads - 1 - i : i;
+    take_turns(block);
+}
+
+// Run threads of a block: all that can run, or some, where other blocks wait for their turn.
+inline bool advance(Block& block, bool alone) {
+    enter(block);
+    const std::size_t threads = block.turn.size();
+    for (u64 some = alone ? threads : 1 + draw(threads); some && block.next < threads; --some) {
+        const int index = block.turn[block.next++];
+        if (fiber_of(index).state != READY) continue;
+        resume(index);
+        block.ran = true;
+        if (fiber_of(index).state == FAILED) return false;
+        if (fiber_of(index).state == DONE) --block.left;
+    }
+    if (block.next < threads || !block.left) return true;
+    bool released = release_block();
+    for (int i = 0; i < int(threads); ++i)
+        if (fiber_of(i).state == AT_WARP) released |= release_warp(i);
+    if (machine.message[0]) return false;
+    if (!released && !block.ran) {
+        deadlock();
+        return false;
+    }
+    take_turns(block);
+    return true;
+}
+
+// The numbers from 0 up to `count`, in an order that needs no memory.
+struct Numbers {
+    u64 count, factor = 1, start = 0, given = 0;
+    explicit Numbers(u64 count) : count(count) {
+        if (machine.order == DESCENDING) factor = count - 1, start = count - 1;
+        if (machine.order != SHUFFLED || count < 2) return;
+        start = draw(count);
+        do factor = 1 + draw(count - 1);
+        while (std::gcd(factor, count) != 1);
+    }
+    bool more() const { return given < count; }
+    u64 next() {
+        return u64((static_cast<unsigned __int128>(factor) * given++ + start) % count);
+    }
+};
+
+// With FG_FLUSH, a module does as one that was compiled with -ftz=true: what is subnormal in float32
+// counts as zero, coming in and going out. The processor then does the same to float64, which a GPU
+// never does: of a module with FG_FLUSH only float32 can be trusted.
+struct Flushing {
+#ifdef FG_FLUSH
+    const unsigned before = __builtin_ia32_stmxcsr();
+    Flushing() { __builtin_ia32_ldmxcsr(before | 0x8040); }
+    ~Flushing() { __builtin_ia32_ldmxcsr(before); }
+#endif
+};
+
+inline void run_blocks(u64 first, u64 end) {
+    if (first >= end) return;
+    Numbers numbers(end - first);
+    std::vector<Block*> busy;
+    for (Block& block : machine.blocks)
+        if (numbers.more()) {
+            begin(block, first + numbers.next());
+            busy.push_back(&block);
+        }
+    while (!busy.empty()) {
+        const std::size_t turn = busy.size() > 1 ? draw(busy.size()) : 0;
+        Block& block = *busy[turn];
+        if (!advance(block, busy.size() == 1)) return;
+        if (block.left) continue;
+        if (numbers.more())
+            begin(block, first + numbers.next());
+        else
+            busy.erase(busy.begin() + turn);
+    }
+}
 
 inline void on_fault(int signal, siginfo_t* info, void*) {
     machine.bad_address = signal == SIGSEGV || signal == SIGBUS ? info->si_addr : nullptr;
@@ -314,20 +392,37 @@ inline void on_fault(int signal, siginfo_t* info, void*) {
     siglongjmp(machine.escape, 1);
 }
 
-void run_grid(Body body, const unsigned* shape, unsigned long shared, int order) {
+void run_grid(Body body, const Launch& launch) {
     static char alternative[1 << 16];
+    const unsigned* shape = launch.shape;
     gridDim = {shape[0], shape[1], shape[2]};
     blockDim = {shape[3], shape[4], shape[5]};
-    machine.fibers.assign(std::size_t(blockDim.x) * blockDim.y * blockDim.z, Fiber());
+    const u64 blocks = u64(gridDim.x) * gridDim.y * gridDim.z;
+    const u64 end = launch.last_block < blocks ? launch.last_block : blocks;
+    const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
     machine.body = body;
+    machine.order = Order(launch.order);
+    machine.random = launch.seed;
+    for (int k = 0; k < 8; ++k) draw(1);  // so that small seeds differ at once
     machine.message[0] = 0;
     machine.bad_address = nullptr;
-    const std::size_t pages = (shared + PAGE - 1) / PAGE * PAGE;
-    char* memory = static_cast<char*>(mmap(nullptr, pages + PAGE, PROT_READ | PROT_WRITE,
-                                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    mprotect(memory + pages, PAGE, PROT_NONE);
-    machine.shared_bytes = (shared + 15) / 16 * 16;  // what a launch rounds to
-    machine.shared = memory + pages - machine.shared_bytes;
+    machine.block = nullptr;
+    machine.scheduler_thread = this_thread();
+    machine.shared_bytes = (launch.shared + 15) / 16 * 16;  // what a launch rounds to
+    const std::size_t pages = (machine.shared_bytes + PAGE - 1) / PAGE * PAGE, step = pages + PAGE;
+    unsigned under_way = machine.order == SHUFFLED ? THREADS / threads : 1;
+    if (under_way > BLOCKS) under_way = BLOCKS;
+    machine.blocks.resize(under_way ? under_way : 1);
+    char* memory = static_cast<char*>(mmap(nullptr, step * machine.blocks.size(),
+                                           PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    char* place = memory;
+    for (Block& block : machine.blocks) {
+        block.left = 0;
+        block.fibers.assign(threads, Fiber());
+        mprotect(place + pages, PAGE, PROT_NONE);
+        block.shared = place + pages - machine.shared_bytes;
+        place += step;
+    }
     stack_t mine = {}, old_stack;
     mine.ss_sp = alternative;
     mine.ss_size = sizeof alternative;
@@ -336,40 +431,26 @@ void run_grid(Body body, const unsigned* shape, unsigned long shared, int order)
     struct sigaction action = {}, old[5];
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-#ifndef FG_SANITIZE
+    const Flushing flushing;
+#ifdef FG_FAULTS
     for (int k = 0; k < 5; ++k) sigaction(signals[k], &action, &old[k]);
+    if (!sigsetjmp(machine.escape, 1))
 #endif
-    if (!sigsetjmp(machine.escape, 1)) {
-        const unsigned long long blocks = 1ull * gridDim.x * gridDim.y * gridDim.z;
-        u64 random = 12345;
-        const u64 end = machine.last_block < blocks ? machine.last_block : blocks;
-        for (u64 k = machine.first_block; k < end; ++k) {
-            const u64 b = order ? machine.first_block + end - 1 - k : k;
-            blockIdx = {unsigned(b % gridDim.x), unsigned(b / gridDim.x % gridDim.y),
-                        unsigned(b / gridDim.x / gridDim.y)};
-            std::memset(machine.shared, 0xff, machine.shared_bytes);
-#ifndef FG_SANITIZE
-            if (__start_fg_shared) std::memset(__start_fg_shared, 0xff, __stop_fg_shared - __start_fg_shared);
-#endif
-            if (!run_block(order, random)) break;
-        }
-    }
-#ifndef FG_SANITIZE
+        run_blocks(launch.first_block, end);
+#ifdef FG_FAULTS
     for (int k = 0; k < 5; ++k) sigaction(signals[k], &old[k], nullptr);
 #endif
+    all_done(&machine.finished);
     sigaltstack(&old_stack, nullptr);
-    munmap(memory, pages + PAGE);
+    munmap(memory, step * machine.blocks.size());
     if (machine.message[0])  // fibers were left behind: their stacks are free again
-        for (Fiber& fiber : machine.fibers)
-            if (fiber.started && fiber.state != DONE) machine.stacks->push_back(fiber.stack);
+        for (Block& block : machine.blocks)
+            for (Fiber& fiber : block.fibers)
+                if (fiber.started && fiber.state != DONE) finish(fiber);
 }
 
 }  // namespace fg
 
-extern "C" void fg_only_blocks(unsigned long long first, unsigned long long last) {
-    fg::machine.first_block = first;
-    fg::machine.last_block = last;
-}
 extern "C" void* fg_stacks() { return fg::machine.stacks; }
 extern "C" void fg_share_stacks(void* stacks) {
     fg::machine.stacks = static_cast<std::vector<char*>*>(stacks);
