@@ -227,13 +227,6 @@ class Module:
         and threads, and follows from `seed` when they are shuffled; of `only`, the blocks from the
         first number up to the second run.
         """
-        entry = getattr(self.library, f"fg_launch_{kernel}")
-        entry.restype = None
-        shape = [*_three(grid), *_three(block)]
-        if min(shape) < 1 or np.prod(shape[3:]) > 1024 or max(shape[1:3]) > 65535:
-            raise EmulationError(f"{kernel}: no GPU takes the grid {grid} of blocks {block}")
-        if shape[0] >= 1 << 31 or shared > 48 << 10:  # more only where a kernel asks for it
-            raise EmulationError(f"{kernel}: no GPU takes {shape[0]} blocks of {shared} bytes each")
         values: list[Any] = []
         kinds = ""
         for argument in args:
@@ -252,16 +245,44 @@ class Module:
                 values.append(ctypes.c_longlong(int(argument)))
                 kinds += "i"
         places = (ctypes.c_void_p * max(len(values), 1))(*map(ctypes.addressof, values))
+        shape = [*_three(grid), *_three(block)]
+        found = self.launch_packed(kernel, shape, shared, places, kinds, order, seed, only)
+        if found:
+            message, bad = found
+            where = _nearest(bad, args) if bad else ""
+            raise EmulationError(f"{self.name}, {kernel}: {message}{where}")
+
+    def launch_packed(
+        self,
+        kernel: str,
+        shape: Sequence[int],
+        shared: int,
+        places: Any,
+        kinds: str | None = None,
+        order: str = "shuffled",
+        seed: int | None = None,
+        only: tuple[int, int] = (0, 1 << 62),
+    ) -> tuple[str, int] | None:
+        """Run a kernel whose arguments lie at these places, as a driver gets them.
+
+        Returns what it did wrong, if anything, and at which address. Kinds that are not known are
+        not checked.
+        """
+        entry = getattr(self.library, f"fg_launch_{kernel}")
+        entry.restype = None
+        if min(shape) < 1 or np.prod(shape[3:]) > 1024 or max(shape[1:3]) > 65535:
+            grid, block = shape[:3], shape[3:]
+            raise EmulationError(f"{kernel}: no GPU takes the grid {grid} of blocks {block}")
+        if shape[0] >= 1 << 31 or shared > 48 << 10:  # more only where a kernel asks for it
+            raise EmulationError(f"{kernel}: no GPU takes {shape[0]} blocks of {shared} bytes each")
         with _lock:
             seed = _seed(kernel) if seed is None else seed
             asked = _Launch((ctypes.c_uint * 6)(*shape), shared, ORDERS[order], seed, *only)
-            entry(ctypes.byref(asked), places, kinds.encode())
-            message = self.library.fg_message()
-            bad = self.library.fg_bad_address()
-        if message:
-            where = _nearest(bad, args) if bad else ""
-            said = f"{self.name}, {kernel}: {message.decode()}{where}"
-            raise EmulationError(said + f" (seed {seed})" * (order == "shuffled"))
+            entry(ctypes.byref(asked), places, None if kinds is None else kinds.encode())
+            message, bad = self.library.fg_message(), self.library.fg_bad_address()
+        if not message:
+            return None
+        return message.decode() + f" (seed {seed})" * (order == "shuffled"), bad
 
 
 def _three(shape: int | Sequence[int]) -> list[int]:
