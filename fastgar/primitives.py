@@ -301,8 +301,9 @@ def columns(
 ) -> None:  # fmt: skip
     """Write the statistic of every column of the rows, or of W times the points, to `out`.
 
-    A row of NaN in W is a faulty mixed row: it ranks as +infinity in every column. `offset` is the
-    number of the first column, for ``condense``. `careful`: points with a zero weight somewhere
+    A row of NaN in W is a faulty mixed row: it ranks as +infinity in every column. A result that is
+    zero is +0, but for the mean, a weighted sum. `offset` is the number of the first column, for
+    ``condense``. `careful`: points with a zero weight somewhere
     may be non-finite.
     """
     backend = _on(T)

@@ -15,12 +15,13 @@ from numba import extending, types
 from numba.core import cgutils as numba_cgutils
 
 from fastgar.cpu.networks import bitonic_merge, sorting
-from fastgar.cpu.vectors import DTYPES, I64, Vectors, computing
+from fastgar.cpu.vectors import DTYPES, I64, ITEMSIZE, Vectors, computing
 
 __all__ = [
-    "add_slot", "add_weighted", "allocate", "cgutils", "clean", "copy", "element", "fill", "finish",
-    "finite_tile", "flip", "integer_at", "itemsize_of", "lanes_of", "literal", "load_tile", "mix",
-    "network", "number_at", "put_integer", "put_number", "release", "store_vector", "take",
+    "add_slot", "add_weighted", "allocate", "cgutils", "clean", "copy", "copy_number", "element",
+    "fill", "finish", "finite_tile", "flip", "integer_at", "itemsize_of", "lanes_of", "literal",
+    "load_tile", "mix", "network", "number_at", "put_integer", "put_number", "release",
+    "store_vector", "take",
 ]  # fmt: skip
 
 cgutils: Any = numba_cgutils  # Numba is hardly typed, and compiled code not at all
@@ -135,6 +136,22 @@ def copy(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), codegen
+
+
+@literal
+def copy_number(typingctx: Any, target: Any, source: Any, dtype: Any) -> Any:
+    """Copy one number bit for bit, but +0 for -0."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        size = 8 * ITEMSIZE[DTYPES[dtype.literal_value]]
+        kind = ir.IntType(size)
+        to, place = (b.inttoptr(address, ir.PointerType()) for address in args[:2])
+        bits = b.load(place, typ=kind, align=size // 8)
+        negative = b.icmp_unsigned("==", bits, ir.Constant(kind, 1 << (size - 1)))
+        b.store(b.select(negative, ir.Constant(kind, 0), bits), to, align=size // 8)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, dtype), codegen
 
 
 @intrinsic
@@ -333,12 +350,15 @@ def finish(typingctx: Any, totals: Any, pitch: Any, divisor: Any, dtype: Any) ->
 
 @literal
 def store_vector(typingctx: Any, place: Any, poison: Any, out: Any, dtype: Any) -> Any:
-    """Round the vector at `place` (NaN where `poison` is NaN) to `dtype` and write it at `out`."""
+    """Round the vector at `place` (NaN where `poison` is NaN) to `dtype` and write it at `out`.
+
+    A zero is written as +0.
+    """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         target = Vectors(b, DTYPES[dtype.literal_value])
         v = Vectors(b, computing(target.dtype))
-        target.store(v.poisoned(v.load(args[0]), v.load(args[1])), args[2])
+        target.store(v.poisoned(v.load(args[0]), v.load(args[1])), args[2], signed=False)
         return context.get_dummy_value()
 
     return types.void(place, poison, out, dtype), codegen
@@ -381,7 +401,8 @@ def mix(
         places = [b.add(element(b, outs_, _integer(i)), to_) for i in range(count.literal_value)]
         for i, w in shape:
             offset = _integer(w * target.stored)
-            target.store(_get(b, v, totals[i, w]), places[i], offset, bool(stream.literal_value))
+            past = bool(stream.literal_value)
+            target.store(_get(b, v, totals[i, w]), places[i], offset, stream=past)
         return context.get_dummy_value()
 
     signature = types.void(
