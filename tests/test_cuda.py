@@ -66,6 +66,9 @@ def sample(n, d, dtype="float32", seed=0):
 def liars(X):
     X[3, 7] = float("nan")
     X[5] *= 30.0
+    X[:, 20:23] = 0.0
+    X[1::2, 20] *= -1.0  # mixed signs, in another column all negative
+    X[:, 21] *= -1.0
     return X
 
 

@@ -167,10 +167,10 @@ def _mix_tile(  # type: ignore[no-untyped-def]
     whole = m - m % 4
     for i in range(0, whole, 4):
         some, place = weights + i * row, tiles + 8 * i
-        mix(rows, n, at, at + AHEAD + 16 * i, some, row, place, 0, 4, WIDTH, dtype, compute, 0)
+        mix(rows, n, at, at + AHEAD + 16 * i, some, row, place, 0, 4, WIDTH, dtype, compute, 0, 0)
     for i in range(whole, m):
         some, place = weights + i * row, tiles + 8 * i
-        mix(rows, n, at, at + AHEAD, some, row, place, 0, 1, WIDTH, dtype, compute, 0)
+        mix(rows, n, at, at + AHEAD, some, row, place, 0, 1, WIDTH, dtype, compute, 0, 0)
     if careful:  # a zero weight means "not read", and 0 * NaN is NaN: look again where that shows
         for i in range(m):
             for w in range(WIDTH):

@@ -8,6 +8,7 @@ a loop of it; what is looped over how often is said in plain Numba in `columns.p
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from llvmlite import ir
@@ -367,13 +368,14 @@ def store_vector(typingctx: Any, place: Any, poison: Any, out: Any, dtype: Any) 
 @literal
 def mix(
     typingctx: Any, rows: Any, n: Any, at: Any, soon: Any, weights: Any, row: Any, outs: Any,
-    to: Any, count: Any, width: Any, dtype: Any, result: Any, stream: Any,
+    to: Any, count: Any, width: Any, dtype: Any, result: Any, stream: Any, skip: Any,
 ) -> Any:  # fmt: skip
     """Compute `count` rows of W X for `width` vectors of columns, written at outs[i] + to.
 
     `weights` is the address of `count` rows of n numbers of the computing type, `row` bytes apart;
     `result` is the dtype to round to. Sums run over the rows in order. What is `soon` bytes into
-    each row is fetched meanwhile.
+    each row is fetched meanwhile. `skip`: weight 0 leaves a sum as it is, which 0 * NaN does not,
+    nor does 0 * 5 where the sum is -0.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
@@ -394,10 +396,13 @@ def mix(
             here = b.add(weights_, b.mul(loop.index, _integer(v.itemsize)))
             for i in range(count.literal_value):
                 pointer = v.pointer(here, b.mul(row_, _integer(i)))
-                factor = v.spread(b.load(pointer, typ=v.scalar))
-                for w, x in enumerate(loaded):
-                    total = totals[i, w]
-                    b.store(v.fma(x, factor, _get(b, v, total)), total)
+                weight = b.load(pointer, typ=v.scalar)
+                used = b.fcmp_unordered("!=", weight, ir.Constant(v.scalar, 0.0))
+                with b.if_then(used) if skip.literal_value else nullcontext():
+                    factor = v.spread(weight)
+                    for w, x in enumerate(loaded):
+                        total = totals[i, w]
+                        b.store(v.fma(x, factor, _get(b, v, total)), total)
         places = [b.add(element(b, outs_, _integer(i)), to_) for i in range(count.literal_value)]
         for i, w in shape:
             offset = _integer(w * target.stored)
@@ -406,6 +411,6 @@ def mix(
         return context.get_dummy_value()
 
     signature = types.void(
-        rows, n, at, soon, weights, row, outs, to, count, width, dtype, result, stream
+        rows, n, at, soon, weights, row, outs, to, count, width, dtype, result, stream, skip
     )
     return signature, codegen
