@@ -118,7 +118,8 @@ def columns(X: Any, statistic: str, f: int | None = None, *, W: Any = None, **op
 
     Notes
     -----
-    One pass over X.
+    One pass over X. A coordinate that is zero is +0.0, whatever the signs of the zeros in it (but
+    for "mean", which adds as `combine` does).
 
     Examples
     --------

@@ -273,23 +273,14 @@ def inner(
     return products
 
 
-def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out, *, careful: bool = False) -> None:
-    """Write W times the points to `out`. Weight 0 means not read; a row of NaN writes NaN.
-
-    `careful`: a point may be non-finite although only some of its weights are 0. What comes out
-    non-finite is then computed again by itself.
-    """
+def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out) -> None:
+    """Write W times the points to `out`. Weight 0 means not read; a row of NaN writes NaN."""
     backend = _on(T)
     vectors, weights = _without_origin(W if W.ndim == 2 else W[np.newaxis], T.n, refs)
     weights = np.array(weights, dtype=np.float64, order="C")
     for number, (block, places) in enumerate(zip(T.blocks, out.places, strict=True)):
         rows = _addresses(T, vectors, number, 0)
         backend.combine(weights, rows, block.columns, block.dtype, places)
-        if careful and len(weights) > 1 and backend.READS_ZERO_WEIGHTS:
-            for i, place in enumerate(places):
-                if not backend.finite(place, block.columns, block.dtype):
-                    again = (weights[i : i + 1], rows, block.columns, block.dtype)
-                    backend.combine(*again, [place])
     backend.flush()
 
 
@@ -310,8 +301,9 @@ def columns(
 ) -> None:  # fmt: skip
     """Write the statistic of every column of the rows, or of W times the points, to `out`.
 
-    A row of NaN in W is a faulty mixed row: it ranks as +infinity in every column. `offset` is the
-    number of the first column, for ``condense``. `careful`: points with a zero weight somewhere
+    A row of NaN in W is a faulty mixed row: it ranks as +infinity in every column. A result that is
+    zero is +0, but for the mean, a weighted sum. `offset` is the number of the first column, for
+    ``condense``. `careful`: points with a zero weight somewhere
     may be non-finite.
     """
     backend = _on(T)

@@ -10,7 +10,8 @@ names to functions; `COLUMN`, `DISTANCE` and `MIXING` list the names of each kin
 What happens to non-finite input, everywhere in this file:
 
 - column rules: NaN ranks as +Inf; a column with more than f non-finite entries is NaN (`mean`,
-  `nan_mean`, `condense` and `sign_majority` have their own say, in their docstrings);
+  `nan_mean`, `condense` and `sign_majority` have their own say, in their docstrings); -0 and +0
+  are equal, and a result that is zero is +0 (of all column rules but `mean`, which adds);
 - all other rules: a row with a non-finite entry is *faulty*. It is infinitely far from every row
   and never read, n and f stay what they were, and more than f such rows raise `TooManyFaults`;
 - mixing rules give a faulty row back as a row of NaN.
@@ -191,6 +192,11 @@ def _closest(ranked: Wide, centre: Wide, k: int) -> Wide:
     return np.asarray(np.take_along_axis(ranked, np.sort(nearest, axis=0), axis=0).mean(axis=0))
 
 
+def _positive(x: Wide) -> Rows:
+    """Return the results, rounded; a zero is +0."""
+    return _out(x) + 0.0
+
+
 def mean(X: npt.ArrayLike, f: int | None = None) -> Rows:
     """Average of the rows. Survives nothing: what is infinite or NaN goes through."""
     x, _ = _rows("mean", X, f, (0, 1))
@@ -208,7 +214,7 @@ def nan_mean(X: npt.ArrayLike, f: int | None = None) -> Rows:
     finite = np.isfinite(x)
     count = finite.sum(axis=0)
     total = np.where(finite, x, 0).sum(axis=0)
-    return _out(np.where(count == 0, np.nan, total / np.maximum(count, 1)))
+    return _positive(np.where(count == 0, np.nan, total / np.maximum(count, 1)))
 
 
 def median(X: npt.ArrayLike, f: int | None = None, *, middle: str = "mean") -> Rows:
@@ -219,7 +225,7 @@ def median(X: npt.ArrayLike, f: int | None = None, *, middle: str = "mean") -> R
     """
     x, f = _rows("median", X, f, (2, 1))
     ranked, lost = _ranked(x, f)
-    return _out(np.where(lost, np.nan, _middle(ranked, middle)))
+    return _positive(np.where(lost, np.nan, _middle(ranked, middle)))
 
 
 def trimmed_mean(X: npt.ArrayLike, f: int) -> Rows:
@@ -229,7 +235,7 @@ def trimmed_mean(X: npt.ArrayLike, f: int) -> Rows:
     """
     x, f = _rows("trimmed_mean", X, f, (2, 1))
     ranked, lost = _ranked(x, f)
-    return _out(np.where(lost, np.nan, ranked[f : len(x) - f].mean(axis=0)))
+    return _positive(np.where(lost, np.nan, ranked[f : len(x) - f].mean(axis=0)))
 
 
 def meamed(X: npt.ArrayLike, f: int, *, middle: str = "mean") -> Rows:
@@ -240,7 +246,7 @@ def meamed(X: npt.ArrayLike, f: int, *, middle: str = "mean") -> Rows:
     x, f = _rows("meamed", X, f, (2, 1))
     ranked, lost = _ranked(x, f)
     value = _closest(ranked, _middle(ranked, middle), len(x) - f)
-    return _out(np.where(lost, np.nan, value))
+    return _positive(np.where(lost, np.nan, value))
 
 
 def phocas(X: npt.ArrayLike, f: int) -> Rows:
@@ -251,14 +257,14 @@ def phocas(X: npt.ArrayLike, f: int) -> Rows:
     x, f = _rows("phocas", X, f, (2, 1))
     ranked, lost = _ranked(x, f)
     value = _closest(ranked, ranked[f : len(x) - f].mean(axis=0), len(x) - f)
-    return _out(np.where(lost, np.nan, value))
+    return _positive(np.where(lost, np.nan, value))
 
 
 def condense(X: npt.ArrayLike, f: int, *, p: float = 0.9, seed: int = 0, step: int = 0) -> Rows:
     """Column j is its median if ``uniform(seed, step, j) < p``, else the entry of row 0.
 
     n >= 2f + 2 (Guerraoui et al., Garfield, DSN 2021). Not robust: where row 0 is taken, its
-    entry goes through as it is.
+    entry goes through as it is (but -0 as +0).
     """
     x, f = _rows("condense", X, f, (2, 2))
     if not 0 <= p <= 1:
@@ -266,7 +272,7 @@ def condense(X: npt.ArrayLike, f: int, *, p: float = 0.9, seed: int = 0, step: i
     ranked, lost = _ranked(x, f)
     take_median = uniform(seed, step, np.arange(x.shape[1])) < p
     middle = np.where(lost, np.nan, _middle(ranked, "mean"))
-    return _out(np.where(take_median, middle, x[0]))
+    return _positive(np.where(take_median, middle, x[0]))
 
 
 def sign_majority(X: npt.ArrayLike, f: int | None = None) -> Rows:
@@ -277,7 +283,7 @@ def sign_majority(X: npt.ArrayLike, f: int | None = None) -> Rows:
     """
     x, _ = _rows("sign_majority", X, f, (0, 1))
     ranked, lost = _ranked(x, (len(x) - 1) // 2)
-    return _out(np.where(lost, np.nan, np.sign(np.sign(ranked).sum(axis=0))))
+    return _positive(np.where(lost, np.nan, np.sign(np.sign(ranked).sum(axis=0))))
 
 
 # Distance rules that select ------------------------------------------------------------------

@@ -14,7 +14,8 @@
 // what fits there: in `scratch`, in global memory, one tile per block) and sorts it: runs of 16 in
 // registers, then bitonic merges.
 //
-// Both do the arithmetic of the kernels for the CPU in the same order, and give the same bits.
+// Both do the arithmetic of the kernels for the CPU in the same order, and give the same bits. The
+// order of -0 and +0 is another in each, so a result that is zero is +0.
 //
 // A value that is not finite ranks as the extreme on its side, NaN as +Inf; more than `faults` of
 // them in a column make its result NaN. A weight of 0 in W means that the row is not read into the
@@ -87,13 +88,14 @@ __device__ __forceinline__ double draw(u64 key, u64 column) {
     return static_cast<double>(z >> 11) * (1.0 / 9007199254740992.0);
 }
 
-// The result of one column, rounded; for condense, perhaps the first row's number as it is.
+// The result of one column, rounded; for condense, perhaps the first row's number.
 __device__ __forceinline__ T result(C value, const T* first, long long column, u64 key,
                                     double probability, long long offset) {
 #if FG_CONDENSE
-    if (!(draw(key, static_cast<u64>(offset + column)) < probability)) return first[column];
+    if (!(draw(key, static_cast<u64>(offset + column)) < probability))
+        return positive_zero(first[column]);
 #endif
-    return narrow(value);
+    return positive_zero(narrow(value));
 }
 
 #ifdef FG_NETWORK  // ================================================================ in registers

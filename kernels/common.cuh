@@ -108,6 +108,17 @@ __device__ __forceinline__ T narrow(C x) {
 #endif
 }
 
+// The same number, but +0 for -0. By its bits, since an addition could flush or quiet others.
+__device__ __forceinline__ T positive_zero(T x) {
+#if FG_DTYPE == 3
+    return static_cast<u64>(__double_as_longlong(x)) == 1ull << 63 ? T(0) : x;
+#elif FG_DTYPE == 2
+    return __float_as_uint(x) == 0x80000000u ? T(0) : x;
+#else
+    return x == 0x8000u ? T(0) : x;
+#endif
+}
+
 __device__ __forceinline__ C load(const T* place) { return widen(__ldg(place)); }
 
 // K neighbouring numbers, moved by one instruction: at most 16 bytes, aligned to their size.

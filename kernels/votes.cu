@@ -1,4 +1,5 @@
 // Column statistics that need no order: the mean of the finite values, and the majority of signs.
+// A result that is zero is +0.
 //
 // Bytes that must move: every row once, and the result: (n + 1) * columns * sizeof(T).
 //
@@ -57,7 +58,7 @@ votes(const void* rows, long long stride, long long n, long long faults, void* o
 #else
             const C value = divide(total[k], count[k]);
 #endif
-            results.item[k] = narrow(value);
+            results.item[k] = positive_zero(narrow(value));
         }
         T* target = static_cast<T*>(out) + j;
         if (whole) {

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from emulated import EmulatedDevice
 from emulation import build, guarded, needs_compiler
-from test_kernels_columns import huge
+from test_kernels_columns import bits, huge
+from test_zeros import table
 
 from fastgar.cpu import backend as cpu
 from fastgar.cuda import backend as cuda
@@ -50,7 +51,7 @@ def combine(backend, W, X, dtype="float32", rows=None, outs=None):
 
 
 def equal(a, b):
-    return np.array_equal(a.astype(np.float64), b.astype(np.float64), equal_nan=True)
+    return a.dtype == b.dtype and bits(a) == bits(b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -109,6 +110,24 @@ def test_one_row_is_copied_bit_for_bit(gpu, dtype):
     X[1, :5] = [-0.0, 0.0, np.inf, -np.inf, DTYPES[dtype](6e-5)]
     out = combine(gpu, np.array([[0.0, 1.0, 0.0]]), X, dtype)
     assert out.tobytes() == X[1].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [1, 2, 4, 5])
+def test_signs_of_zeros_are_those_of_the_cpu(gpu, k, dtype):
+    """Weights that are 0 only in float32 count as 0 too."""
+    rng = np.random.default_rng(k)
+    for n, d in [(1, 7), (3, 65), (9, 515)]:
+        X = guarded(table(n, d, dtype, seed=d))
+        for few in (rng.dirichlet(np.ones(n), k), np.eye(n)[rng.integers(0, n, k)]):
+            for nothing in (0.0, -0.0, 1e-60):
+                W = np.where(rng.random((k, n)) < 0.4, nothing, few * rng.choice([-1, 1], (k, n)))
+                got = combine(cpu, W, X, dtype)
+                assert equal(combine(gpu, W, X, dtype), got)
+                for weights, row in zip(W, got, strict=True):
+                    assert equal(combine(cpu, weights[None], X, dtype)[0], row)
+                    if (weights == 0).all():
+                        assert not row.view(np.uint8).any()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -228,10 +228,23 @@ def test_weight_zero_is_not_read():
     X[1, 7] = np.nan
     X[3] = np.inf
     W = np.array([[0.5, 0, 0.5, 0, 0], [0, 0, 0, 0, 1.0], [0, 1, 0, 0, 0]])
-    got = combine(W, X, careful=True)
+    got = combine(W, X)
     keep = [0, 2, 4]
     np.testing.assert_allclose(got[:2], W[:2, keep] @ X[keep].astype(float), rtol=1e-6)
     assert np.array_equal(got[2], X[1], equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [2, 4, 6])
+def test_several_single_rows_are_copied_bit_for_bit(dtype, k):
+    """Also beside rows that are not finite, and where -0 + 0 * 5 would be 0."""
+    for d in (1, 300):
+        X = sample(5, d, dtype)
+        X[2], X[4, ::2], X[1] = -0.0, -0.0, np.inf
+        picks = np.random.default_rng(k).permutation(6)[:k] % 5
+        assert combine(np.eye(5)[picks], X).tobytes() == X[picks].tobytes()
+    got = fastgar.combine([[0.0, 1.0], [0.0, 0.0]], np.array([[np.nan], [-0.0]]))
+    assert got.tobytes() == np.array([[-0.0], [0.0]]).tobytes()
 
 
 def test_a_row_of_nan_weights_writes_nan_and_all_zeros_write_zeros():

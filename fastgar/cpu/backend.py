@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from fastgar.primitives import Selection, Statistic
 
 __all__ = [
-    "CHUNK", "ITEMSIZE", "ORIGIN", "READS_ZERO_WEIGHTS", "add_distances",
-    "add_inner", "columns", "combine", "complete", "finite", "flush", "matrix", "numbers", "room",
-    "select", "selects", "span", "view",
+    "CHUNK", "ITEMSIZE", "ORIGIN", "add_distances", "add_inner", "columns", "combine", "complete",
+    "flush", "matrix", "numbers", "room", "select", "selects", "span", "view",
 ]  # fmt: skip
 
 Matrix = NDArray[np.float64]
@@ -45,7 +44,6 @@ LINE = 64  # bytes of a cache line
 SINGLE, DOUBLE = CODES["float32"], CODES["float64"]
 COMPUTED = {name: np.dtype(computing(name)) for name in CODES}
 LANES = {name: lanes(name) for name in CODES}
-READS_ZERO_WEIGHTS = True  # of several mixed rows: a row with a weight anywhere is in all sums
 
 
 _addressof = ctypes.addressof
@@ -79,15 +77,6 @@ def numbers(place: int, count: int, dtype: str) -> Matrix:
 
 def flush() -> None:
     """Do what was put off: nothing, as all is done at once here."""
-
-
-def finite(place: int, count: int, dtype: str) -> bool:
-    """Return whether all of the `count` numbers at `place` are finite."""
-    size = ITEMSIZE[dtype]
-    return all(
-        np.isfinite(numbers(place + begin * size, min(CHUNK, count - begin), dtype)).all()
-        for begin in range(0, count, CHUNK)
-    )
 
 
 def matrix(points: int, start: Matrix | None) -> Matrix:
@@ -234,7 +223,9 @@ def add_inner(
 def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: list[int]) -> None:
     """Write the k rows of `weights` (k, n) times X at the k addresses `outs`.
 
-    The weights are in rows, one after the other, and in memory that may be written to.
+    A weight that is 0 in the computing type means that the row is not read into that sum, which
+    changes its zeros too: -0 + 0 * 5 is 0. A sum of nothing is +0. The weights are in rows, one
+    after the other, and in memory that may be written to.
     """
     k = len(weights)
     assert len(outs) == k
@@ -254,17 +245,19 @@ def combine(weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: li
 
 
 def _combine_one(weights: Matrix, rows: Addresses, columns: int, dtype: str, out: int) -> None:
-    used = np.count_nonzero(weights)
+    narrow = weights.astype(COMPUTED[dtype], copy=False)
+    used = np.count_nonzero(narrow)
     if not used:
         view(out, columns, dtype)[:] = 0
         return
-    if used == 1 and weights.item(only := int(weights.argmax())) == 1.0:
+    if used == 1 and narrow.item(only := int(narrow.argmax())) == 1.0:
         _copy(rows.item(only), out, columns * ITEMSIZE[dtype])
         return
     pieces, code = columns // COMBINE_STEP or 1, CODES[dtype]
+    constants = (code, max(code, SINGLE))
     run(
-        COMBINE_ONE.specialised(code), address(rows), len(rows), address(weights), out, columns,
-        pieces, code,
+        COMBINE_ONE.specialised(*constants), address(rows), len(rows), address(narrow), out,
+        columns, pieces, *constants,
         pieces=pieces,
     )  # fmt: skip
 
@@ -272,14 +265,21 @@ def _combine_one(weights: Matrix, rows: Addresses, columns: int, dtype: str, out
 def _combine_several(
     weights: Matrix, rows: Addresses, columns: int, dtype: str, outs: list[int]
 ) -> None:
-    used = _read(weights)
+    narrow = weights.astype(COMPUTED[dtype], "C")
+    used, wanted = _read(narrow), np.asarray(narrow.any(axis=1))
     if not len(used):
         for out, row in zip(outs, weights, strict=True):
             view(out, columns, dtype)[:] = _not_a_number(dtype) if np.isnan(row).any() else 0
         return
+    if not wanted.all():
+        for out, reads in zip(outs, wanted.tolist(), strict=True):
+            if not reads:
+                view(out, columns, dtype)[:] = 0
+        combine(weights[wanted], rows, columns, dtype, np.array(outs)[wanted].tolist())
+        return
     if len(used) < len(rows):
-        weights, rows = weights.take(used, 1), rows.take(used)
-    narrow, places, k = weights.astype(COMPUTED[dtype], "C"), np.array(outs), len(outs)
+        narrow, rows = narrow.take(used, 1), rows.take(used)
+    places, k = np.array(outs), len(outs)
     constants = (CODES[dtype], int(k > 3 and _streams(outs, columns * ITEMSIZE[dtype])))
     pieces = columns // COMBINE_STEP or 1
     run(
@@ -367,12 +367,12 @@ def columns(
         return
     narrow = None
     if mixing is not None:
+        narrow = mixing.astype(COMPUTED[dtype], "C")
         if not whole:
-            used = _read(mixing)
+            used = _read(narrow)
             if len(used) < len(rows):
                 used = used if len(used) else np.zeros(1, dtype=np.intp)
-                mixing, rows = mixing[:, used], rows[used]
-        narrow = mixing.astype(COMPUTED[dtype], "C")
+                narrow, rows = narrow.take(used, 1), rows.take(used)
     width = LANES[dtype] * (1 if mixing is None else WIDTH)
     if count < width:
         padded, _rows = _padded(rows, count, dtype, width)

@@ -4,6 +4,8 @@ Two kernels give the same bits. For a number of rows fixed at compile time (up t
 sit in registers, one vector per row, and a comparator network that was pruned to the wanted ranks
 runs over them. For any number of rows, a tile of LANES columns is sorted in the cache: runs of 16
 in registers, then bitonic merges, eight rows at a time.
+
+No kernel knows an order of -0 and +0, so a result that is zero is +0.
 """
 
 from __future__ import annotations
@@ -125,7 +127,8 @@ def _in_registers(
         value = _mean(v, values[low:high])
         if window:
             value = _mean(v, _closest(v, values, value, window))
-        Vectors(b, DTYPES[result.literal_value]).store(v.poisoned(value, poison), out_, to_)
+        target = Vectors(b, DTYPES[result.literal_value])
+        target.store(v.poisoned(value, poison), out_, to_, signed=False)
         return context.get_dummy_value()
 
     return types.void(rows, at, out, to, faults, n, lo, hi, k, dtype, result), codegen
@@ -164,10 +167,10 @@ def _mix_tile(  # type: ignore[no-untyped-def]
     whole = m - m % 4
     for i in range(0, whole, 4):
         some, place = weights + i * row, tiles + 8 * i
-        mix(rows, n, at, at + AHEAD + 16 * i, some, row, place, 0, 4, WIDTH, dtype, compute, 0)
+        mix(rows, n, at, at + AHEAD + 16 * i, some, row, place, 0, 4, WIDTH, dtype, compute, 0, 0)
     for i in range(whole, m):
         some, place = weights + i * row, tiles + 8 * i
-        mix(rows, n, at, at + AHEAD, some, row, place, 0, 1, WIDTH, dtype, compute, 0)
+        mix(rows, n, at, at + AHEAD, some, row, place, 0, 1, WIDTH, dtype, compute, 0, 0)
     if careful:  # a zero weight means "not read", and 0 * NaN is NaN: look again where that shows
         for i in range(m):
             for w in range(WIDTH):

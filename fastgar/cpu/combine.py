@@ -19,23 +19,24 @@ from fastgar.cpu.tiles import (
     release,
     take,
 )
-from fastgar.cpu.vectors import AHEAD, CODES, WIDTH
+from fastgar.cpu.vectors import AHEAD, WIDTH
 
 STEP = 4096  # columns that a thread takes at a time
 RUN = 4  # vectors of a row, and of the only sum, at a time: longer runs suit the memory better
 PART = 1 << 17  # bytes of a copy that a thread makes at a time
-DOUBLE = CODES["float64"]
 
 
-def _combine_one(counter, rows, n, weights, out, columns, pieces, dtype):  # type: ignore[no-untyped-def]
-    """Write at `out` the sum of rows with n weights, in float64. Weight 0 means not read."""
+def _combine_one(  # type: ignore[no-untyped-def]
+    counter, rows, n, weights, out, columns, pieces, dtype, compute
+):  # fmt: skip
+    """Write at `out` the sum of rows with n weights. Weight 0 means not read; not all are 0."""
     room = allocate(16 * n + 8)
     if room == 0:
         return False
     used, count = room + 8 * n + 8, 0
     put_integer(room, n, out)
     for i in range(n):
-        weight = number_at(weights, i, DOUBLE)
+        weight = number_at(weights, i, compute)
         if weight != 0.0:
             put_number(room, count, weight, dtype)
             put_integer(used, count, integer_at(rows, i))
@@ -50,7 +51,7 @@ def _combine_one(counter, rows, n, weights, out, columns, pieces, dtype):  # typ
         for j in range(piece * STEP, stop, run):
             at = min(j, columns - run) * size
             mix(
-                used, count, at, at + AHEAD, room, 0, room + 8 * n, at, 1, RUN, dtype, dtype, 0
+                used, count, at, at + AHEAD, room, 0, room + 8 * n, at, 1, RUN, dtype, dtype, 0, 0
             )  # fmt: skip
 
 
@@ -61,6 +62,8 @@ def _combine(  # type: ignore[no-untyped-def]
     counter, rows, n, weights, row, k, outs, columns, pieces, dtype, stream
 ):  # fmt: skip
     """Write the k rows of W X at the addresses `outs`; `row` bytes separate the rows of W.
+
+    Weight 0 means not read; no row of W has nothing else.
 
     `stream`: past the caches; what follows in a thread, such as its last `take`, waits for that.
     """
@@ -79,11 +82,11 @@ def _combine(  # type: ignore[no-untyped-def]
             for i in range(0, whole, 4):  # 64 bytes further on in a row each time
                 mix(
                     rows, n, at, at + AHEAD + 16 * i, weights + i * row, row, outs + 8 * i, at, 4,
-                    WIDTH, dtype, dtype, stream,
+                    WIDTH, dtype, dtype, stream, 1,
                 )  # fmt: skip
             for i in range(whole, k):
                 soon, some, place = at + AHEAD, weights + i * row, outs + 8 * i
-                mix(rows, n, at, soon, some, row, place, at, 1, WIDTH, dtype, dtype, stream)
+                mix(rows, n, at, soon, some, row, place, at, 1, WIDTH, dtype, dtype, stream, 1)
 
 
 COMBINE = Kernel(_combine, 9)

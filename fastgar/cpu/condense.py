@@ -6,7 +6,7 @@ import numpy as np
 
 from fastgar.cpu.compile import Kernel, part
 from fastgar.cpu.draws import hash64
-from fastgar.cpu.tiles import copy, itemsize_of, take
+from fastgar.cpu.tiles import copy_number, itemsize_of, take
 
 __all__ = ["PIECE", "REPLACE"]
 
@@ -16,7 +16,10 @@ _hash64 = part(hash64)
 
 
 def _replace(counter, source, result, columns, pieces, key, below, offset, dtype):  # type: ignore[no-untyped-def]
-    """Copy from source to result the columns of which the hash's upper 53 bits are not `below`."""
+    """Copy from source to result the columns of which the hash's upper 53 bits are not `below`.
+
+    Of what is copied -0 becomes +0, as in the other columns.
+    """
     size = itemsize_of(dtype)
     while True:
         piece = take(counter)
@@ -26,7 +29,7 @@ def _replace(counter, source, result, columns, pieces, key, below, offset, dtype
         for j in range(piece * PIECE, stop):
             draw = _hash64(np.uint64(key), np.uint64(offset + j)) >> np.uint64(11)
             kept = source if draw >= np.uint64(below) else result  # no branch, which nobody guesses
-            copy(result + j * size, kept + j * size, size)
+            copy_number(result + j * size, kept + j * size, dtype)
 
 
 REPLACE = Kernel(_replace, 8)

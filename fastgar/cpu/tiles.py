@@ -8,6 +8,7 @@ a loop of it; what is looped over how often is said in plain Numba in `columns.p
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from llvmlite import ir
@@ -15,12 +16,13 @@ from numba import extending, types
 from numba.core import cgutils as numba_cgutils
 
 from fastgar.cpu.networks import bitonic_merge, sorting
-from fastgar.cpu.vectors import DTYPES, I64, Vectors, computing
+from fastgar.cpu.vectors import DTYPES, I64, ITEMSIZE, Vectors, computing
 
 __all__ = [
-    "add_slot", "add_weighted", "allocate", "cgutils", "clean", "copy", "element", "fill", "finish",
-    "finite_tile", "flip", "integer_at", "itemsize_of", "lanes_of", "literal", "load_tile", "mix",
-    "network", "number_at", "put_integer", "put_number", "release", "store_vector", "take",
+    "add_slot", "add_weighted", "allocate", "cgutils", "clean", "copy", "copy_number", "element",
+    "fill", "finish", "finite_tile", "flip", "integer_at", "itemsize_of", "lanes_of", "literal",
+    "load_tile", "mix", "network", "number_at", "put_integer", "put_number", "release",
+    "store_vector", "take",
 ]  # fmt: skip
 
 cgutils: Any = numba_cgutils  # Numba is hardly typed, and compiled code not at all
@@ -135,6 +137,22 @@ def copy(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), codegen
+
+
+@literal
+def copy_number(typingctx: Any, target: Any, source: Any, dtype: Any) -> Any:
+    """Copy one number bit for bit, but +0 for -0."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        size = 8 * ITEMSIZE[DTYPES[dtype.literal_value]]
+        kind = ir.IntType(size)
+        to, place = (b.inttoptr(address, ir.PointerType()) for address in args[:2])
+        bits = b.load(place, typ=kind, align=size // 8)
+        negative = b.icmp_unsigned("==", bits, ir.Constant(kind, 1 << (size - 1)))
+        b.store(b.select(negative, ir.Constant(kind, 0), bits), to, align=size // 8)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, dtype), codegen
 
 
 @intrinsic
@@ -333,12 +351,15 @@ def finish(typingctx: Any, totals: Any, pitch: Any, divisor: Any, dtype: Any) ->
 
 @literal
 def store_vector(typingctx: Any, place: Any, poison: Any, out: Any, dtype: Any) -> Any:
-    """Round the vector at `place` (NaN where `poison` is NaN) to `dtype` and write it at `out`."""
+    """Round the vector at `place` (NaN where `poison` is NaN) to `dtype` and write it at `out`.
+
+    A zero is written as +0.
+    """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         target = Vectors(b, DTYPES[dtype.literal_value])
         v = Vectors(b, computing(target.dtype))
-        target.store(v.poisoned(v.load(args[0]), v.load(args[1])), args[2])
+        target.store(v.poisoned(v.load(args[0]), v.load(args[1])), args[2], signed=False)
         return context.get_dummy_value()
 
     return types.void(place, poison, out, dtype), codegen
@@ -347,13 +368,14 @@ def store_vector(typingctx: Any, place: Any, poison: Any, out: Any, dtype: Any) 
 @literal
 def mix(
     typingctx: Any, rows: Any, n: Any, at: Any, soon: Any, weights: Any, row: Any, outs: Any,
-    to: Any, count: Any, width: Any, dtype: Any, result: Any, stream: Any,
+    to: Any, count: Any, width: Any, dtype: Any, result: Any, stream: Any, skip: Any,
 ) -> Any:  # fmt: skip
     """Compute `count` rows of W X for `width` vectors of columns, written at outs[i] + to.
 
     `weights` is the address of `count` rows of n numbers of the computing type, `row` bytes apart;
     `result` is the dtype to round to. Sums run over the rows in order. What is `soon` bytes into
-    each row is fetched meanwhile.
+    each row is fetched meanwhile. `skip`: weight 0 leaves a sum as it is, which 0 * NaN does not,
+    nor does 0 * 5 where the sum is -0.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
@@ -374,17 +396,21 @@ def mix(
             here = b.add(weights_, b.mul(loop.index, _integer(v.itemsize)))
             for i in range(count.literal_value):
                 pointer = v.pointer(here, b.mul(row_, _integer(i)))
-                factor = v.spread(b.load(pointer, typ=v.scalar))
-                for w, x in enumerate(loaded):
-                    total = totals[i, w]
-                    b.store(v.fma(x, factor, _get(b, v, total)), total)
+                weight = b.load(pointer, typ=v.scalar)
+                used = b.fcmp_unordered("!=", weight, ir.Constant(v.scalar, 0.0))
+                with b.if_then(used) if skip.literal_value else nullcontext():
+                    factor = v.spread(weight)
+                    for w, x in enumerate(loaded):
+                        total = totals[i, w]
+                        b.store(v.fma(x, factor, _get(b, v, total)), total)
         places = [b.add(element(b, outs_, _integer(i)), to_) for i in range(count.literal_value)]
         for i, w in shape:
             offset = _integer(w * target.stored)
-            target.store(_get(b, v, totals[i, w]), places[i], offset, bool(stream.literal_value))
+            past = bool(stream.literal_value)
+            target.store(_get(b, v, totals[i, w]), places[i], offset, stream=past)
         return context.get_dummy_value()
 
     signature = types.void(
-        rows, n, at, soon, weights, row, outs, to, count, width, dtype, result, stream
+        rows, n, at, soon, weights, row, outs, to, count, width, dtype, result, stream, skip
     )
     return signature, codegen

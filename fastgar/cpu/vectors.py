@@ -123,18 +123,21 @@ class Vectors:
         return number if narrow == wide else b.fpext(number, wide)
 
     def store(
-        self, value: Value, address: Value, offset: Value | None = None, stream: bool = False
-    ) -> None:
+        self, value: Value, address: Value, offset: Value | None = None, *, stream: bool = False,
+        signed: bool = True,
+    ) -> None:  # fmt: skip
         """Round to `dtype` (to nearest, ties to even) and store at address + offset.
 
         `stream`: past the caches, so that memory need not be read before it is written. Only where
-        the vector is aligned in memory.
+        the vector is aligned in memory. Not `signed`: a zero is stored as +0.
         """
         b, pointer = self.builder, self.pointer(address, offset)
         if self.dtype == "float16":
             value = b.fptrunc(value, ir.VectorType(ir.HalfType(), self.lanes))
         elif self.dtype == "bfloat16":
             value = self._rounded_to_bfloat16(value)
+        if not signed:
+            value = self._with_positive_zeros(value)
         if stream:
             kept = b.store(value, pointer, align=self.stored)
             kept.set_metadata("nontemporal", b.module.add_metadata([ir.Constant(I32, 1)]))
@@ -153,6 +156,16 @@ class Vectors:
         quiet = b.or_(bits, integers(0x400000))  # rounding up could turn a NaN into infinity
         bits = b.select(b.fcmp_unordered("uno", value, value), quiet, rounded)
         return b.trunc(b.lshr(bits, integers(16)), ir.VectorType(I16, self.lanes))
+
+    def _with_positive_zeros(self, rounded: Value) -> Value:
+        """Return numbers of `dtype`, with +0 for -0: one addition, or a comparison of bits."""
+        b = self.builder
+        if self.itemsize > 2:
+            return b.fadd(rounded, self.constant(0.0))
+        kind = ir.VectorType(I16, self.lanes)
+        bits = b.bitcast(rounded, kind)
+        negative, zero = (ir.Constant(kind, [x] * self.lanes) for x in (0x8000, 0))
+        return b.select(b.icmp_unsigned("==", bits, negative), zero, bits)
 
     def call(self, name: str, *arguments: Value) -> Value:
         """Call an LLVM intrinsic from vectors to a vector, such as fma or fabs."""

@@ -51,7 +51,7 @@ def _vote(
             value = v.poisoned(value, v.poison(b.load(count, typ=v.type), faults_))
         else:
             value = b.fdiv(value, b.load(count, typ=v.type))
-        source.store(value, out_, at_)
+        source.store(value, out_, at_, signed=False)
         return context.get_dummy_value()
 
     return types.void(rows, n, at, out, faults, signs, dtype), codegen

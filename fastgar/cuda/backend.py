@@ -156,7 +156,6 @@ class Backend:
 
     ITEMSIZE = ITEMSIZE
     ORIGIN = 0  # the address that stands for a row of zeros
-    READS_ZERO_WEIGHTS = False
 
     def __init__(self, name: str, library: Any) -> None:
         self.device: Device = connect(name, library.cuda)

@@ -1,7 +1,8 @@
 """Column rules: each coordinate on its own, one read of the data.
 
 Each returns what to take of a sorted column of n values. A non-finite value ranks as the most
-extreme on its side (NaN as +Inf), and a column with more than f of them gives NaN.
+extreme on its side (NaN as +Inf), and a column with more than f of them gives NaN. A result that is
+zero is +0.0 (but for `mean`, a weighted sum).
 """
 
 from __future__ import annotations

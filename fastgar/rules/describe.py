@@ -57,6 +57,7 @@ NON_FINITE = {
     "More than f such rows raise `TooManyFaults`.",
     "open": "Not robust: non-finite values may reach the result.",
 }
+ZERO = " A coordinate that is zero is +0.0, whatever the signs of the zeros in it."
 
 
 def _section(title: str, body: str) -> str:
@@ -123,6 +124,8 @@ def document(spec: Spec) -> str:
         handling = NON_FINITE["open"]
     else:
         handling = NON_FINITE["column" if spec.kind == "column" else "other"]
+    if spec.kind == "column" and spec.name != "mean":  # which is a weighted sum
+        handling += ZERO
     if not spec.robust and spec.kind == "distance":
         handling += " Not robust all the same: finite lies may pass."
     third = (
