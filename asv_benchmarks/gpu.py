@@ -41,10 +41,11 @@ from .gpu_report import STAGES, Record, Report, verdict
 
 BUDGET = 570.0  # seconds in all
 # Seconds that a stage may take, and those that are kept for it while earlier ones run.
-MOST = {"environment": 75, "correctness": 170, "tests": 180, "sanitizer": 160, "times": 240}
+MOST = {"environment": 100, "correctness": 170, "tests": 180, "sanitizer": 160, "times": 240}
 LEAST = {"environment": 0, "correctness": 60, "tests": 60, "sanitizer": 40, "times": 90}
 EACH_TOOL = 60.0  # of the sanitizer
-SILENCE = {"environment": 60.0, "correctness": 60.0, "times": 75.0}  # then a process is lost
+SILENCE = {"environment": 95.0, "correctness": 60.0, "times": 75.0}  # then a process is lost
+PRINTED = 20  # failing cases; all are in the report
 QUICK = ("environment", "correctness", "times")
 MISSING = {
     NO_TORCH: "This needs torch for the GPU: pip install torch, and fastgar[cuda12].",
@@ -74,7 +75,7 @@ def environment(report: Report, seconds: float, quick: bool) -> Outcome:
             report.data["steps"].append(step)
             if "error" in record:
                 report.error("environment", record["step"], record["error"])
-            print(f"  {step['step']:<24}{step['verdict']:<8}{step['said']}", flush=True)
+            print(f"  {step['step']:<27}{step['verdict']:<8}{step['said']}", flush=True)
 
     def lost(what: str, why: str) -> None:
         missing.append(f"no answer from: {what}")
@@ -94,7 +95,8 @@ def environment(report: Report, seconds: float, quick: bool) -> Outcome:
 def correctness(report: Report, seconds: float, quick: bool) -> Outcome:
     """Compare every kernel with the CPU."""
     found, began = report.data["correctness"], perf_counter()
-    hopeless = []
+    hopeless: list[str] = []
+    without: list[str] = []  # rules that took a process with them
 
     def heard(record: Record) -> None:
         if "units" in record:
@@ -108,30 +110,38 @@ def correctness(report: Report, seconds: float, quick: bool) -> Outcome:
 
     def keep(case: Record, rule: str, dtype: str, word: str) -> None:
         found["cases"].append([case["case"], rule, dtype, word])
-        found["passed"] += word == "passed"
-        if word != "passed":
+        if word == "FAILED":
             found["failed"].append(case)
-            print(f"  FAILED  {case['case']}: {case['said']}", flush=True)
-        elif found["passed"] % 100 == 0:
-            spent = perf_counter() - began
-            print(f"  {found['passed']} of {found['total']} agree, {spent:.0f} s", flush=True)
+            if len(found["failed"]) <= PRINTED:
+                print(f"  FAILED  {case['case']}: {case['said']}", flush=True)
+        if word == "passed":
+            found["passed"] += 1
+            if found["passed"] % 100 == 0:
+                spent = perf_counter() - began
+                print(f"  {found['passed']} of {found['total']} agree, {spent:.0f} s", flush=True)
         report.save()
 
     def lost(what: str, why: str) -> None:
-        report.error("correctness", what, why)
-        if what not in [case for case, *_ in found["cases"]] and ", " in what:
-            rule, _, rest = what.partition(", ")
-            keep({"case": what, "said": why.split("\n")[0]}, rule, rest.split(",")[0], "FAILED")
+        rule, *rest = what.rsplit(", ", 4)  # as a case is written
+        if found["failed"] and found["failed"][-1]["case"] == what:  # it could say so itself
+            found["failed"][-1]["said"] += f"; {why.splitlines()[0]}"
+        else:
+            report.error("correctness", what, why)
+            if rest:
+                keep({"case": what, "said": why.splitlines()[0]}, rule, rest[0], "FAILED")
+        without.append(rule)
 
-    end = staged(
-        "correctness", lambda: {"quick": quick}, seconds, SILENCE["correctness"], heard, lost
-    )
-    count = f"{len(found['cases'])} of {found['total']} cases were run"
+    def options() -> Record:
+        return {"quick": quick, "without": without}
+
+    end = staged("correctness", options, seconds, SILENCE["correctness"], heard, lost)
+    ran = sum(word != "not run" for *_, word in found["cases"])
+    why = "" if ran == found["total"] else f"{ran} of {found['total']} cases were run"
     if end.verdict != "done":
-        return Outcome(end.verdict, "; ".join(filter(None, [end.why, count])))
+        return Outcome(end.verdict, "; ".join(filter(None, [end.why, why])))
     if hopeless:
         return Outcome("FAILED", hopeless[0])
-    return Outcome("FAILED" if found["failed"] else "passed")
+    return Outcome("FAILED", why) if found["failed"] else Outcome("passed")
 
 
 def tests(report: Report, seconds: float, quick: bool) -> Outcome:
@@ -194,8 +204,9 @@ def times(report: Report, seconds: float, quick: bool) -> Outcome:
             report.save()
 
     def lost(what: str, why: str) -> None:
-        report.error("times", what, why)
-        failed.append(what)
+        if what not in failed:  # else it could say so itself
+            report.error("times", what, why)
+            failed.append(what)
 
     def options() -> Record:
         return {"quick": quick, "bandwidth": data["bandwidth"], "machine": data["machine"]}
@@ -303,6 +314,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = Report(options.json, nvidia_smi("name")[0])
     if importlib.util.find_spec("torch") is None and not report.seen:
         print(MISSING[NO_TORCH])
+        return 1
+    try:
+        report.path.parent.mkdir(parents=True, exist_ok=True)
+        report.path.with_suffix(".part").touch()
+        report.path.with_suffix(".part").unlink()
+    except OSError as error:
+        print(f"The report cannot be written ({error}): say where with --json FILE.")
         return 1
     chosen = {"environment", *(options.only or (QUICK if options.quick else STAGES))}
     print("fastgar on a GPU: at most ten minutes. Ctrl-C stops it, and keeps what is known.")

@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -66,10 +65,10 @@ def dotted(version: int) -> str:
 def versions() -> dict[str, str]:
     """Return the packages that matter. Two that bring CuPy are a usual cause of trouble."""
     found = {}
-    for each_ in distributions():
-        name = (each_.metadata["Name"] or "").lower()
+    for package in distributions():
+        name = (package.metadata["Name"] or "").lower()
         if name in NAMES or name.startswith(FAMILIES):
-            found[name] = each_.version
+            found[name] = package.version
     return dict(sorted(found.items()))
 
 
@@ -132,7 +131,7 @@ def of_cupy(emit: Callable[..., None]) -> str:
         import cupy
     built = dotted(cupy.cuda.runtime.runtimeGetVersion())
     emit(machine={"cuda_of_cupy": built, "cuda_path": os.environ.get("CUDA_PATH")})
-    said = "; ".join(" ".join(str(each_.message).split()) for each_ in warned)
+    said = "; ".join(" ".join(str(warning.message).split()) for warning in warned)
     return f"{cupy.__version__}, for CUDA {built}" + (f"; it warns: {said}" if said else "")
 
 
@@ -214,4 +213,3 @@ def run(options: dict[str, Any], emit: Callable[..., None]) -> None:
                 emit(missing=missing)
                 break
     emit(over=True)
-    sys.stdout.flush()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from .gpu_process import Poisoned, answers, each
 from .roofline import FLOAT, predicted, vectors
@@ -264,9 +264,19 @@ def measured(torch: Any, n: int, d: int, bandwidth: float, machine: Record) -> I
 # --------------------------------------------------------------------------------------- the stage
 
 
-def sizes(quick: bool) -> list[tuple[int, int]]:
-    """Return what is measured, (n, d) each."""
-    found = [(n, d) for d in COLUMNS for n in ROWS]
+class Size(NamedTuple):
+    """Rows and columns."""
+
+    n: int
+    d: int
+
+    def __str__(self) -> str:
+        return f"{self.n} x {self.d:,}"
+
+
+def sizes(quick: bool) -> list[Size]:
+    """Return what is measured."""
+    found = [Size(n, d) for d in COLUMNS for n in ROWS]
     return found[:2] if quick else found
 
 
@@ -298,14 +308,9 @@ def run(options: Record, emit: Callable[..., None]) -> None:
                     emit(skipped={"n": n, "d": d, "why": why or "too little memory"})
                 torch.cuda.empty_cache()
         except Exception as error:
-            emit(failed=named(unit), error=traceback.format_exc())
+            emit(failed=str(unit), error=traceback.format_exc())
             if not answers(torch):
                 raise Poisoned from error
-
-
-def named(unit: Any) -> str:
-    """Return what a unit of this stage is called."""
-    return unit if isinstance(unit, str) else f"{unit[0]} x {unit[1]:,}"
 
 
 def line(r: Record) -> str:

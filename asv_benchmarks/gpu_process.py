@@ -165,7 +165,7 @@ def staged(
 
 def _status(status: int | None) -> str:
     if status == POISONED:
-        return "after this error the GPU answered nothing more, and a new process went on"
+        return "the GPU answered nothing more, and a new process went on"
     if status is not None and status < 0:
         return f"the process was ended by {signal.Signals(-status).name}"
     return f"the process ended with status {status}"

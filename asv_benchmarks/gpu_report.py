@@ -143,7 +143,8 @@ def sentence(data: Record, name: str) -> str:
     why, word = data["stages"][name]["why"], data["stages"][name]["verdict"]
     cases, failed = data["correctness"]["cases"], data["correctness"]["failed"]
     if name == "correctness" and failed:
-        count = f"{len(failed)} of {len(cases)} cases"
+        ran = sum(word != "not run" for *_, word in cases)
+        count = f"{len(failed)} of {ran} cases"
         why = f"{count}; {why}" if why else count
     if word != "FAILED":
         why = f"{word}, {why}" if why else word
@@ -170,7 +171,7 @@ def speed(data: Record) -> str:
         why = data["stages"].get("times", {}).get("why") or "that stage did not run"
         return f"Speed: not measured ({why})."
     count, off = len(data["results"]), len(data["off"])
-    how = "all are" if not off else f"{count - off} are"
+    how = "all are" if not off else f"{count - off} are" if count > off else "none is"
     return (
         f"Speed: a copy moves {data['bandwidth'] / 1e12:.2f} TB/s. {count} times were measured, "
         f"{how} within a factor of {OFF} of what was predicted."
@@ -190,7 +191,8 @@ def markdown(data: Record) -> str:
                           ("times", times)):  # fmt: skip
         lines += ["", f"## {name.capitalize()}: {STAGES[name]}", "", *state(data, name)]
         lines += section(data)
-    return "\n".join([*lines, "", "## Errors", "", *errors(data)])
+    text = "\n".join([*lines, "", "## Errors", "", *errors(data)])
+    return re.sub(r"\n\n\n+", "\n\n", text)
 
 
 def how_to_send(data: Record) -> str:
@@ -263,10 +265,11 @@ def correctness(data: Record) -> list[str]:
     found = data["correctness"]
     if not found["cases"]:
         return []
+    ran = found["passed"] + len(found["failed"])
     lines = [
-        f"{found['passed']} of {len(found['cases'])} cases agree, of {found['total']} in the "
-        "table. A case is a rule, a dtype, a number of rows and columns, how the rows lie in "
-        "memory, and what is in them (`asv_benchmarks/gpu_inputs.py`)."
+        f"{found['passed']} of {ran} cases agree, of {found['total']} in the table. A case is a "
+        "rule, a dtype, a number of rows and columns, how the rows lie in memory, and what is in "
+        "them (`asv_benchmarks/gpu_inputs.py`)."
     ]
     if found["failed"]:
         lines += ["", "Not so:", ""]
@@ -283,7 +286,7 @@ def by_rule(cases: list[list[str]]) -> list[str]:
     total: Counter[tuple[str, str]] = Counter()
     right: Counter[tuple[str, str]] = Counter()
     for _, rule, dtype, word in cases:
-        total[rule, dtype] += 1
+        total[rule, dtype] += word != "not run"
         right[rule, dtype] += word == "passed"
     dtypes = list(dict.fromkeys(dtype for _, dtype in total))
     lines = ["<details><summary>All cases, by rule and dtype: agree / run</summary>", ""]
@@ -329,11 +332,11 @@ def times(data: Record) -> list[str]:
     if data["results"]:
         lines += [
             "",
-            "*Predicted* is the larger of the time that the bytes need at the bandwidth of the "
-            "copy and the time that the instructions need at the highest clock: the least that "
-            f"there can be. A ratio beyond a factor of {OFF} is bold. *Limit* is which of the two. "
-            "*Wanted* is the least share that we want on an H200. *torch / ours* is how many times "
-            "as long the fastest way of torch takes.",
+            "All of float32. *Predicted* is the larger of the time that the bytes need at the "
+            "bandwidth of the copy and the time that the instructions need at the highest clock: "
+            f"the least that there can be. A ratio beyond a factor of {OFF} is bold. *Limit* is "
+            "which of the two. *Wanted* is the least share that we want on an H200. *torch / "
+            "ours* is how many times as long the fastest way of torch takes.",
             "",
             table_of_times(data),
         ]
