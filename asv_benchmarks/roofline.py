@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-COLOURS = {"median": "#0072B2", "trimmed_mean": "#D55E00", "sqdist": "#009E73", "mean": "#777777"}
+COLOURS = {"median": "#0072B2", "trimmed_mean": "#D55E00", "sqdist": "#009E73"}
 MARKS = {1_000_000: "o", 25_000_000: "s", 100_000_000: "^"}
 FLOAT = 4  # bytes
 HALF = 64  # minima and maxima that a multiprocessor of any architecture does in a clock cycle
@@ -117,7 +117,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
     for x, y, r in points:
         mark = MARKS.get(r["d"], "x")
         panel.plot(x, y / 1e12, mark, color=COLOURS[r["rule"]], markersize=5)
-        panel.annotate(str(r["n"]), (x, y / 1e12), (3, 3), textcoords="offset points", fontsize=6)
+    lowest = {x: (y, r["n"]) for x, y, r in sorted(points, key=lambda point: -point[1])}
+    for x, (y, n) in lowest.items():  # those of a rule and n stand above each other
+        panel.annotate(str(n), (x, y / 1e12), (0, -6), textcoords="offset points", fontsize=7,
+                       ha="center", va="top")  # fmt: skip
     right = 2 * max([x for x, _, _ in points], default=10.0)
     left = min([x for x, _, _ in points], default=0.1) / 2
     peak = machine.get("peak_instructions")
@@ -131,9 +134,14 @@ def plot(report: dict[str, Any], path: Path) -> None:
         panel.plot([], [], "o", color=colour, label=rule)
     for d in sorted({r["d"] for _, _, r in points}):
         panel.plot([], [], MARKS.get(d, "x"), color="black", label=f"{d:,} columns")
+    counted = " (a minimum counts for two)" if machine.get("lanes", 128) > HALF else ""
     panel.set(xscale="log", yscale="log", ylabel="10¹² instructions a second",
-              xlabel="instructions per byte that must move (a minimum counts for two)")  # fmt: skip
-    panel.set_title(f"{machine['gpu']}, float32; the number at a mark is n", fontsize=10)
+              xlabel=f"instructions per byte that must move{counted}")  # fmt: skip
+    panel.set_title(f"{machine['gpu']}, float32; the number below marks is n", fontsize=10)
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+        axis.set_tick_params(which="both", labelsize=7)
     panel.grid(alpha=0.25, linewidth=0.6)
-    panel.legend(fontsize=7, frameon=False)
+    panel.legend(fontsize=7, frameon=False, loc="upper left")
     figure.savefig(path, dpi=150)
