@@ -41,8 +41,8 @@ class Report:
         self.chosen, self.seen = path, seen  # the GPU that the driver sees, whoever can use it
         self.began = perf_counter()
         self.data: Record = {
-            "complete": False, "seconds": 0.0, "missing": None, "machine": {}, "steps": [],
-            "stages": {},
+            "complete": False, "seconds": 0.0, "missing": None, "seen": seen, "machine": {},
+            "steps": [], "stages": {},
             "correctness": {"total": 0, "passed": 0, "failed": [], "cases": []}, "tests": None,
             "sanitizer": {}, "bandwidth": None, "overhead": None, "results": [], "skipped": [],
             "off": [], "missed": [], "errors": [],
@@ -119,7 +119,7 @@ def verdict(data: Record) -> list[str]:
     wrong = [name for name, word in words.items() if word == "FAILED"]
     broken = [name for name, word in words.items() if word in BAD and word != "FAILED"]
     left = [name for name, word in words.items() if word == "not run"]
-    gpu = data["machine"].get("gpu", "this machine")
+    gpu = data["machine"].get("gpu") or data["seen"] or "this machine"
     if data["missing"]:
         first = f"**fastgar could not be tried on {gpu}**: {data['missing']}."
     elif wrong:

@@ -342,6 +342,20 @@ def test_what_was_found_stays_when_it_is_stopped(pretend, monkeypatch, tmp_path,
 
 
 @emulation
+def test_quick_takes_the_beginning_of_each(pretend, monkeypatch, tmp_path):
+    pretend()
+    asked = []
+    monkeypatch.setattr(gpu_check, "cases", lambda quick: asked.append(quick) or CASES[:1])
+    status, report, text = command(tmp_path, "--quick")
+    assert status == 0 and asked == [True]
+    assert verdicts(report) == ["passed", "passed", "not run", "not run", "passed"]
+    assert {(r["n"], r["d"]) for r in report["results"]} == {(11, 64), (20, 64)}
+    first, second = text.splitlines()[2:4]
+    assert first.startswith("**fastgar works on Pretend GPU 1**, as far as was tried.")
+    assert second.endswith("1 cases agree with the CPU. Not run: tests, sanitizer.  ")
+
+
+@emulation
 def test_what_torch_cannot_do_is_said(pretend, monkeypatch, tmp_path):
     pretend()
     monkeypatch.setattr(gpu_figures, "ROWS", (11,))
@@ -444,6 +458,17 @@ def test_a_stage_that_loses_all_its_processes_is_given_up(monkeypatch):
     script(monkeypatch, "sys.exit('cannot import')")  # before it has begun: so will the next
     end, _, lost = run_stage()
     assert end.verdict == "FAILED" and len(lost) == 1 and "cannot import" in lost[0][1]
+
+
+def test_a_driver_that_does_not_answer(monkeypatch, tmp_path):
+    script(monkeypatch, "emit(unit=1, what='CuPy'); time.sleep(60)")
+    monkeypatch.setattr(gpu, "nvidia_smi", pretend_gpu.answer)
+    monkeypatch.setitem(gpu.SILENCE, "environment", 1.0)
+    status, report, text = command(tmp_path)
+    assert status == 1 and verdicts(report) == ["FAILED"] + ["not run"] * 4
+    assert report["missing"] == "no answer from: CuPy"
+    assert "**fastgar could not be tried on Pretend GPU 1**: no answer from: CuPy." in text
+    assert "nothing was heard for 1 s" in text.partition("## Errors")[2]
 
 
 def test_a_stage_out_of_time_is_killed_with_its_children(monkeypatch, tmp_path):
