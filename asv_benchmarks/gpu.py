@@ -278,11 +278,13 @@ def terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    ends = (signal.SIGTERM, signal.SIGHUP)  # the latter when a connection breaks
+    before = [signal.signal(number, stop) for number in ends]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(ends, before, strict=True):
+            signal.signal(number, handler)
 
 
 def finish(report: Report) -> None:

@@ -37,10 +37,13 @@ def output(command: Sequence[str]) -> str:
     return done.stdout.strip()
 
 
-def nvidia_smi(*questions: str) -> list[str]:
-    """Return what the driver's own tool says of the first GPU, "" where it cannot be asked."""
+def nvidia_smi(*questions: str, gpu: str = "") -> list[str]:
+    """Return what the driver's own tool says of a GPU, "" where it cannot be asked.
+
+    Its first GPU need not be that of torch, where CUDA_VISIBLE_DEVICES hides some.
+    """
     query = ["nvidia-smi", f"--query-gpu={','.join(questions)}", "--format=csv,noheader"]
-    answers = output(query).split("\n")[0].split(",")
+    answers = output([*query, *(["-i", gpu] if gpu else [])]).split("\n")[0].split(",")
     if len(answers) != len(questions):
         return [""] * len(questions)
     return [answer.strip() for answer in answers]
@@ -108,8 +111,9 @@ def of_gpu(emit: Callable[..., None]) -> str:
         raise RuntimeError("There is no CUDA GPU that torch can use here.")
     p = torch.cuda.get_device_properties(0)
     driver, clock, busy, used = nvidia_smi(
-        "driver_version", "clocks.max.sm", "utilization.gpu", "memory.used"
-    )
+        "driver_version", "clocks.max.sm", "utilization.gpu", "memory.used",
+        gpu=f"GPU-{p.uuid}" if hasattr(p, "uuid") else "",
+    )  # fmt: skip
     found = re.match(r"\d+", clock)
     hertz = int(found.group()) * 1e6 if found else 1e3 * getattr(p, "clock_rate", 0)
     width = lanes((p.major, p.minor))

@@ -97,11 +97,12 @@ def streamed(command: Sequence[str], seconds: float, silence: float, heard: Hear
         assert process.stdout is not None
         try:
             while True:
-                wait = min(silence, deadline - monotonic())
-                ready, _, _ = select.select([process.stdout], [], [], max(wait, 0.0))
-                if not ready:
-                    over = monotonic() >= deadline
-                    why = "out of time" if over else f"nothing was heard for {silence:.0f} s"
+                left = deadline - monotonic()
+                wait = max(min(silence, left), 0.0)
+                ready, _, _ = select.select([process.stdout], [], [], wait)
+                if left <= 0 or not ready:
+                    long = f"nothing was heard for {silence:.0f} s"
+                    why = long if left > silence else "out of time"
                     break
                 piece = os.read(process.stdout.fileno(), 1 << 16)
                 if not piece:

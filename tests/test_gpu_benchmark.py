@@ -302,6 +302,16 @@ def test_a_gpu_that_torch_cannot_use_is_reported(pretend, tmp_path, capsys, monk
     assert text.splitlines()[2].endswith("**: torch can use no GPU.  ")
 
 
+def test_the_driver_is_asked_about_the_gpu_of_torch(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gpu_environment, "output", lambda query: asked.append(query) or "1, 2 MHz")
+    assert gpu_environment.nvidia_smi("x", "y", gpu="GPU-7") == ["1", "2 MHz"]
+    assert asked[0][-2:] == ["-i", "GPU-7"] and "--query-gpu=x,y" in asked[0]
+    assert gpu_environment.nvidia_smi("x") == [""], "two answers to one question"
+    monkeypatch.setattr(gpu_environment, "output", lambda query: "")
+    assert gpu_environment.nvidia_smi("x", "y") == ["", ""]
+
+
 # ------------------------------------------------------------------------- stages that fail or stop
 
 
@@ -490,6 +500,12 @@ time.sleep(60)
     assert ended(int(child.read_text()))
 
 
+def test_a_stage_that_never_stops_talking_is_out_of_time(monkeypatch):
+    script(monkeypatch, "while True: emit(found=1)")
+    end, found, _ = run_stage(seconds=1.0)
+    assert end.verdict == "out of time" and found
+
+
 def ended(pid):
     """Whether a process is gone, or is only waiting for its parent to notice."""
     for _ in range(50):
@@ -503,7 +519,7 @@ def ended(pid):
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_the_middle(tmp_path, number):
     """The report has what is known, and the process of the stage is gone."""
     stage = """
