@@ -1,13 +1,13 @@
 """Does fastgar work on this GPU, and how fast? One command, under ten minutes.
 
+    pip install -e ".[cuda12,torch]" pytest matplotlib nvidia-cuda-sanitizer-api     # or cuda13
     python -m asv_benchmarks.gpu            # everything
     python -m asv_benchmarks.gpu --quick    # the beginning of each, no tests and no sanitizer
     python -m asv_benchmarks.gpu --only correctness times
 
-Run it in a checkout, with torch for the GPU and `pip install -e ".[cuda12,test]"` (or `cuda13`).
-Five stages: what there is to run on; every kernel against the CPU, bit by bit; the table of tests;
-compute-sanitizer, where it is found; times, beside those that were predicted. A stage that fails,
-hangs or takes the GPU down with it is reported, and the next one runs.
+Run it in a checkout. Five stages: what there is to run on; every kernel against the CPU, bit by
+bit; the table of tests; compute-sanitizer, where it is found; times, beside those that were
+predicted. A stage that fails, hangs or takes the GPU down with it is reported, and the next runs.
 
 `asv_benchmarks/results/gpu-<name>.md` is for people and for bug reports, `gpu-<name>.json` for
 programs, `gpu-<name>.png` is the roofline (with matplotlib). The first two are written again with
@@ -101,6 +101,8 @@ def correctness(report: Report, seconds: float, quick: bool) -> Outcome:
     def heard(record: Record) -> None:
         if "units" in record:
             found["total"] = record["units"]
+        if "tolerances" in record:
+            found["tolerances"] = record["tolerances"]
         hopeless.extend([record["hopeless"]] if "hopeless" in record else [])
         if "case" in record:
             case = {key: record[key] for key in ("case", "said", "again") if key in record}

@@ -272,6 +272,7 @@ def run(options: dict[str, Any], emit: Callable[..., None]) -> None:
     """
     import torch
 
+    emit(tolerances=tolerances())
     rerun, errors, compares = RERUN, 0, False
     for case in each(cases(options["quick"]), emit, options["skip"]):
         record: dict[str, Any] = {"case": str(case), "rule": case.rule, "dtype": case.dtype}
@@ -298,6 +299,17 @@ def run(options: dict[str, Any], emit: Callable[..., None]) -> None:
                 return
             continue
         emit(**record)
+
+
+def tolerances() -> str:
+    """Return in words what must be equal, and how nearly."""
+    shares = ", ".join(f"{4 * share:.0e} of {dtype}" for dtype, share in ROUNDING.items())
+    names = ", ".join(f"`{name}`" for name in every_rule() if name.startswith(WEIGHTED))
+    return (
+        "Results must have the CPU's bits, the sign of zero included; any NaN is as good as "
+        f"another. Only where weights follow from distances ({names}) rounding may differ, by this "
+        f"share of the greatest result: {shares}."
+    )
 
 
 def first_line(error: Exception) -> str:

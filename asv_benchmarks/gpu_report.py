@@ -40,10 +40,10 @@ class Report:
     def __init__(self, path: Path | None = None, seen: str = "") -> None:
         self.chosen, self.seen = path, seen  # the GPU that the driver sees, whoever can use it
         self.began = perf_counter()
+        cases: Record = {"total": 0, "passed": 0, "failed": [], "cases": [], "tolerances": ""}
         self.data: Record = {
             "complete": False, "seconds": 0.0, "missing": None, "seen": seen, "machine": {},
-            "steps": [], "stages": {},
-            "correctness": {"total": 0, "passed": 0, "failed": [], "cases": []}, "tests": None,
+            "steps": [], "stages": {}, "correctness": cases, "tests": None,
             "sanitizer": {}, "bandwidth": None, "overhead": None, "results": [], "skipped": [],
             "off": [], "missed": [], "errors": [],
         }  # fmt: skip
@@ -269,7 +269,9 @@ def correctness(data: Record) -> list[str]:
     lines = [
         f"{found['passed']} of {ran} cases agree, of {found['total']} in the table. A case is a "
         "rule, a dtype, a number of rows and columns, how the rows lie in memory, and what is in "
-        "them (`asv_benchmarks/gpu_inputs.py`)."
+        "them (`asv_benchmarks/gpu_inputs.py`).",
+        "",
+        found["tolerances"],
     ]
     if found["failed"]:
         lines += ["", "Not so:", ""]

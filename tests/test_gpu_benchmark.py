@@ -107,6 +107,7 @@ def test_the_whole_command(pretend, tmp_path, capsys):
     assert list(report["sanitizer"]) == ["memcheck", "racecheck", "synccheck", "initcheck"]
     assert {tool["verdict"] for tool in report["sanitizer"].values()} == {"passed"}
     figures_are_right(report)
+    assert "`geometric_median`, `rfa`" in text and "share of the greatest result: 8e-06" in text
     lines = text.splitlines()
     assert lines[2].startswith("**fastgar works on Pretend GPU 1**.")
     assert lines[3] == (
