@@ -1,299 +1,344 @@
-"""All that can only be known on a GPU: one command, under ten minutes on a large one.
+"""Does fastgar work on this GPU, and how fast? One command, under ten minutes.
 
-    python asv_benchmarks/gpu.py            # tests, sanitizer, figures
-    python asv_benchmarks/gpu.py --quick    # two small sizes, no tests, no sanitizer
+    pip install -e ".[cuda12,torch]" pytest matplotlib nvidia-cuda-sanitizer-api     # or cuda13
+    python -m asv_benchmarks.gpu            # everything
+    python -m asv_benchmarks.gpu --quick    # the beginning of each, no tests and no sanitizer
+    python -m asv_benchmarks.gpu --only correctness times
 
-It runs the table of tests on the GPU, compute-sanitizer on a small run, and measures. It writes
-`asv_benchmarks/results/gpu-<name>.json` after every step and every figure, so that what was found
-stays when it is stopped, `gpu-<name>.png` (the roofline), and `gpu-<name>.md` (the table). It needs
-torch and CuPy for the GPU, numba and pytest; matplotlib for the picture.
+Run it in a checkout. Five stages: what there is to run on; every kernel against the CPU, bit by
+bit; the table of tests; compute-sanitizer, where it is found; times, beside those that were
+predicted. A stage that fails, hangs or takes the GPU down with it is reported, and the next runs.
 
-Times are of CUDA events around replays of a graph that holds several calls, on buffers that do not
-fit in the cache together, so that neither the host nor the cache is measured; "eager" is what a
-call costs the host. Figures are a share of the bandwidth of a plain copy: the bytes that a rule
-must move, by the time it takes.
+`asv_benchmarks/results/gpu-<name>.md` is for people and for bug reports, `gpu-<name>.json` for
+programs, `gpu-<name>.png` is the roofline (with matplotlib). The first two are written again with
+everything that becomes known, so what was found stays when it is stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import os
-import platform
-import re
-import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+if not __package__:  # run as a file, whose neighbours are modules of a package
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from asv_benchmarks.gpu import main
+
+    sys.exit(main())
+
+from . import gpu_figures as figures
+from . import gpu_tools as tools
+from .gpu_environment import NO_GPU, NO_TORCH, nvidia_smi
+from .gpu_process import Outcome, staged
+from .gpu_report import STAGES, Record, Report, verdict
+
 BUDGET = 570.0  # seconds in all
-FOR_TESTS, FOR_SANITIZER = 210.0, 75.0  # seconds at most, the latter for each tool
-TOOLS = ("memcheck", "racecheck", "synccheck")
-FOUND = 77  # what compute-sanitizer exits with when it found something
-HELD_BACK = 20.0  # seconds without which no further size is begun
-
-Record = dict[str, Any]
-
-
-class Report:
-    """What is known so far; saved with every change."""
-
-    def __init__(self, path: Path, machine: Record) -> None:
-        self.path = path
-        self.began = perf_counter()
-        self.data: Record = {
-            "machine": machine, "complete": False, "seconds": 0.0, "tests": None,
-            "sanitizer": {}, "bandwidth": None, "overhead": None, "results": [], "skipped": [],
-            "missed": [],
-        }  # fmt: skip
-        self.save()
-
-    def left(self) -> float:
-        """Return the seconds that are left."""
-        return BUDGET - (perf_counter() - self.began)
-
-    def save(self, **news: Any) -> None:
-        """Write everything, so that a kill at any time loses nothing."""
-        self.data.update(news, seconds=round(perf_counter() - self.began, 1))
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.data, indent=1) + "\n")
-        os.replace(part, self.path)
+# Seconds that a stage may take, and those that are kept for it while earlier ones run.
+MOST = {"environment": 100, "correctness": 170, "tests": 180, "sanitizer": 160, "times": 240}
+LEAST = {"environment": 0, "correctness": 60, "tests": 60, "sanitizer": 40, "times": 90}
+EACH_TOOL = 60.0  # of the sanitizer
+SILENCE = {"environment": 95.0, "correctness": 60.0, "times": 75.0}  # then a process is lost
+PRINTED = 20  # failing cases; all are in the report
+QUICK = ("environment", "correctness", "times")
+MISSING = {
+    NO_TORCH: "This needs torch for the GPU: pip install torch, and fastgar[cuda12].",
+    NO_GPU: "There is no CUDA GPU that torch can use here, so there is nothing to check.",
+}
+SEEN = "The driver has {}: https://pytorch.org/get-started says which torch fits."
 
 
-# ------------------------------------------------------------------------------------- the steps
+def seconds_for(stage: str, used: float) -> float:
+    """Return the seconds that a stage may take when so many are used up."""
+    later = list(STAGES)[list(STAGES).index(stage) + 1 :]
+    return max(min(MOST[stage], BUDGET - used - sum(LEAST[name] for name in later)), 1.0)
 
 
-def machine(torch: Any) -> Record:
-    """Return what is known of the GPU and of the versions."""
-    asked = _nvidia_smi("driver_version", "clocks.max.sm")
-    versions = {}
-    for name in (
-        "fastgar", "torch", "cupy-cuda12x", "cupy-cuda13x", "numpy", "numba", "nvidia-cuda-nvrtc",
-    ):  # fmt: skip
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    from .roofline import LANES
-
-    properties = torch.cuda.get_device_properties(0)
-    clock = re.match(r"\d+", asked[1])
-    lanes = properties.multi_processor_count * LANES
-    return {
-        "gpu": properties.name,
-        "compute_capability": f"{properties.major}.{properties.minor}",
-        "processors": properties.multi_processor_count,
-        "memory": properties.total_memory,
-        "cache": properties.L2_cache_size,
-        "driver": asked[0],
-        "cuda": torch.version.cuda,
-        "peak_instructions": lanes * int(clock.group()) * 1e6 if clock else None,
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": _output(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]),
-    }
+# ------------------------------------------------------------------------------------- the stages
 
 
-def _nvidia_smi(*questions: str) -> list[str]:
-    query = ["nvidia-smi", f"--query-gpu={','.join(questions)}", "--format=csv,noheader"]
-    answers = _output(query).split("\n")[0].split(",")
-    if len(answers) != len(questions):
-        return ["unknown"] * len(questions)
-    return [answer.strip() for answer in answers]
+def environment(report: Report, seconds: float, quick: bool) -> Outcome:
+    """Find out what there is to run on, and whether one kernel does run."""
+    missing = []
 
+    def heard(record: Record) -> None:
+        report.data["machine"].update(record.get("machine", {}))
+        missing.extend([record["missing"]] if "missing" in record else [])
+        if "step" in record:
+            step = {key: record[key] for key in ("step", "verdict", "said")}
+            report.data["steps"].append(step)
+            if "error" in record:
+                report.error("environment", record["step"], record["error"])
+            print(f"  {step['step']:<27}{step['verdict']:<8}{step['said']}", flush=True)
 
-def _output(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+    def lost(what: str, why: str) -> None:
+        missing.append(f"no answer from: {what}")
+        report.error("environment", what, why)
 
-
-def limited(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
-    """Run a command with its children; return its status (None: out of time) and what it said."""
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    environment.setdefault("NUMBA_NUM_THREADS", "2")
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    end = staged(
+        "environment", dict, seconds, SILENCE["environment"], heard, lost, lives=1
     )  # fmt: skip
-    try:
-        said, _ = process.communicate(timeout=max(seconds, 1.0))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        said, _ = process.communicate()
-        return None, said
-    return process.returncode, said
+    report.data["missing"] = missing[0] if missing else None
+    failed = [step["step"] for step in report.data["steps"] if step["verdict"] == "FAILED"]
+    if end.verdict == "done":
+        return Outcome("FAILED", "; ".join(failed)) if failed else Outcome("passed")
+    report.data["missing"] = missing[0] if missing else "no answer in time"
+    return end
 
 
-def verdict(status: int | None) -> str:
-    """Return the word for a status."""
-    return "out of time" if status is None else "passed" if status == 0 else "FAILED"
+def correctness(report: Report, seconds: float, quick: bool) -> Outcome:
+    """Compare every kernel with the CPU."""
+    found, began = report.data["correctness"], perf_counter()
+    hopeless: list[str] = []
+    without: list[str] = []  # rules that took a process with them
 
+    def heard(record: Record) -> None:
+        if "units" in record:
+            found["total"] = record["units"]
+        if "tolerances" in record:
+            found["tolerances"] = record["tolerances"]
+        hopeless.extend([record["hopeless"]] if "hopeless" in record else [])
+        if "case" in record:
+            case = {key: record[key] for key in ("case", "said", "again") if key in record}
+            keep(case, record["rule"], record["dtype"], record["verdict"])
+            if "error" in record:
+                report.error("correctness", record["case"], record["error"])
 
-def tests(seconds: float) -> Record:
-    """Run the table of tests on the GPU."""
-    table = str(ROOT / "tests" / "test_cuda.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-k", "test_gpu", table]
-    if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(min(8, os.cpu_count() or 1))]
-    status, said = limited(command, seconds)
-    print("" if status == 0 else said[-6000:])
-    lines = [text for text in said.strip().splitlines() if text.strip("= ")]
-    return {"verdict": verdict(status), "summary": lines[-1] if lines else ""}
-
-
-def sanitizer() -> str | None:
-    """Return where compute-sanitizer is: on the path, in a toolkit, or in NVIDIA's wheel."""
-    found = shutil.which("compute-sanitizer")
-    if found:
-        return found
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    folders = [Path(home) for home in homes if home]
-    folders += sorted(Path("/usr/local").glob("cuda*"), reverse=True)
-    spec = importlib.util.find_spec("nvidia")
-    for place in spec.submodule_search_locations or () if spec else ():
-        folders += sorted(Path(place).glob("*"), reverse=True)
-    for folder in folders:
-        for inside in ("compute-sanitizer", "bin"):
-            tool = folder / inside / "compute-sanitizer"
-            if tool.is_file() and os.access(tool, os.X_OK):
-                return str(tool)
-    return None
-
-
-def sanitized(tool: str, kind: str, seconds: float) -> Record:
-    """Run the small run under one tool of compute-sanitizer."""
-    command = [
-        tool, "--tool", kind, "--error-exitcode", str(FOUND), "--print-limit", "20",
-        "--target-processes", "application-only",
-    ]  # fmt: skip
-    if kind == "memcheck":
-        command += ["--report-api-errors", "no"]  # libraries ask for what may not be there
-    status, said = limited([*command, sys.executable, "-m", "asv_benchmarks.gpu_small"], seconds)
-    if status != 0:
-        print(said[-4000:])
-    summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", said)
-    agrees = re.search(r"\d+ cases agree with the CPU", said)
-    if status == 0 and not (summary and agrees):
-        status = 1  # the tool could not work here
-    words = ", ".join([*summary[-1:], *([agrees.group()] if agrees else [])])
-    return {"verdict": verdict(status), "summary": words or said.strip()[-300:]}
-
-
-def check(report: Report) -> None:
-    """Run the tests and the sanitizer."""
-    report.save(tests=tests(min(FOR_TESTS, report.left())))
-    print("tests:", *report.data["tests"].values(), flush=True)
-    tool = sanitizer()
-    if tool is None:
-        missing = (
-            "not run: compute-sanitizer is in no CUDA toolkit here, nor in the wheel that has it: "
-            "pip install nvidia-cuda-sanitizer-api"
-        )
-        report.save(sanitizer={kind: {"verdict": "not run", "summary": missing} for kind in TOOLS})
-        print("sanitizer:", missing, flush=True)
-        return
-    for kind in TOOLS:
-        report.data["sanitizer"][kind] = sanitized(tool, kind, min(FOR_SANITIZER, report.left()))
+    def keep(case: Record, rule: str, dtype: str, word: str) -> None:
+        found["cases"].append([case["case"], rule, dtype, word])
+        if word == "FAILED":
+            found["failed"].append(case)
+            if len(found["failed"]) <= PRINTED:
+                print(f"  FAILED  {case['case']}: {case['said']}", flush=True)
+        if word == "passed":
+            found["passed"] += 1
+            if found["passed"] % 100 == 0:
+                spent = perf_counter() - began
+                print(f"  {found['passed']} of {found['total']} agree, {spent:.0f} s", flush=True)
         report.save()
-        print(f"{kind}:", *report.data["sanitizer"][kind].values(), flush=True)
+
+    def lost(what: str, why: str) -> None:
+        rule, *rest = what.rsplit(", ", 4)  # as a case is written
+        if found["failed"] and found["failed"][-1]["case"] == what:  # it could say so itself
+            found["failed"][-1]["said"] += f"; {why.splitlines()[0]}"
+        else:
+            report.error("correctness", what, why)
+            if rest:
+                keep({"case": what, "said": why.splitlines()[0]}, rule, rest[0], "FAILED")
+        without.append(rule)
+
+    def options() -> Record:
+        return {"quick": quick, "without": without}
+
+    end = staged("correctness", options, seconds, SILENCE["correctness"], heard, lost)
+    ran = sum(word != "not run" for *_, word in found["cases"])
+    why = "" if ran == found["total"] else f"{ran} of {found['total']} cases were run"
+    if end.verdict != "done":
+        return Outcome(end.verdict, "; ".join(filter(None, [end.why, why])))
+    if hopeless:
+        return Outcome("FAILED", hopeless[0])
+    return Outcome("FAILED", why) if found["failed"] else Outcome("passed")
 
 
-def measure(torch: Any, report: Report, sizes: Sequence[tuple[int, int]]) -> None:
-    """Measure everything; each figure is in the report as soon as it is known."""
-    from . import gpu_figures as figures
+def tests(report: Report, seconds: float, quick: bool) -> Outcome:
+    """Run the table of tests."""
+    found = tools.tests(seconds)
+    if "said" in found:
+        report.error("tests", found["summary"], found.pop("said"))
+    report.save(tests=found)
+    print(f"  {found['summary']}", flush=True)
+    return Outcome(found["verdict"], found["summary"] if found["verdict"] != "passed" else "")
 
-    bandwidth = figures.bandwidth_of_copies(torch)
-    report.save(bandwidth=bandwidth)
-    print(f"copy: {bandwidth / 1e12:.2f} TB/s, read and written")
-    report.save(overhead=figures.overhead(torch))
-    eager, graph = (1e6 * report.data["overhead"][name] for name in ("eager", "graph"))
-    print(f"krum of 20 x 1000: {eager:.1f} us eager (wanted <= {figures.EAGER_AT_MOST * 1e6:.0f}), "
-          f"{graph:.1f} us as a graph (wanted <= {figures.GRAPH_AT_MOST * 1e6:.0f})")  # fmt: skip
-    print("\nrule            n           d        time     share of a copy's bandwidth", flush=True)
-    for n, d in sizes:
-        found = 0
-        if report.left() > HELD_BACK:
-            for record in figures.measured(torch, n, d, bandwidth):
-                report.data["results"].append(record)
-                report.save(missed=figures.missed(report.data))
-                print(figures.line(record), flush=True)
-                found += 1
-        if not found:
-            why = "memory" if report.left() > HELD_BACK else "time"
-            report.data["skipped"].append({"n": n, "d": d, "why": f"too little {why}"})
+
+def sanitizer(report: Report, seconds: float, quick: bool) -> Outcome:
+    """Run the tools of compute-sanitizer."""
+    tool, began = tools.sanitizer(), perf_counter()
+    if tool is None:
+        return Outcome("not run", tools.NO_SANITIZER)
+    found = report.data["sanitizer"]
+    for kind in tools.TOOLS:
+        left = seconds - (perf_counter() - began)
+        if left < min(EACH_TOOL, seconds) / 4:
+            found[kind] = {"verdict": "not run", "summary": "too little time was left"}
+        else:
+            found[kind] = tools.sanitized(tool, kind, min(EACH_TOOL, left))
+        if "said" in found[kind]:
+            report.error("sanitizer", kind, found[kind].pop("said"))
+        report.save()
+        print(f"  {kind:<12}{found[kind]['verdict']}  {found[kind]['summary']}", flush=True)
+    words = {kind: r["verdict"] for kind, r in found.items()}
+    for bad in ("FAILED", "out of time"):
+        if bad in words.values():
+            return Outcome(bad, ", ".join(k for k, word in words.items() if word == bad))
+    return Outcome("passed")
+
+
+def times(report: Report, seconds: float, quick: bool) -> Outcome:
+    """Measure, and compare with what was predicted."""
+    data, failed = report.data, []
+
+    def heard(record: Record) -> None:
+        if "bandwidth" in record:
+            data["bandwidth"] = record["bandwidth"]
+            print(f"  copy: {data['bandwidth'] / 1e12:.2f} TB/s, read and written")
+        if "overhead" in record:
+            data["overhead"] = record["overhead"]
+            eager, graph = (1e6 * record["overhead"][name] for name in ("eager", "graph"))
+            print(f"  krum of 20 x 1000: {eager:.1f} us a call, {graph:.1f} us as a graph\n")
+            print("  " + figures.HEAD, flush=True)
+        if "result" in record:
+            data["results"].append(record["result"])
+            data.update(missed=figures.missed(data), off=figures.off(data))
+            print("  " + figures.line(record["result"]), flush=True)
+        if "skipped" in record:
+            data["skipped"].append(record["skipped"])
+        if "failed" in record:
+            failed.append(record["failed"])
+            report.error("times", record["failed"], record["error"])
+            print(f"  FAILED  {record['failed']}", flush=True)
+        if not record.keys() & {"unit", "units"}:
             report.save()
-            print(f"{n} x {d:,}: skipped, too little {why}", flush=True)
-        torch.cuda.empty_cache()
+
+    def lost(what: str, why: str) -> None:
+        if what not in failed:  # else it could say so itself
+            report.error("times", what, why)
+            failed.append(what)
+
+    def options() -> Record:
+        return {"quick": quick, "bandwidth": data["bandwidth"], "machine": data["machine"]}
+
+    end = staged("times", options, seconds, SILENCE["times"], heard, lost)
+    if end.verdict != "done":
+        return end
+    if failed:
+        return Outcome("FAILED", "errors at " + ", ".join(failed))
+    skipped = len(data["skipped"])
+    return Outcome("passed", f"{skipped} sizes were skipped" if skipped else "")
+
+
+RUN: dict[str, Callable[[Report, float, bool], Outcome]] = {
+    "environment": environment, "correctness": correctness, "tests": tests,
+    "sanitizer": sanitizer, "times": times,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+def one_stage(report: Report, name: str, number: int, quick: bool) -> None:
+    """Run a stage, and keep how it ended, whatever happens."""
+    used = perf_counter() - report.began
+    limit = seconds_for(name, used)
+    print(f"\n{number} of {len(STAGES)}  {name}: {STAGES[name]}, at most {limit:.0f} s", flush=True)
+    began = perf_counter()
+    try:
+        end = RUN[name](report, limit, quick)
+    except KeyboardInterrupt:
+        report.stage(name, "stopped", "by hand", perf_counter() - began)
+        raise
+    except Exception as error:  # of ours, not of the GPU: the other stages may still work
+        import traceback
+
+        report.error(name, type(error).__name__, traceback.format_exc())
+        end = Outcome("FAILED", f"{type(error).__name__}: {error}")
+    spent = perf_counter() - began
+    report.stage(name, end.verdict, end.why, spent)
+    why = f": {end.why}" if end.why else ""
+    print(f"  -> {end.verdict}, {spent:.0f} s{why}", flush=True)
+
+
+def run(report: Report, chosen: Sequence[str], quick: bool) -> int:
+    """Run the stages; return the status of the command."""
+    for number, name in enumerate(STAGES, 1):
+        missing = report.data["missing"]
+        if name not in chosen:
+            report.stage(name, "not run", "not asked for")
+        elif missing:
+            report.stage(name, "not run", missing)
+        else:
+            one_stage(report, name, number, quick)
+    missing = report.data["missing"]
+    if missing in MISSING:
+        print(f"\n{MISSING[missing]} {SEEN.format(report.seen) if report.seen else ''}".rstrip())
+    report.save(complete=not report.failed() and not report.data["skipped"])
+    return int(report.failed())
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Have a polite kill do what Ctrl-C does, so that no process of a stage is left behind."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ends = (signal.SIGTERM, signal.SIGHUP)  # the latter when a connection breaks
+    before = [signal.signal(number, stop) for number in ends]
+    try:
+        yield
+    finally:
+        for number, handler in zip(ends, before, strict=True):
+            signal.signal(number, handler)
 
 
 def finish(report: Report) -> None:
-    """Write the picture and the table, and say what was missed."""
-    from . import gpu_figures as figures
-    from . import roofline
+    """Draw the picture, and say what was found and where it is."""
+    path = report.path
+    if report.data["results"]:
+        try:
+            from . import roofline
 
-    report.save(complete=not report.data["skipped"])
-    report.path.with_suffix(".md").write_text(figures.markdown(report.data) + "\n")
-    try:
-        roofline.plot(report.data, report.path.with_suffix(".png"))
-    except ImportError:
-        print("no picture: pip install matplotlib")
-    wanting = report.data["missed"]
-    print("\nnothing that was wanted is missed" if not wanting else "\nmissed (wanted on an H200):")
-    for sentence in wanting:
-        print(" ", sentence)
-    print(f"written to {report.path}, .md and .png, after {report.data['seconds']:.0f} s")
-
-
-def failed(report: Report) -> bool:
-    """Return whether a test failed or the sanitizer found something."""
-    verdicts = [report.data["tests"] or {}, *report.data["sanitizer"].values()]
-    return any(each.get("verdict") in ("FAILED", "out of time") for each in verdicts)
+            roofline.plot(report.data, path.with_suffix(".png"))
+        except Exception as error:  # matplotlib is missing or broken: all else is written
+            print(f"\nno picture ({error}): pip install matplotlib")
+    print("\n" + "\n".join(line.replace("**", "") for line in verdict(report.data)))
+    print(f"\nThe report is {path.with_suffix('.md')}\n"
+          f"Please attach it, and {path.name} beside it, to an issue of fastgar.")  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run everything; return 0 unless a test failed or the sanitizer found something."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two small sizes, figures only")
-    parser.add_argument("--no-tests", action="store_true", help="figures only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    """Run everything; return 0 if nothing failed, 130 when it was stopped."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asv_benchmarks.gpu", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="two minutes instead of ten")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", choices=list(STAGES),
+                        help=f"some of: {', '.join(STAGES)}")  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the report")
     options = parser.parse_args(arguments)
+    report = Report(options.json, nvidia_smi("name")[0])
+    if importlib.util.find_spec("torch") is None and not report.seen:
+        print(MISSING[NO_TORCH])
+        return 1
     try:
-        import torch
-    except ImportError:
-        print("This measures against torch on a GPU: pip install torch, and fastgar[cuda12].")
+        report.path.parent.mkdir(parents=True, exist_ok=True)
+        report.path.with_suffix(".part").touch()
+        report.path.with_suffix(".part").unlink()
+    except OSError as error:
+        print(f"The report cannot be written ({error}): say where with --json FILE.")
         return 1
-    if not torch.cuda.is_available():
-        print("There is no CUDA GPU that torch can use here, so there is nothing to measure.")
-        return 1
-    from . import gpu_figures as figures
-
-    about = machine(torch)
-    name = re.sub(r"[^a-z0-9]+", "-", about["gpu"].lower()).strip("-")
-    report = Report(options.json or HERE / "results" / f"gpu-{name}.json", about)
-    print(about["gpu"], "driver", about["driver"], about["versions"], flush=True)
-    if not (options.quick or options.no_tests):
-        check(report)
-    rows, columns = figures.ROWS, figures.COLUMNS
-    sizes = [(n, d) for d in columns for n in rows]
-    measure(torch, report, sizes[:2] if options.quick else sizes)
-    finish(report)
-    return int(failed(report))
+    chosen = {"environment", *(options.only or (QUICK if options.quick else STAGES))}
+    print("fastgar on a GPU: at most ten minutes. Ctrl-C stops it, and keeps what is known.")
+    try:
+        with terminated_as_interrupted():
+            status = run(report, sorted(chosen), options.quick)
+    except KeyboardInterrupt:
+        status = 130
+        report.save()
+        print("\nstopped")
+    if report.written():
+        finish(report)
+    return status
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # this folder's modules are those of a package
-    from asv_benchmarks.gpu import main as start
-
-    sys.exit(start())
+    sys.exit(main())

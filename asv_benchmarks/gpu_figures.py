@@ -1,17 +1,23 @@
-"""Times of the kernels on a GPU: what `gpu.py` measures, and the shares that it wants.
+"""Times of the kernels on a GPU, beside those that `roofline.py` predicts and the shares we want.
 
-Every function takes torch as its first argument, so that the tests can run it without a GPU.
+Times are of CUDA events around replays of a graph that holds several calls, on buffers that do not
+fit in the cache together, so that neither the host nor the cache is measured; "eager" is what a
+call costs the host. A share is that of the bandwidth of a plain copy: the bytes that a rule must
+move, by the time it takes.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
+
+from .gpu_process import Poisoned, answers, each
+from .roofline import FLOAT, predicted, vectors
 
 ROWS = (11, 20, 32, 51, 100)
 COLUMNS = (1_000_000, 25_000_000, 100_000_000)
-FLOAT = 4  # bytes
 TURNS, CALLS = 7, 2000
 TORCH_AT_MOST = 11 << 30  # numbers times bytes that torch may take to sort, which takes thrice that
 PATIENCE = 0.5  # seconds: what takes longer is measured once
@@ -22,6 +28,8 @@ BARS = {
     "sqdist": ((20, 0.75), (51, 0.5)),
 }
 KRUM_AT_MOST = 1.25  # times sqdist and one combine
+OFF = 1.5  # times as long as predicted, or as short: then the figure is named
+HELD_BACK = 20.0  # seconds without which no further size is begun
 EAGER_AT_MOST, GRAPH_AT_MOST = 60e-6, 15e-6  # seconds of a Krum of 1000 columns
 
 Call = Callable[[], Any]
@@ -36,6 +44,25 @@ def tolerated(n: int) -> int:
 def bar(rule: str, n: int) -> float | None:
     """Return the share of the bandwidth that is wanted, if any is."""
     return next((share for most, share in BARS.get(rule, ()) if n <= most), None)
+
+
+def off(report: Record) -> list[str]:
+    """Return the figures that are far from what was predicted, one sentence each."""
+    found = []
+    for r in report["results"]:
+        ratio = r["ratio"]
+        if not 1 / OFF <= ratio <= OFF:
+            how = f"{ratio:.2f} x as long as" if ratio > 1 else f"{1 / ratio:.2f} x as fast as"
+            found.append(
+                f"{r['rule']} of {r['n']} x {r['d']:,}: {microseconds(r['seconds'])} measured, "
+                f"{how} predicted ({microseconds(r['predicted'])}, limit: {r['limit']})"
+            )
+    return found
+
+
+def microseconds(seconds: float) -> str:
+    """Return a time for people."""
+    return f"{seconds * 1e6:,.0f} us" if seconds >= 1e-5 else f"{seconds * 1e6:.2f} us"
 
 
 def missed(report: Record) -> list[str]:
@@ -189,7 +216,7 @@ def buffers(torch: Any, n: int, d: int) -> list[Any]:
     return [torch.randn(n, d, device="cuda") for _ in range(count)]
 
 
-def measured(torch: Any, n: int, d: int, bandwidth: float) -> Iterator[Record]:
+def measured(torch: Any, n: int, d: int, bandwidth: float, machine: Record) -> Iterator[Record]:
     """Yield the figures of every rule for one size, each as soon as it is known."""
     import fastgar as fg
 
@@ -198,19 +225,24 @@ def measured(torch: Any, n: int, d: int, bandwidth: float) -> Iterator[Record]:
     if not sets:
         return
     one = replayed(torch, [combine_only(torch, X) for X in sets])
-    ours: dict[str, tuple[Callable[[Any], Call], int]] = {
-        "mean": (lambda X: lambda: fg.mean(X), n + 1),
-        "median": (lambda X: lambda: fg.median(X), n + 1),
-        "trimmed_mean": (lambda X: lambda: fg.trimmed_mean(X, f=f), n + 1),
-        "sqdist": (distances_only, n),
-        "krum": (lambda X: lambda: fg.krum(X, f=f), n + 2),
+    ours: dict[str, Callable[[Any], Call]] = {
+        "mean": lambda X: lambda: fg.mean(X),
+        "median": lambda X: lambda: fg.median(X),
+        "trimmed_mean": lambda X: lambda: fg.trimmed_mean(X, f=f),
+        "sqdist": distances_only,
+        "krum": lambda X: lambda: fg.krum(X, f=f),
     }
     theirs = ways_of_torch(torch, sets[0], f)
     distances = 0.0
-    for rule, (make, vectors) in ours.items():
+    for rule, make in ours.items():
         seconds = replayed(torch, [make(X) for X in sets])
-        share = vectors * d * FLOAT / seconds / bandwidth
+        share = vectors(rule, n) * d * FLOAT / seconds / bandwidth
         record = {"rule": rule, "n": n, "d": d, "f": f, "seconds": seconds, "share": share}
+        least = predicted(
+            rule, n, f, d, bandwidth, machine.get("peak_instructions"), machine.get("lanes", 128)
+        )
+        record |= {"predicted": least.seconds, "limit": least.limit}
+        record["ratio"] = seconds / least.seconds
         if rule == "sqdist":
             distances = seconds
         if rule == "krum":
@@ -222,6 +254,8 @@ def measured(torch: Any, n: int, d: int, bandwidth: float) -> Iterator[Record]:
                 try:
                     record["torch"][name] = on_events(torch, way, 3)
                 except RuntimeError as error:  # out of memory, or more numbers than it takes
+                    if not answers(torch):
+                        raise
                     record.setdefault("torch_cannot", {})[name] = str(error).split("\n")[0]
                     torch.cuda.empty_cache()
             if record["torch"]:
@@ -229,30 +263,89 @@ def measured(torch: Any, n: int, d: int, bandwidth: float) -> Iterator[Record]:
         yield record
 
 
+# --------------------------------------------------------------------------------------- the stage
+
+
+class Size(NamedTuple):
+    """Rows and columns."""
+
+    n: int
+    d: int
+
+    def __str__(self) -> str:
+        return f"{self.n} x {self.d:,}"
+
+
+def sizes(quick: bool) -> list[Size]:
+    """Return what is measured."""
+    found = [Size(n, d) for d in COLUMNS for n in ROWS]
+    return found[:2] if quick else found
+
+
+def run(options: Record, emit: Callable[..., None]) -> None:
+    """Measure from unit `skip` on: the copy, the calls of a small Krum, then every size."""
+    import torch
+
+    began = perf_counter()
+    machine, bandwidth = options["machine"], options["bandwidth"]
+    names = ["the bandwidth of a copy", "the calls of a small Krum"]
+    units: list[Any] = [*names, *sizes(options["quick"])]
+    for unit in each(units, emit, options["skip"]):
+        try:
+            if unit == names[0]:
+                bandwidth = bandwidth_of_copies(torch)
+                emit(bandwidth=bandwidth)
+            elif unit == names[1]:
+                emit(overhead=overhead(torch))
+            else:
+                n, d = unit
+                why = "" if bandwidth else "no bandwidth to compare with"
+                if options["seconds"] - (perf_counter() - began) < HELD_BACK:
+                    why = "too little time"
+                found = 0
+                for record in () if why else measured(torch, n, d, bandwidth, machine):
+                    emit(result=record)
+                    found += 1
+                if not found:
+                    emit(skipped={"n": n, "d": d, "why": why or "too little memory"})
+                torch.cuda.empty_cache()
+        except Exception as error:
+            emit(failed=str(unit), error=traceback.format_exc())
+            if not answers(torch):
+                raise Poisoned from error
+
+
 def line(r: Record) -> str:
-    """Return one line of the table."""
+    """Return one line of the table on the terminal."""
+    text = f"{r['rule']:<13}{r['n']:>4}{r['d']:>12,}{microseconds(r['seconds']):>12}"
+    text += f"{microseconds(r['predicted']):>12}{r['ratio']:>7.2f}{r['share']:>8.2f}"
     wanted = bar(r["rule"], r["n"])
-    verdict = "" if wanted is None else f"  (wanted {wanted:.2f})"
-    text = f"{r['rule']:<13}{r['n']:>4}{r['d']:>12,}{r['seconds'] * 1e6:>12.1f} us"
-    text += f"{r['share']:>7.2f}{verdict:<16}"
-    if "times_torch" in r:
-        text += f" torch takes {r['times_torch']:.1f} x as long"
-    if "of_sqdist_and_combine" in r:
-        text += f"; {r['of_sqdist_and_combine']:.2f} x (sqdist + combine)"
-    return text
+    text += f"{'' if wanted is None else f'{wanted:.2f}':>8}"
+    return text + (f"{r['times_torch']:>9.1f}" if "times_torch" in r else "")
+
+
+HEAD = (
+    f"{'rule':<13}{'n':>4}{'d':>12}{'measured':>12}{'predicted':>12}{'ratio':>7}{'share':>8}"
+    f"{'wanted':>8}{'torch':>9}"
+)
 
 
 def markdown(report: Record) -> str:
-    """Return the table of `kernels/README.md`: what must move, and the times."""
-    lines = ["| n | d | rule | GB | at the copy's bandwidth | measured | share | torch / ours |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    bandwidth = report["bandwidth"]
+    """Return the table of times in Markdown."""
+    lines = [
+        "| n | d | rule | measured | predicted | measured / predicted | limit | "
+        "share of a copy's bandwidth | wanted | torch / ours |",
+        "|" + "---:|" * 2 + "---|" + "---:|" * 3 + "---|" + "---:|" * 3,
+    ]
     for r in report["results"]:
-        moved = r["share"] * r["seconds"] * bandwidth
-        torch = f"{r['times_torch']:.2f}" if "times_torch" in r else ""
-        lines.append(
-            f"| {r['n']} | {r['d']:,} | {r['rule']} | {moved / 1e9:.2f} | "
-            f"{moved / bandwidth * 1e6:.0f} us | {r['seconds'] * 1e6:.0f} us | {r['share']:.2f} | "
-            f"{torch} |"
-        )
+        ratio, wanted = f"{r['ratio']:.2f}", bar(r["rule"], r["n"])
+        if not 1 / OFF <= r["ratio"] <= OFF:
+            ratio = f"**{ratio}**"
+        cells = [
+            r["n"], f"{r['d']:,}", r["rule"], microseconds(r["seconds"]),
+            microseconds(r["predicted"]), ratio, r["limit"], f"{r['share']:.2f}",
+            "" if wanted is None else f"{wanted:.2f}",
+            f"{r['times_torch']:.2f}" if "times_torch" in r else "",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
