@@ -361,8 +361,8 @@ def test_a_compiler_that_flushes_them_would_be_noticed():
     assert on_cpu(X, median).all()
     assert not emulated(X, median, flush=True).any()
     X = np.full((7, 50), -1e-39, np.float32)
-    got = emulated(X, Statistic.median(7), flush=True)
-    assert not got.any() and np.signbit(got).all()
+    assert on_cpu(X, Statistic.median(7)).all()
+    assert not emulated(X, Statistic.median(7), flush=True).any()
     ones = np.arange(300, dtype=np.float32).reshape(6, 50)
     assert bits(emulated(ones, median, flush=True)) == bits(on_cpu(ones, median))
 
