@@ -104,6 +104,9 @@ def _add(points: int, spans: int) -> Case:
 
     def launches():
         parts = np.random.default_rng(0).random((spans, triangle(points)))
+        diagonal = np.array([triangle(i + 1) - 1 for i in range(points)])
+        parts[:, diagonal] = 0.0
+        parts[5, diagonal[2]] = 1.0  # a row that is not finite
         total, counter = np.zeros((points, points)), np.zeros(1, np.int32)
         grid = -(-triangle(points) // 32)
         yield "add", grid, 256, [parts, spans, total, points, 0, 1, counter], 0
