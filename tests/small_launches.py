@@ -39,24 +39,29 @@ def _sample(n: int, d: int, faults: int = 1) -> np.ndarray:
     return X
 
 
-def _columns(statistic: Statistic, m: int, rows: tuple[int, ...], d: int) -> Case:
-    """One block that has several tiles of columns; W X for each of these numbers of rows."""
+def _columns(
+    statistic: Statistic, m: int, rows: tuple[int, ...], d: int, *, in_global_memory: bool = False
+) -> Case:
+    """Blocks that have several tiles of columns; W X for each of these numbers of rows."""
     mixed = rows != (m,)
     variant = columns_variant(
         statistic, m, max(rows), "float32", table=False, mix=int(mixed), alignment=4
     )
     low, high, _ = statistic.support
+    defines, blocks, shared, scratch = dict(variant.defines), 1, variant.shared, 0
+    if in_global_memory:  # as if the tile were longer
+        defines["FG_SCRATCH"], blocks, shared, scratch = "1", 2, 0, 2 * shared
 
     def launches():
         for n in rows:
             X, out = _sample(n, d), np.zeros(d, np.float32)
             W = np.random.default_rng(0).random((m, n)) if mixed else None
-            yield "columns", 1, variant.block, [
+            yield "columns", blocks, variant.block, [
                 X, X.strides[0], n, W, n, m, low, high, statistic.closest or 0, None,
-                statistic.faults, 0, 1.0, 0, out, d, np.zeros(max(variant.scratch, 8), np.uint8),
-            ], variant.shared  # fmt: skip
+                statistic.faults, 0, 1.0, 0, out, d, np.zeros(scratch // 8 + 1),
+            ], shared  # fmt: skip
 
-    return Case(variant.file, dict(variant.defines), launches)
+    return Case(variant.file, defines, launches)
 
 
 def _votes() -> Case:
@@ -83,9 +88,9 @@ def _combine() -> Case:
     return Case("combine.cu", defines, launches)
 
 
-def _partials(points: int, d: int, spans: int) -> Case:
+def _partials(points: int, d: int, spans: int = 1, products: bool = False) -> Case:
     """Several tiles of columns, with a fault and with distances that overflow, and without."""
-    shape = pair_shape(points, False, False, False)
+    shape = pair_shape(points, products, products, False)
 
     def launches():
         for bad in (False, True):
@@ -94,10 +99,11 @@ def _partials(points: int, d: int, spans: int) -> Case:
                 X[0], X[1] = 1e30, -1e30
             blocks = spans * shape.blocks(points)
             triangles, counter = np.zeros((spans, triangle(points))), np.zeros(1, np.int32)
-            arguments = [X, X.strides[0], points, d, 0, triangles, counter, None, 0]
+            scales = np.ones(points) if products else None
+            arguments = [X, X.strides[0], points, d, 0, triangles, counter, scales, 2]
             yield "partials", blocks, shape.threads, arguments, 0
 
-    return Case("distances.cu", shape.defines(2, False, 1, False), launches)
+    return Case("distances.cu", shape.defines(2, False, 1, products), launches)
 
 
 def _add(points: int, spans: int) -> Case:
@@ -105,6 +111,9 @@ def _add(points: int, spans: int) -> Case:
 
     def launches():
         parts = np.random.default_rng(0).random((spans, triangle(points)))
+        diagonal = np.array([triangle(i + 1) - 1 for i in range(points)])
+        parts[:, diagonal] = 0.0
+        parts[5, diagonal[2]] = 1.0  # a row that is not finite
         total, counter = np.zeros((points, points)), np.zeros(1, np.int32)
         grid = -(-triangle(points) // 32)
         yield "add", grid, 256, [parts, spans, total, points, 0, 1, counter], 0
@@ -144,11 +153,14 @@ MEAMED = Statistic.median(130, closest=90, faults=3)
 LAUNCHES: dict[str, Case] = {
     "columns, W X": _columns(Statistic.median(5), 5, (8, 1600), 140),
     "columns, sorted in a tile": _columns(MEAMED, 130, (130,), 20),
+    "columns, sorted in global memory": _columns(MEAMED, 130, (130,), 30, in_global_memory=True),
     "columns": _columns(Statistic.median(6), 6, (6,), 300),
     "votes": _votes(),
     "combine": _combine(),
-    "partials": _partials(5, 700, 1),
-    "partials, many rows": _partials(130, 70, 1),
+    "partials": _partials(5, 700),
+    "partials of two spans": _partials(6, 2100, 2),
+    "partials of products": _partials(5, 700, products=True),
+    "partials, many rows": _partials(130, 70),
     "add": _add(9, 300),
     "selection": _selection(),
     "table": _table(),

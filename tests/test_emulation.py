@@ -166,6 +166,7 @@ def test_the_seed_can_be_told_and_is_named(kernels, monkeypatch):
             ran(kernels, "not_in_the_mask")
         return int(str(caught.value).rpartition("(seed ")[2].rstrip(")"))
 
+    monkeypatch.delenv("FASTGAR_EMULATION_SEED", raising=False)
     assert len({named() for _ in range(5)}) == 5, "each launch of a test has another"
     monkeypatch.setenv("PYTEST_CURRENT_TEST", "here")
     first = named()

@@ -24,6 +24,7 @@ import pytest
 from emulation import (
     KERNELS,
     Module,
+    build,
     compiled,
     needs_compiler,
     preprocessed,
@@ -75,7 +76,7 @@ def launches_of(name: str):
     if name in LAUNCHES:
         return LAUNCHES[name].launches()
     values, other, counter = (np.zeros(512, np.int32) for _ in range(3))
-    return [(name, 2, 64, [values, other, counter], 0)]
+    return [(name, 2, 64, [values, other, counter], 0)] * 2  # launches come after each other
 
 
 # ---------------------------------------------------------------------------------- in this process
@@ -116,7 +117,9 @@ def reports(tasks: Iterable[tuple[Path, str]]) -> list[str]:
     result = []
     for k in range(len(tasks)):
         status, said = parts[k % PROCESSES][k // PROCESSES]
-        result.append(said or f"ended with status {status}" if status else "")
+        found = "data race" in said or "EmulationError" in said
+        assert found if status else not said, f"{tasks[k]} ended with status {status}: {said}"
+        result.append(said)
     return result
 
 
@@ -161,6 +164,11 @@ KERNEL(shuffle) {
     out[64 * blockIdx.x + T] = __shfl_xor_sync(0xffffffffu, 1, 1) + s[T ^ 1];
 }
 KERNEL(same_place_in_two_blocks) { out[T] = 1; }
+KERNEL(same_place_in_two_blocks_between_barriers) {
+    __syncthreads();
+    out[T] = 1;
+    __syncthreads();
+}
 KERNEL(same_value) {
     __shared__ int s;
     s = 1;
@@ -172,6 +180,11 @@ KERNEL(same_value_volatile) {
     s = 1;
     __syncthreads();
     out[64 * blockIdx.x + T] = s;
+}
+KERNEL(volatile_and_not) {
+    __shared__ int s[64];
+    *static_cast<volatile int*>(s) = 1;
+    out[64 * blockIdx.x + T] = s[T];
 }
 KERNEL(atomic) { atomicAdd(counter, 1); }
 KERNEL(atomic_and_not) {
@@ -230,6 +243,23 @@ def test_no_kernel_has_a_race():
         libraries = list(pool.map(library, LAUNCHES.values()))
     said = reports(zip(libraries, LAUNCHES, strict=True))
     assert dict(zip(LAUNCHES, said, strict=True)) == dict.fromkeys(LAUNCHES, "")
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_no_order_of_threads_and_blocks_changes_a_bit(name):
+    case = LAUNCHES[name]
+    module = build(case.file, case.defines)
+
+    def after(order, seed=None):
+        arrays = []
+        for kernel, grid, block, arguments, shared in case.launches():
+            module.launch(kernel, grid, block, arguments, shared, order=order, seed=seed)
+            arrays += [a.tobytes() for a in arguments if isinstance(a, np.ndarray)]
+        return arrays
+
+    first = after("ascending")
+    assert after("descending") == first
+    assert all(after("shuffled", seed) == first for seed in range(8))
 
 
 def barriers() -> list[tuple[str, int]]:

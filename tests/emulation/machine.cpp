@@ -46,8 +46,8 @@ struct Block {
     dim3 index;
     std::vector<Fiber> fibers;
     std::vector<int> turn;  // the order of threads in this pass over them
-    std::size_t next;       // whose turn it is
-    bool ran;               // whether a thread did anything in this pass
+    std::size_t next, end;  // whose turn it is, and whose turn does not come in this pass
+    bool ran;               // whether a thread did anything in this pass, or may in another
     int left = 0;           // threads that have not returned
     char* shared;           // dynamic shared memory, which ends at a page that cannot be touched
     std::vector<char> aside;  // static shared memory, while another block runs
@@ -239,7 +239,7 @@ u64 wait(State state, int line, Operation operation, unsigned mask, int source, 
 
 // Other threads and blocks may come first: where memory of all blocks is concerned, that matters.
 inline void pause() {
-    if (machine.order == SHUFFLED) to_scheduler();
+    if (machine.order == SHUFFLED && draw(2)) to_scheduler();
 }
 void fence() {
     pause();
@@ -273,13 +273,17 @@ inline void enter(Block& block) {
     machine.block = &block;
 }
 
+// Begin a pass over the threads. Now and then some are left out, so that others get ahead.
 inline void take_turns(Block& block) {
     const int threads = int(block.turn.size());
-    if (machine.order == SHUFFLED)
-        for (int i = threads - 1; i > 0; --i)
-            std::swap(block.turn[i], block.turn[draw(u64(i) + 1)]);
     block.next = 0;
+    block.end = threads;
     block.ran = false;
+    if (machine.order != SHUFFLED) return;
+    for (int i = threads - 1; i > 0; --i) std::swap(block.turn[i], block.turn[draw(u64(i) + 1)]);
+    if (draw(4)) return;
+    block.end = 1 + draw(threads);
+    block.ran = true;
 }
 
 // Fill new shared memory with what is NaN in every dtype.
@@ -310,11 +314,10 @@ inline void begin(Block& block, u64 number) {
     take_turns(block);
 }
 
-// Run threads of a block: all that can run, or some, where other blocks wait for their turn.
-inline bool advance(Block& block, bool alone) {
-    enter(block);
+// Give so many threads of a block a turn, up to the end of this pass over them; false: an error.
+inline bool advance(Block& block, u64& turns) {
     const std::size_t threads = block.turn.size();
-    for (u64 some = alone ? threads : 1 + draw(threads); some && block.next < threads; --some) {
+    for (; turns && block.next < block.end; --turns) {
         const int index = block.turn[block.next++];
         if (fiber_of(index).state != READY) continue;
         resume(index);
@@ -322,7 +325,7 @@ inline bool advance(Block& block, bool alone) {
         if (fiber_of(index).state == FAILED) return false;
         if (fiber_of(index).state == DONE) --block.left;
     }
-    if (block.next < threads || !block.left) return true;
+    if (block.next < block.end || !block.left) return true;
     bool released = release_block();
     for (int i = 0; i < int(threads); ++i)
         if (fiber_of(i).state == AT_WARP) released |= release_warp(i);
@@ -374,7 +377,11 @@ inline void run_blocks(u64 first, u64 end) {
     while (!busy.empty()) {
         const std::size_t turn = busy.size() > 1 ? draw(busy.size()) : 0;
         Block& block = *busy[turn];
-        if (!advance(block, busy.size() == 1)) return;
+        enter(block);
+        // A few threads, or most of what the block has to do, before another block comes.
+        u64 turns = busy.size() > 1 ? (1 + draw(block.turn.size())) << draw(6) : ~u64(0);
+        while (turns && block.left)
+            if (!advance(block, turns)) return;
         if (block.left) continue;
         if (numbers.more())
             begin(block, first + numbers.next());
