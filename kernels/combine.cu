@@ -19,11 +19,11 @@
 
 constexpr int K = FG_K, PACK = FG_PACK, THREADS = 256;
 constexpr int LISTED = 512;  // rows that are listed at a time
-constexpr int AHEAD = 4;     // loads under way
+constexpr int AHEAD = 4;     // rows (or 32 weights each) under way
 
 __device__ __forceinline__ T* target(void* outs, long long stride, long long k) {
 #if FG_OUTS
-    return reinterpret_cast<T*>(__ldg(static_cast<const u64*>(outs) + k));
+    return reinterpret_cast<T*>(static_cast<const u64*>(outs)[k]);
 #else
     return reinterpret_cast<T*>(static_cast<char*>(outs) + k * stride);
 #endif
@@ -54,31 +54,41 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
                     if (warp_index() == 0) {
                         int found = 0;
                         const long long end = first + LISTED < n ? first + LISTED : n;
-                        for (long long base = first; base < end; base += 32) {
-                            const long long i = base + lane;
-                            C own[K];
-                            bool any = false;
+                        for (long long base = first + lane; base - lane < end; base += 32 * AHEAD) {
+                            double own[AHEAD][K];
 #pragma unroll
-                            for (int q = 0; q < K; ++q) {
-                                double w = 0.0;
-                                if (i < end && from + q < k)
-                                    w = weights ? __ldg(weights + (from + q) * n + i) : share;
-                                if (is_nan(w)) {
-                                    poisoned[q] = 1;
-                                    w = 0.0;
+                            for (int a = 0; a < AHEAD; ++a)
+#pragma unroll
+                                for (int q = 0; q < K; ++q) {
+                                    const long long i = base + 32 * a;
+                                    const bool there = i < end && from + q < k;
+                                    own[a][q] = there && !weights ? share : 0.0;
+                                    if (there && weights)
+                                        own[a][q] = __ldg(weights + (from + q) * n + i);
                                 }
-                                own[q] = static_cast<C>(w);
-                                any |= own[q] != C(0);
-                                if (own[q] != C(0)) used[q] = 1;
-                            }
-                            const unsigned with = __ballot_sync(FG_WARP, any);
-                            if (any) {
-                                const int place = found + __popc(with & ((1u << lane) - 1u));
-                                listed[place] = static_cast<int>(i);
 #pragma unroll
-                                for (int q = 0; q < K; ++q) listed_weights[q][place] = own[q];
+                            for (int a = 0; a < AHEAD; ++a) {
+                                bool any = false;
+#pragma unroll
+                                for (int q = 0; q < K; ++q) {
+                                    if (is_nan(own[a][q])) {
+                                        poisoned[q] = 1;
+                                        own[a][q] = 0.0;
+                                    }
+                                    if (static_cast<C>(own[a][q]) == C(0)) continue;
+                                    any = true;
+                                    used[q] = 1;
+                                }
+                                const unsigned with = __ballot_sync(FG_WARP, any);
+                                if (any) {
+                                    const int place = found + __popc(with & ((1u << lane) - 1u));
+                                    listed[place] = static_cast<int>(base) + 32 * a;
+#pragma unroll
+                                    for (int q = 0; q < K; ++q)
+                                        listed_weights[q][place] = static_cast<C>(own[a][q]);
+                                }
+                                found += __popc(with);
                             }
-                            found += __popc(with);
                         }
                         if (lane == 0) count = found;
                     }
@@ -86,22 +96,11 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
                     known = first;
                 }
                 if (column >= columns) continue;
-                const bool whole = column + PACK <= columns;
                 const int rows_listed = count;
                 for (int e = 0; e < rows_listed; e += AHEAD) {
                     Pack<PACK> x[AHEAD];
-#pragma unroll
-                    for (int a = 0; a < AHEAD; ++a) {
-                        if (e + a >= rows_listed) continue;
-                        const T* const place = row(rows, stride, listed[e + a]) + column;
-                        if (whole) {
-                            x[a] = load_pack<PACK>(place);
-                        } else {
-#pragma unroll
-                            for (int p = 0; p < PACK; ++p)
-                                x[a].item[p] = column + p < columns ? __ldg(place + p) : T(0);
-                        }
-                    }
+                    const auto place = [&](int a) { return row(rows, stride, listed[e + a]); };
+                    load_rows(x, place, rows_listed - e, column, columns);
 #pragma unroll
                     for (int a = 0; a < AHEAD; ++a) {
                         if (e + a >= rows_listed) continue;

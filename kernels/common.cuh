@@ -142,14 +142,35 @@ template <int K> __device__ __forceinline__ bool aligned(const void* place) {
     return reinterpret_cast<u64>(place) % (K * sizeof(T)) == 0;
 }
 
-// Where row i begins.
 #ifdef FG_TABLE
+// Where row i begins.
 __device__ __forceinline__ const T* row(const void* rows, long long stride, long long i) {
 #if FG_TABLE
     return reinterpret_cast<const T*>(__ldg(static_cast<const u64*>(rows) + i));
 #else
     return reinterpret_cast<const T*>(static_cast<const char*>(rows) + i * stride);
 #endif
+}
+
+// K columns from column j on of up to AHEAD rows, which `place` tells the beginnings of; beyond the
+// last column, zeros. All loads are under way before one is waited for: so one test for all whether
+// they are whole, and where there are fewer rows, the first again, without a test. (Where a load
+// depends on a test, the compiler takes apart at once what it brings.)
+template <int K, int AHEAD, class Place>
+__device__ __forceinline__ void load_rows(Pack<K> (&x)[AHEAD], Place place, int count, long long j,
+                                          long long columns) {
+    if (j + K <= columns) {
+#pragma unroll
+        for (int a = 0; a < AHEAD; ++a) x[a] = load_pack<K>(place(a < count ? a : 0) + j);
+    } else {
+#pragma unroll
+        for (int a = 0; a < AHEAD; ++a) {
+            if (a >= count) continue;
+            const T* const own = place(a) + j;
+#pragma unroll
+            for (int k = 0; k < K; ++k) x[a].item[k] = j + k < columns ? __ldg(own + k) : T(0);
+        }
+    }
 }
 #endif
 
@@ -160,6 +181,18 @@ __device__ __forceinline__ const T* row(const void* rows, long long stride, long
 template <class P> __device__ __forceinline__ void hide(P*& place) {
 #ifdef __CUDACC__
     asm volatile("" : "+l"(place));
+#endif
+}
+
+// Hides from the compiler what a number was made of.
+__device__ __forceinline__ void opaque(float& x) {
+#ifdef __CUDACC__
+    asm("" : "+f"(x));
+#endif
+}
+__device__ __forceinline__ void opaque(double& x) {
+#ifdef __CUDACC__
+    asm("" : "+d"(x));
 #endif
 }
 

@@ -25,7 +25,7 @@ CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 # Most values of a column that stay in registers (of which a thread has 255, of 4 bytes each).
-IN_REGISTERS = {"float16": 128, "bfloat16": 128, "float32": 128, "float64": 64}
+IN_REGISTERS = {"float16": 128, "bfloat16": 128, "float32": 128, "float64": 60}
 REGISTERS = 65536  # of a multiprocessor
 COLUMN_BLOCK = 128
 SHARED = 48 << 10  # bytes of shared memory that every GPU gives a block without being asked
