@@ -226,6 +226,14 @@ def test_means_do_not_overflow():
     assert np.array_equal(emulated(X, Statistic.between(7, 1, 6, 1)), X[0])
 
 
+def test_scratch_of_very_many_rows_is_bounded():
+    for n, blocks in ((12_000, 2 * 132), (100_000, 78), (1_000_000, 7), (100_000_000, 1)):
+        statistic = Statistic.between(12_000, 0, 1, 0)
+        variant = columns_variant(statistic, n, n, "float32", table=True, mix=0, alignment=4)
+        assert variant.grid(10**9, 132) == blocks and variant.grid(1, 132) == 1
+        assert blocks == 1 or blocks * variant.scratch <= 256 << 20
+
+
 # ----------------------------------------------------------------------------- mixed and picked
 
 
