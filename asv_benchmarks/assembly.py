@@ -15,12 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +41,8 @@ def variants() -> list[tuple[str, str, int, str, dict[str, object], str]]:
     for n in ROWS:
         f = (n - 3) // 4
         found.append(column("trimmed_mean", "float32", n, Statistic.between(n, f, n - f, f)))
-    for dtype in ("float64", "float16", "bfloat16"):
-        found.append(column("median", dtype, 20, Statistic.median(20)))
+    for dtype, n in (("float64", 20), ("float16", 20), ("bfloat16", 20), ("bfloat16", 100)):
+        found.append(column("median", dtype, n, Statistic.median(n)))
     for n in ROWS:
         shape = pair_shape(n, False, False, True)
         macros: dict[str, object] = dict(shape.defines(CODES["float32"], False, 4, False))
@@ -58,49 +53,40 @@ def variants() -> list[tuple[str, str, int, str, dict[str, object], str]]:
     return found
 
 
-def disassembler() -> str | None:
-    """Return where nvdisasm is: on the path, or in NVIDIA's wheel."""
-    found = shutil.which("nvdisasm")
-    spec = find_spec("nvidia")
-    for place in spec.submodule_search_locations or () if spec else ():
-        found = found or next(map(str, Path(place).glob("*/bin/nvdisasm")), None)
-    return found
-
-
-def opcodes(code: bytes, kernel: str, tool: str) -> Counter[str]:
-    """Return how often each instruction stands in the machine code of a kernel."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as place:
-        place.write(code)
-        place.flush()
-        said = subprocess.run([tool, "-c", place.name], capture_output=True, text=True, check=True)
-    text = said.stdout.partition(f".text.{kernel}:")[2].partition("\n\t.section")[0]
-    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", text))
-
-
 def one(variant: Any, architecture: str, tool: str | None) -> dict[str, Any]:
     """Return what the compiler says of one variant, and the two times."""
     import nvrtc
 
+    from . import sass
     from .roofline import exchanges, operations
 
     rule, dtype, n, file, macros, kernel = variant
     code, said = nvrtc.compiled(file, macros, f"-arch={architecture}", *nvrtc.OPTIONS)
     about = said[said.rindex(f"Function properties for {kernel}\n") :]
     registers = re.search(r"Used (\d+) registers", about)
-    spilled = re.search(r"(\d+) bytes spill stores", about)
+    local = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", about)
     shared = re.search(r"(\d+) bytes smem", about)
     size = {"float64": 8, "float32": 4}.get(dtype, 2)
     moved = size * (n + (rule != "sqdist")) * COLUMNS
     f = (n - 3) // 4
     work = n if rule == "combine" else operations(rule, n, f)
-    slots = work + (SLOWER - 1) * exchanges(rule, n, f)
-    counts = opcodes(code, kernel, tool) if tool else Counter()
+    needed = exchanges(rule, n, f)
+    slots = work + (SLOWER - 1) * needed
+    machine = sass.read(code, kernel, tool) if tool else sass.Code("")
+    counts, ahead = machine.count(), "?"
+    if tool:  # other loops of the distances are for what is not finite
+        sqdist = rule == "sqdist"
+        loads = [machine.loads_under_way(machine.busiest)] if sqdist else machine.load_loops()
+        ahead = min(loads)
+    found = ""
+    if needed and counts["FMNMX"]:
+        found = f"{(counts['FMNMX'] + 2 * counts['FMNMX3']) / int(macros['FG_PACK']):g} / {needed}"
     return {
         "rule": rule, "dtype": dtype, "n": n,
         "registers": int(registers.group(1)) if registers else "?",
-        "spilled": int(spilled.group(1)) if spilled else "?",
+        "local": sum(map(int, local.groups())) if local else "?",
         "shared": int(shared.group(1)) if shared else 0,
-        "instructions": counts.total() or "?",
+        "instructions": counts.total() or "?", "ahead": ahead, "exchanges": found,
         "work": work, "bytes": moved // COLUMNS,
         "memory": moved / BANDWIDTH,
         "arithmetic": slots * COLUMNS / ISSUED if dtype == "float32" else None,
@@ -110,9 +96,10 @@ def one(variant: Any, architecture: str, tool: str | None) -> dict[str, Any]:
 def table(found: list[dict[str, Any]], measured: dict[tuple[str, int], float]) -> str:
     """Return the table in Markdown."""
     lines = [
-        "| kernel | dtype | n | registers | bytes spilled | shared memory | instructions | "
-        "needed a column | bytes a column | memory | arithmetic | predicted | measured |",
-        "|" + "---|" * 13,
+        "| kernel | dtype | n | registers | local memory | shared memory | instructions | "
+        "loads under way | minima and maxima / needed | needed a column | bytes a column | memory "
+        "| arithmetic | predicted | measured |",
+        "|" + "---|" * 15,
     ]
     for r in found:
         times = [r["memory"], r["arithmetic"]]
@@ -121,8 +108,9 @@ def table(found: list[dict[str, Any]], measured: dict[tuple[str, int], float]) -
         seconds = measured.get((r["rule"], r["n"])) if r["dtype"] == "float32" else None
         clocked = "not yet" if seconds is None else f"{seconds * 1e6:.0f} us"
         cells = [
-            r["rule"], r["dtype"], r["n"], r["registers"], r["spilled"], r["shared"],
-            r["instructions"], f"{r['work']:.0f}", r["bytes"], *shown, predicted, clocked,
+            r["rule"], r["dtype"], r["n"], r["registers"], r["local"], r["shared"],
+            r["instructions"], r["ahead"], r["exchanges"], f"{r['work']:.0f}", r["bytes"], *shown,
+            predicted, clocked,
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
@@ -140,6 +128,8 @@ def main() -> int:
     if nvrtc.library() is None:
         print("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
         return 1
+    from .sass import disassembler
+
     tool = disassembler()
     if tool is None:
         print("nvdisasm is not installed, instructions are not counted: "

@@ -101,6 +101,7 @@ __device__ __forceinline__ T result(C value, const T* first, long long column, u
 #ifdef FG_NETWORK  // ================================================================ in registers
 
 constexpr int N = FG_N, K = FG_PACK, LOW = FG_LOW, HIGH = FG_HIGH, CLOSEST = FG_CLOSEST;
+constexpr int THREADS = 128;
 
 // Count what is not finite and make NaN +Inf; return whether there is too much of it. The usual
 // case costs one multiply-add a value.
@@ -169,15 +170,6 @@ __device__ __forceinline__ C statistic(C (&v)[N], const double* ranks, long long
     return poisoned ? not_a_number<C>() : value;
 }
 
-// FG_PACK columns of a row from column j on; beyond the last column, zeros.
-__device__ __forceinline__ Pack<K> columns_at(const T* row, long long j, long long columns) {
-    if (j + K <= columns) return load_pack<K>(row + j);
-    Pack<K> pack;
-#pragma unroll
-    for (int k = 0; k < K; ++k) pack.item[k] = j + k < columns ? __ldg(row + j + k) : T(0);
-    return pack;
-}
-
 #if FG_MIX == 1
 // The weights wait in shared memory, transposed: those of one row for all m mixed rows in a line,
 // four at a time with one instruction. Where not all rows of W X fit, part after part of them.
@@ -186,42 +178,54 @@ struct alignas(4 * sizeof(C)) Four {
     C w[4];
 };
 constexpr int PART = 49152 / (PADDED * sizeof(C));  // rows at a time
+constexpr int AHEAD = 4;                            // of them under way
 
 __device__ __forceinline__ void stage(C* weights, const double* W, long long pitch, long long from,
                                       int count) {
-    for (int at = thread_index(); at < count * PADDED; at += blockDim.x) {
-        const int i = at % PADDED, r = at / PADDED;
-        weights[at] = i < N ? static_cast<C>(__ldg(W + i * pitch + from + r)) : C(0);
+    for (int at = thread_index(); at < count * PADDED; at += AHEAD * blockDim.x) {
+        double w[AHEAD];
+#pragma unroll
+        for (int a = 0; a < AHEAD; ++a) {
+            const int place = at + a * blockDim.x, i = place % PADDED, r = place / PADDED;
+            w[a] = i < N && r < count ? __ldg(W + i * pitch + from + r) : 0.0;
+        }
+#pragma unroll
+        for (int a = 0; a < AHEAD; ++a) {
+            const int place = at + a * blockDim.x;
+            if (place < count * PADDED) weights[place] = static_cast<C>(w[a]);
+        }
     }
 }
 
+// Add a row to all values, each times its weight; CHECKED leaves out those of weight 0, for rows
+// that have numbers that are not finite: 0 * NaN would be NaN.
+template <bool CHECKED>
 __device__ __forceinline__ void add_row(C (&v)[K][N], const Pack<K>& x, const C* weights) {
-    bool finite = true;
-#pragma unroll
-    for (int k = 0; k < K; ++k) finite = finite && is_finite(x[k]);
 #pragma unroll
     for (int i = 0; i < N; i += 4) {
         const Four four = *reinterpret_cast<const Four*>(weights + i);
 #pragma unroll
         for (int q = 0; q < 4; ++q)
-            if (i + q < N) {
-                if (finite || four.w[q] != 0) {  // 0 * NaN would be NaN
+            if (i + q < N && !(CHECKED && four.w[q] == 0)) {
 #pragma unroll
-                    for (int k = 0; k < K; ++k)
-                        v[k][i + q] = multiply_add(x[k], four.w[q], v[k][i + q]);
-                }
+                for (int k = 0; k < K; ++k)
+                    v[k][i + q] = multiply_add(x[k], four.w[q], v[k][i + q]);
             }
     }
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(128, FG_BLOCKS)
+// Where rows have no stride, their addresses wait in shared memory. Read from global memory by each
+// thread, they come far ahead of the rows, and hold two registers each.
+#define FG_LISTED (FG_MIX == 2 || (FG_TABLE && FG_MIX == 0))
+
+extern "C" __global__ void __launch_bounds__(THREADS, FG_BLOCKS)
 columns(const void* rows, long long stride, long long n, const void* mixing, long long pitch,
         long long m, long long low, long long high, long long closest, const double* ranks,
         long long faults, long long key, double probability, long long offset, void* out,
         long long columns, void* scratch) {
-    const long long step = static_cast<long long>(gridDim.x) * blockDim.x * K;
-    const long long begin = static_cast<long long>(blockIdx.x) * blockDim.x * K;
+    const Work work = work_of(rows, stride, n, out, columns, offset);
+    const long long step = work.blocks * THREADS * K, begin = work.block * THREADS * K;
     const bool empty = nothing_picked(mixing);
 #if FG_MIX == 1
     FG_DYNAMIC_SHARED(C, weights);
@@ -231,8 +235,17 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
         __syncthreads();
     }
 #endif
-    for (long long tile = begin; tile < columns; tile += step) {
+#if FG_LISTED
+    __shared__ const T* places[N];
+    static_assert(N <= THREADS, "");
+    if (thread_index() < N)
+        places[thread_index()] =
+            empty ? row(work.rows, stride, 0) : source(work.rows, stride, mixing, thread_index());
+    __syncthreads();
+#endif
+    for (long long tile = begin; tile < work.columns; tile += step) {
         const long long j = tile + static_cast<long long>(thread_index()) * K;
+        const long long columns = work.columns;
 #if FG_MIX == 1
         C v[K][N];
 #pragma unroll
@@ -246,59 +259,72 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
                 stage(weights, W, pitch, from, count);
                 __syncthreads();
             }
-            if (j < columns)
-#pragma unroll 4
-                for (int r = 0; r < count; ++r) {
-                    const T* place = row(rows, stride, from + r);
-                    hide(place);
-                    add_row(v, columns_at(place, j, columns), weights + r * PADDED);
+            for (int first = 0; first < count && j < columns; first += AHEAD) {
+                Pack<K> x[AHEAD];
+                const void* const own = work.rows;
+                const auto place = [&](int a) { return row(own, stride, from + first + a); };
+                load_rows(x, place, count - first, j, columns);
+                C zero = 0;
+#pragma unroll
+                for (int a = 0; a < AHEAD; ++a)
+#pragma unroll
+                    for (int k = 0; k < K; ++k)
+                        if (first + a < count) zero = multiply_add(x[a][k], 0, zero);
+                const C* const line = weights + first * PADDED;
+                if (!is_nan(zero)) {
+#pragma unroll
+                    for (int a = 0; a < AHEAD; ++a)
+                        if (first + a < count) add_row<false>(v, x[a], line + a * PADDED);
+                } else {
+#pragma unroll
+                    for (int a = 0; a < AHEAD; ++a)
+                        if (first + a < count) add_row<true>(v, x[a], line + a * PADDED);
                 }
+            }
         }
 #else
         Pack<K> packs[N];
-        if (j < columns && !empty) {
-#if FG_MIX == 0 && !FG_TABLE
-            const char* place = static_cast<const char*>(rows);
+        const char* next = static_cast<const char*>(work.rows);
+        const auto place = [&](int i) {
+#if FG_LISTED
+            const T* here = places[i];
+            hide(here);
+#else
+            hide(next);
+            const T* here = reinterpret_cast<const T*>(next);
+            next += stride;
 #endif
-#pragma unroll
-            for (int i = 0; i < N; ++i) {
-#if FG_MIX || FG_TABLE
-                const T* place = source(rows, stride, mixing, i);
-#endif
-                hide(place);
-                packs[i] = columns_at(reinterpret_cast<const T*>(place), j, columns);
-#if FG_MIX == 0 && !FG_TABLE
-                place += stride;
-#endif
-            }
-        }
+            return here;
+        };
+        if (j < columns) load_rows(packs, place, N, j, columns);
 #endif
         if (j >= columns) continue;
-        const T* first = FG_CONDENSE ? row(rows, stride, 0) : nullptr;
+        const T* first = FG_CONDENSE ? row(work.rows, stride, 0) : nullptr;
         Pack<K> results;
 #pragma unroll
         for (int k = 0; k < K; ++k) {
 #if FG_MIX == 1
             C value = statistic(v[k], ranks, faults);
 #else
-            C value = not_a_number<C>();
-            if (!empty) {
-                C v[N];
+            C v[N];
 #pragma unroll
-                for (int i = 0; i < N; ++i) v[i] = packs[i][k];
-                value = statistic(v, ranks, faults);
+            for (int i = 0; i < N; ++i) {
+                v[i] = packs[i][k];
+                opaque(v[i]);  // or what was read is kept as well, to test its bits (bfloat16)
             }
+            C value = statistic(v, ranks, faults);
+            if (empty) value = not_a_number<C>();
 #endif
             if (j + k < columns)
-                results.item[k] = result(value, first, j + k, key, probability, offset);
+                results.item[k] = result(value, first, j + k, key, probability, work.offset);
         }
-        T* place = static_cast<T*>(out) + j;
+        T* target = static_cast<T*>(work.out) + j;
         if (j + K <= columns) {
-            store_pack<K>(place, results);
+            store_pack<K>(target, results);
         } else {
 #pragma unroll
             for (int k = 0; k < K; ++k)
-                if (j + k < columns) place[k] = results.item[k];
+                if (j + k < columns) target[k] = results.item[k];
         }
     }
 }
@@ -306,19 +332,31 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
 #else  // ====================================================================== sorted in a tile
 
 constexpr int WIDTH = FG_WIDTH;
+constexpr int AHEAD = 8;  // rows under way
+// Blocks of a multiprocessor: as many as do without local memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int BLOCKS = FG_SCRATCH ? 1 : 2;
+#else
+constexpr int BLOCKS = (FG_SCRATCH ? 2 : FG_TABLE ? 3 : 4) - (sizeof(C) == 8 ? 1 : 0);
+#endif
+#if FG_SCRATCH
+typedef long long Index;
+#else
+typedef int Index;  // of what fits in shared memory
+#endif
 
 // Where the tile has row i of column c. A line is left free after every 16 rows, so that threads
 // that work on neighbouring runs of 16 use different banks.
-__device__ __forceinline__ long long at(long long i, int c) { return (i + i / 16) * WIDTH + c; }
+__device__ __forceinline__ Index at(Index i, int c) { return (i + i / 16) * WIDTH + c; }
 
 struct Worker {  // what a thread works on: column c, and every `step`-th piece from `first` on
     int c;
-    long long first, step;
+    Index first, step;
 };
 
 // Sort each run of 16 rows, or merge it if it rises and falls. Rows from m on are not there.
-__device__ __forceinline__ void each_run(C* tile, long long m, const Worker& w, bool merge) {
-    for (long long run = w.first; run * 16 < m; run += w.step) {
+__device__ __forceinline__ void each_run(C* tile, Index m, const Worker& w, bool merge) {
+    for (Index run = w.first; run * 16 < m; run += w.step) {
         C v[16];
 #pragma unroll
         for (int i = 0; i < 16; ++i)
@@ -341,22 +379,22 @@ __device__ __forceinline__ void each_run(C* tile, long long m, const Worker& w, 
 }
 
 // Compare row i of each run of 2 * size rows with its mirror image.
-__device__ __forceinline__ void flip(C* tile, long long m, int log_size, const Worker& w) {
-    const long long size = 1ll << log_size;
-    for (long long p = w.first; p < m; p += w.step) {
-        const long long i = p & (size - 1), start = (p >> log_size) * 2 * size;
+__device__ __forceinline__ void flip(C* tile, Index m, int log_size, const Worker& w) {
+    const Index size = Index(1) << log_size;
+    for (Index p = w.first; p < m; p += w.step) {
+        const Index i = p & (size - 1), start = (p >> log_size) * 2 * size;
         if (start + size >= m) break;  // there is no second half
-        const long long low = start + i, high = start + 2 * size - 1 - i;
+        const Index low = start + i, high = start + 2 * size - 1 - i;
         if (high < m) exchange(tile[at(low, w.c)], tile[at(high, w.c)]);
     }
 }
 
 // Half-cleaners at a stride and at half of it: four rows at a time. Those from m on are +Inf, and
 // as the larger always moves to the higher row, they stay so without being there.
-__device__ __forceinline__ void clean_twice(C* tile, long long m, int log_stride, const Worker& w) {
-    const long long stride = 1ll << log_stride, half = stride / 2;
-    for (long long p = w.first;; p += w.step) {
-        const long long a = (p >> (log_stride - 1)) * 2 * stride + (p & (half - 1));
+__device__ __forceinline__ void clean_twice(C* tile, Index m, int log_stride, const Worker& w) {
+    const Index stride = Index(1) << log_stride, half = stride / 2;
+    for (Index p = w.first;; p += w.step) {
+        const Index a = (p >> (log_stride - 1)) * 2 * stride + (p & (half - 1));
         if (a - (p & (half - 1)) >= m) break;
         C v[4];
 #pragma unroll
@@ -372,19 +410,19 @@ __device__ __forceinline__ void clean_twice(C* tile, long long m, int log_stride
     }
 }
 
-__device__ __forceinline__ void clean_once(C* tile, long long m, int log_stride, const Worker& w) {
-    const long long stride = 1ll << log_stride;
-    for (long long p = w.first;; p += w.step) {
-        const long long low = (p >> log_stride) * 2 * stride + (p & (stride - 1));
+__device__ __forceinline__ void clean_once(C* tile, Index m, int log_stride, const Worker& w) {
+    const Index stride = Index(1) << log_stride;
+    for (Index p = w.first;; p += w.step) {
+        const Index low = (p >> log_stride) * 2 * stride + (p & (stride - 1));
         if (low - (p & (stride - 1)) >= m) break;
         if (low + stride < m) exchange(tile[at(low, w.c)], tile[at(low + stride, w.c)]);
     }
 }
 
-__device__ __forceinline__ void sort_tile(C* tile, long long m, const Worker& w) {
+__device__ __forceinline__ void sort_tile(C* tile, Index m, const Worker& w) {
     each_run(tile, m, w, false);
     __syncthreads();
-    for (int log_size = 4; (1ll << log_size) < m; ++log_size) {
+    for (int log_size = 4; (Index(1) << log_size) < m; ++log_size) {
         flip(tile, m, log_size, w);
         __syncthreads();
         int log_stride = log_size - 1;
@@ -405,20 +443,44 @@ __device__ __forceinline__ void sort_tile(C* tile, long long m, const Worker& w)
 __device__ __forceinline__ C mixed(const void* rows, long long stride, long long n, const double* W,
                                    long long column) {
     C total = static_cast<C>(-0.0);
-    for (long long r = 0; r < n; ++r) {
-        const C weight = static_cast<C>(__ldg(W + r));
-        if (weight != 0) total = multiply_add(load(row(rows, stride, r) + column), weight, total);
+    for (long long r = 0; r < n; r += 4) {
+        double known[4];
+        C weight[4];
+        T x[4];
+#pragma unroll
+        for (int a = 0; a < 4; ++a) known[a] = __ldg(W + (r + a < n ? r + a : r));
+#pragma unroll
+        for (int a = 0; a < 4; ++a) weight[a] = r + a < n ? static_cast<C>(known[a]) : C(0);
+#pragma unroll
+        for (int a = 0; a < 4; ++a)
+            x[a] = weight[a] != 0 ? __ldg(row(rows, stride, r + a) + column) : T(0);
+#pragma unroll
+        for (int a = 0; a < 4; ++a)
+            if (weight[a] != 0) total = multiply_add(widen(x[a]), weight[a], total);
     }
     return total;
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2)
+// Put a value into the tile, and count it if it is not finite.
+__device__ __forceinline__ void place_in(C* tile, int* bad, Index i, int c, C x) {
+    if (!is_finite(x)) {
+        atomicAdd(&bad[c], 1);
+        if (is_nan(x)) x = infinity<C>();
+    }
+    tile[at(i, c)] = x;
+}
+
+extern "C" __global__ void __launch_bounds__(256, BLOCKS)
 columns(const void* rows, long long stride, long long n, const void* mixing, long long pitch,
-        long long m, long long low, long long high, long long closest, const double* ranks,
+        long long values, long long lowest, long long highest, long long nearest,
+        const double* ranks,
         long long faults, long long key, double probability, long long offset, void* out,
         long long columns, void* scratch) {
     __shared__ int bad[WIDTH];
     __shared__ C partial[4 * WIDTH];
+    const Work work = work_of(rows, stride, n, out, columns, offset);
+    const Index m = static_cast<Index>(values), closest = static_cast<Index>(nearest);
+    const Index low = static_cast<Index>(lowest), high = static_cast<Index>(highest);
 #if FG_SCRATCH
     C* tile = static_cast<C*>(scratch) + blockIdx.x * at((m + 15) / 16 * 16, 0);
 #else
@@ -429,32 +491,36 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
     const bool adds = w.first < 4;  // four threads add up each column
     const C scale = FG_RANKS ? C(1) : sum_scale(high - low);
     const C window_scale = closest ? sum_scale(closest) : C(1);
-    const long long tiles = (columns + WIDTH - 1) / WIDTH;
-    for (long long number = blockIdx.x; number < tiles; number += gridDim.x) {
+    for (long long number = work.block; number * WIDTH < work.columns; number += work.blocks) {
         const long long j = number * WIDTH + w.c;
-        const bool inside = j < columns && !empty;
+        const bool inside = j < work.columns && !empty;
+        const void* const own = work.rows;
         if (thread_index() < WIDTH) bad[thread_index()] = 0;
         __syncthreads();
-        for (long long i = w.first; i < m; i += w.step) {
-            C x = 0;
-            if (inside) {
 #if FG_MIX == 1
-                x = mixed(rows, stride, n, static_cast<const double*>(mixing) + i * pitch, j);
-#else
-                x = load(source(rows, stride, mixing, i) + j);
-#endif
-            }
-            if (!is_finite(x)) {
-                atomicAdd(&bad[w.c], 1);
-                if (is_nan(x)) x = infinity<C>();
-            }
-            tile[at(i, w.c)] = x;
+        for (Index i = w.first; i < m; i += w.step) {
+            const double* const W = static_cast<const double*>(mixing) + i * pitch;
+            place_in(tile, bad, i, w.c, inside ? mixed(own, stride, n, W, j) : C(0));
         }
+#else
+        for (Index i = w.first; i < m; i += AHEAD * w.step) {
+            T x[AHEAD];
+#pragma unroll
+            for (int a = 0; a < AHEAD; ++a) {  // past the last row, this one again
+                const Index here = i + a * w.step < m ? i + a * w.step : i;
+                x[a] = inside ? __ldg(source(own, stride, mixing, here) + j) : T(0);
+            }
+#pragma unroll
+            for (int a = 0; a < AHEAD; ++a)
+                if (i + a * w.step < m) place_in(tile, bad, i + a * w.step, w.c, widen(x[a]));
+        }
+#endif
         __syncthreads();
         sort_tile(tile, m, w);
         if (adds) {
             C total = static_cast<C>(-0.0);
-            for (long long i = low + w.first; i < high; i += 4) {
+#pragma unroll 4
+            for (Index i = low + w.first; i < high; i += 4) {
 #if FG_RANKS
                 const C weight = static_cast<C>(__ldg(ranks + i));
 #else
@@ -471,17 +537,17 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
         if (closest) {
             __syncthreads();  // all have read the partial sums
             if (adds) {
-                long long begin = 0, end = m - closest;  // the window begins where sliding stops
+                Index begin = 0, end = m - closest;  // the window begins where sliding stops
                 while (begin < end) {
-                    const long long middle = (begin + end) / 2;
+                    const Index middle = (begin + end) / 2;
                     if (nearer(tile[at(middle + closest, w.c)], tile[at(middle, w.c)], value))
                         begin = middle + 1;
                     else
                         end = middle;
                 }
                 C total = static_cast<C>(-0.0);
-                for (long long slot = w.first; slot < closest; slot += 4) {
-                    long long rank = slot;  // of the ranks that leave this rest, that in the window
+                for (Index slot = w.first; slot < closest; slot += 4) {
+                    Index rank = slot;  // of the ranks that leave this rest, that in the window
                     if (rank < begin) rank += (begin - slot + closest - 1) / closest * closest;
                     total = multiply_add(tile[at(rank, w.c)], window_scale, total);
                 }
@@ -492,9 +558,9 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
             value = divide(value, static_cast<C>(closest) * window_scale);
         }
         if (empty || bad[w.c] > faults) value = not_a_number<C>();
-        if (w.first == 0 && j < columns) {
-            const T* first = FG_CONDENSE ? row(rows, stride, 0) : nullptr;
-            static_cast<T*>(out)[j] = result(value, first, j, key, probability, offset);
+        if (w.first == 0 && j < work.columns) {
+            const T* first = FG_CONDENSE ? row(work.rows, stride, 0) : nullptr;
+            static_cast<T*>(work.out)[j] = result(value, first, j, key, probability, work.offset);
         }
         __syncthreads();  // tile, partial and bad are used again
     }

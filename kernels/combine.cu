@@ -12,15 +12,15 @@
 // Bytes that must move: (rows with a weight + k) * d * itemsize. Past FG_K rows of W, X is read once
 // per FG_K of them, all but the first time from the caches.
 //
-//   FG_TABLE   as in common.cuh; 1: `stride` is the number of leaves, and `columns` that of tiles in
-//              all of them. Where `outs` is null the places of the k results are in the records
+//   FG_TABLE   as in common.cuh; 1: `stride` is the number of leaves, and `columns` that of units,
+//              which are tiles. Where `outs` is null the places of the k results are in the records
 //   weights    k x n in float64; null: every weight is `share`
 
 #include "common.cuh"
 
 constexpr int K = FG_K, PACK = FG_PACK, THREADS = 256;
 constexpr int LISTED = 512;  // rows that are listed at a time
-constexpr int AHEAD = 4;     // loads under way
+constexpr int AHEAD = 4;     // rows (or 32 weights each) under way
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 combine(const void* rows, long long stride, long long n, const double* weights, double share,
@@ -43,11 +43,11 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
             const long long size = RECORD + n + (outs ? 0 : k);
             const long long* const leaf = leaf_of(rows, stride, size, tile);
             const long long number = tile - __ldg(leaf);
-            const long long* const places = leaf + RECORD;
-            columns = __ldg(leaf + 1);
+            const long long* const starts = leaf + RECORD;
+            columns = __ldg(leaf + 2);
 #else
             const long long number = tile;
-            const void* const places = rows;
+            const void* const starts = rows;
 #endif
             const long long column = (number * THREADS + t) * PACK;
             C sums[K][PACK];
@@ -61,31 +61,41 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
                     if (warp_index() == 0) {
                         int found = 0;
                         const long long end = first + LISTED < n ? first + LISTED : n;
-                        for (long long base = first; base < end; base += 32) {
-                            const long long i = base + lane;
-                            C own[K];
-                            bool any = false;
+                        for (long long base = first + lane; base - lane < end; base += 32 * AHEAD) {
+                            double own[AHEAD][K];
 #pragma unroll
-                            for (int q = 0; q < K; ++q) {
-                                double w = 0.0;
-                                if (i < end && from + q < k)
-                                    w = weights ? __ldg(weights + (from + q) * n + i) : share;
-                                if (is_nan(w)) {
-                                    mark(poisoned[q]);
-                                    w = 0.0;
+                            for (int a = 0; a < AHEAD; ++a)
+#pragma unroll
+                                for (int q = 0; q < K; ++q) {
+                                    const long long i = base + 32 * a;
+                                    const bool there = i < end && from + q < k;
+                                    own[a][q] = there && !weights ? share : 0.0;
+                                    if (there && weights)
+                                        own[a][q] = __ldg(weights + (from + q) * n + i);
                                 }
-                                own[q] = static_cast<C>(w);
-                                any |= own[q] != C(0);
-                                if (own[q] != C(0)) mark(used[q]);
-                            }
-                            const unsigned with = __ballot_sync(FG_WARP, any);
-                            if (any) {
-                                const int place = found + __popc(with & ((1u << lane) - 1u));
-                                listed[place] = static_cast<int>(i);
 #pragma unroll
-                                for (int q = 0; q < K; ++q) listed_weights[q][place] = own[q];
+                            for (int a = 0; a < AHEAD; ++a) {
+                                bool any = false;
+#pragma unroll
+                                for (int q = 0; q < K; ++q) {
+                                    if (is_nan(own[a][q])) {
+                                        mark(poisoned[q]);
+                                        own[a][q] = 0.0;
+                                    }
+                                    if (static_cast<C>(own[a][q]) == C(0)) continue;
+                                    any = true;
+                                    mark(used[q]);
+                                }
+                                const unsigned with = __ballot_sync(FG_WARP, any);
+                                if (any) {
+                                    const int place = found + __popc(with & ((1u << lane) - 1u));
+                                    listed[place] = static_cast<int>(base) + 32 * a;
+#pragma unroll
+                                    for (int q = 0; q < K; ++q)
+                                        listed_weights[q][place] = static_cast<C>(own[a][q]);
+                                }
+                                found += __popc(with);
                             }
-                            found += __popc(with);
                         }
                         if (lane == 0) count = found;
                     }
@@ -93,22 +103,11 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
                     known = first;
                 }
                 if (column >= columns) continue;
-                const bool whole = column + PACK <= columns;
                 const int rows_listed = count;
                 for (int e = 0; e < rows_listed; e += AHEAD) {
                     Pack<PACK> x[AHEAD];
-#pragma unroll
-                    for (int a = 0; a < AHEAD; ++a) {
-                        if (e + a >= rows_listed) continue;
-                        const T* const place = row(places, stride, listed[e + a]) + column;
-                        if (whole) {
-                            x[a] = load_pack<PACK>(place);
-                        } else {
-#pragma unroll
-                            for (int p = 0; p < PACK; ++p)
-                                x[a].item[p] = column + p < columns ? __ldg(place + p) : T(0);
-                        }
-                    }
+                    const auto place = [&](int a) { return row(starts, stride, listed[e + a]); };
+                    load_rows(x, place, rows_listed - e, column, columns);
 #pragma unroll
                     for (int a = 0; a < AHEAD; ++a) {
                         if (e + a >= rows_listed) continue;
@@ -133,7 +132,7 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
                     result.item[p] = narrow(poisoned[q] ? not_a_number<C>() : used[q] ? sums[q][p] : C(0));
                 T* place = reinterpret_cast<T*>(static_cast<char*>(outs) + (from + q) * out_stride);
 #if FG_TABLE
-                if (!outs) place = reinterpret_cast<T*>(__ldg(places + n + from + q));
+                if (!outs) place = reinterpret_cast<T*>(__ldg(starts + n + from + q));
 #endif
                 place += column;
                 if (column + PACK <= columns) {

@@ -153,8 +153,8 @@ template <int K> __device__ __forceinline__ bool aligned(const void* place) {
     return reinterpret_cast<u64>(place) % (K * sizeof(T)) == 0;
 }
 
-// Where row i begins.
 #ifdef FG_TABLE
+// Where row i begins.
 __device__ __forceinline__ const T* row(const void* rows, long long stride, long long i) {
 #if FG_TABLE
     return reinterpret_cast<const T*>(__ldg(static_cast<const u64*>(rows) + i));
@@ -163,10 +163,32 @@ __device__ __forceinline__ const T* row(const void* rows, long long stride, long
 #endif
 }
 
+// K columns from column j on of up to AHEAD rows, which `place` tells the beginnings of; beyond the
+// last column, zeros. All loads are under way before one is waited for: so one test for all whether
+// they are whole, and where there are fewer rows, the first again, without a test. (Where a load
+// depends on a test, the compiler takes apart at once what it brings.)
+template <int K, int AHEAD, class Place>
+__device__ __forceinline__ void load_rows(Pack<K> (&x)[AHEAD], Place place, int count, long long j,
+                                          long long columns) {
+    if (j + K <= columns) {
+#pragma unroll
+        for (int a = 0; a < AHEAD; ++a) x[a] = load_pack<K>(place(a < count ? a : 0) + j);
+    } else {
+#pragma unroll
+        for (int a = 0; a < AHEAD; ++a) {
+            if (a >= count) continue;
+            const T* const own = place(a) + j;
+#pragma unroll
+            for (int k = 0; k < K; ++k) x[a].item[k] = j + k < columns ? __ldg(own + k) : T(0);
+        }
+    }
+}
+
 // Rows that lie apart, in one leaf of a model or in several, are given by a record for each leaf:
-//   the number of its first *unit* of work (units are numbered through all leaves), its columns,
-//   the number of its first column; then where each row begins, then where each result goes.
-constexpr int RECORD = 3;
+//   the number of its first *unit* of work (units are numbered through all leaves), its units, its
+//   columns, the number of its first column; then where each row begins, then where each result
+//   goes, unless the launch says that itself. What is a unit, each kernel says.
+constexpr int RECORD = 4;
 
 // The record of the leaf that this unit is of, among `count` records of `size` numbers.
 __device__ __forceinline__ const long long* leaf_of(const void* leaves, long long count,
@@ -182,6 +204,27 @@ __device__ __forceinline__ const long long* leaf_of(const void* leaves, long lon
     }
     return records + low * size;
 }
+
+// What a block works on, where the units are blocks and the result is one row: its number among the
+// blocks of its leaf, and that leaf.
+struct Work {
+    long long block, blocks;
+    const void* rows;
+    void* out;
+    long long columns, offset;
+};
+__device__ __forceinline__ Work work_of(const void* rows, long long stride, long long n, void* out,
+                                        long long columns, long long offset) {
+#if FG_TABLE
+    const long long* const leaf = leaf_of(rows, stride, RECORD + n + (out == nullptr), blockIdx.x);
+    if (out == nullptr) out = reinterpret_cast<void*>(__ldg(leaf + RECORD + n));
+    const long long blocks = stride > 1 ? __ldg(leaf + 1) : gridDim.x;
+    return {blockIdx.x - __ldg(leaf), blocks, leaf + RECORD, out, __ldg(leaf + 2),
+            offset + __ldg(leaf + 3)};
+#else
+    return {blockIdx.x, gridDim.x, rows, out, columns, offset};
+#endif
+}
 #endif
 
 #endif  // FG_DTYPE
@@ -191,6 +234,18 @@ __device__ __forceinline__ const long long* leaf_of(const void* leaves, long lon
 template <class P> __device__ __forceinline__ void hide(P*& place) {
 #ifdef __CUDACC__
     asm volatile("" : "+l"(place));
+#endif
+}
+
+// Hides from the compiler what a number was made of.
+__device__ __forceinline__ void opaque(float& x) {
+#ifdef __CUDACC__
+    asm("" : "+f"(x));
+#endif
+}
+__device__ __forceinline__ void opaque(double& x) {
+#ifdef __CUDACC__
+    asm("" : "+d"(x));
 #endif
 }
 

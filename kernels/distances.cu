@@ -80,7 +80,7 @@ constexpr bool CRAMPED = false;
 #endif
 constexpr int BLOCKS = THREADS > 256 || CRAMPED ? 1 : THREADS > 128 ? 2 : 3;  // of a multiprocessor
 static_assert(FG_SPAN % COLUMNS == 0 && 8192 % FG_SPAN == 0, "");
-static_assert(THREADS <= 1024 && AT_ONCE * THREADS <= ROWS * PITCH * 2, "");
+static_assert(ROWS <= THREADS && THREADS <= 1024 && AT_ONCE * THREADS <= ROWS * PITCH * 2, "");
 
 struct alignas(16) Wide { A item[V]; };
 
@@ -102,32 +102,48 @@ struct Source {
     __device__ __forceinline__ const T* at(int i) const { return row(rows, stride, i); }
 };
 
-// One pack of X in registers; zeros past the end, for the origin and for rows that are not there.
-__device__ __forceinline__ void fetch(Pack<PACK>& pack, const Source& x, int index,
+typedef typename Word<PACK * sizeof(T)>::type Raw;  // one pack, not taken apart yet
+
+// The packs of X that a thread brings to the tile; zeros past the end, and for rows without an
+// address. First all addresses, then all loads: none waits for another.
+__device__ __forceinline__ void fetch(Raw (&packs)[FETCHES], const T* const* addresses,
                                       long long begin, long long end) {
+    const T* places[FETCHES];
 #pragma unroll
-    for (int k = 0; k < PACK; ++k) pack.item[k] = T(0);
-    const int i = point(index / (COLUMNS / PACK), x.left, x.right);
-    const long long column = begin + index % (COLUMNS / PACK) * PACK;
-    if (index >= PACKS || i >= x.points || column >= end) return;
-#if FG_PRODUCTS
-    if (__ldg(x.scales + i) == 0.0) return;  // scale 0 means not read
-#endif
-    const T* const place = x.at(i);
-    if (place == nullptr) return;
-    if (column + PACK <= end) {
-        pack = load_pack<PACK>(place + column);
+    for (int k = 0; k < FETCHES; ++k) {
+        const int index = thread_index() + k * THREADS;
+        const long long column = begin + index % (COLUMNS / PACK) * PACK;
+        places[k] = index < PACKS ? addresses[index / (COLUMNS / PACK)] : nullptr;
+        if (places[k] != nullptr) places[k] = column < end ? places[k] + column : nullptr;
+    }
+    if (begin + COLUMNS <= end) {
+#pragma unroll
+        for (int k = 0; k < FETCHES; ++k) {
+            packs[k] = Raw();
+            if (places[k] != nullptr) packs[k] = __ldg(reinterpret_cast<const Raw*>(places[k]));
+        }
     } else {
 #pragma unroll
-        for (int k = 0; k < PACK; ++k)
-            if (column + k < end) pack.item[k] = __ldg(place + column + k);
+        for (int k = 0; k < FETCHES; ++k) {
+            const int index = thread_index() + k * THREADS;
+            const long long column = begin + index % (COLUMNS / PACK) * PACK;
+            Pack<PACK> pack;
+#pragma unroll
+            for (int p = 0; p < PACK; ++p) {
+                pack.item[p] = T(0);
+                if (places[k] != nullptr && column + p < end) pack.item[p] = __ldg(places[k] + p);
+            }
+            memcpy(&packs[k], &pack, sizeof pack);
+        }
     }
 }
 
 // The same pack, widened, to its place in the tile.
-__device__ __forceinline__ void put(A* tile, const Pack<PACK>& pack, const Source& x, int index,
+__device__ __forceinline__ void put(A* tile, const Raw& raw, const Source& x, int index,
                                     long long begin, long long end) {
     if (index >= PACKS) return;
+    Pack<PACK> pack;
+    memcpy(&pack, &raw, sizeof pack);
     const int position = index / (COLUMNS / PACK), offset = index % (COLUMNS / PACK) * PACK;
     alignas(16) A wide[PACK];
 #pragma unroll
@@ -249,8 +265,8 @@ __device__ __forceinline__ bool pair_of(int unit, int sum, int& i, int& j) {
 }
 
 // Adds up span number `first` + blockIdx.x / pairs of row blocks; see the top of this file.
-// `counter` is what `add` will count its finished blocks in. With FG_TABLE the spans are those of
-// all leaves, `stride` in number; past the end of a leaf they are of zeros, so that each leaf has
+// `counter` is what `add` will count its finished blocks in. With FG_TABLE the units are the spans
+// of all leaves, `stride` in number; past the end of a leaf they are of zeros, so that each leaf has
 // whole chunks.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 partials(const void* rows, long long stride, long long points, long long columns, long long first,
@@ -258,6 +274,7 @@ partials(const void* rows, long long stride, long long points, long long columns
     __shared__ __align__(16) A tiles[2][ROWS * PITCH];
     __shared__ int odd;
     __shared__ unsigned char bad[ROWS];
+    __shared__ const T* addresses[ROWS];  // null: the origin, or not there, or of scale 0
     const int t = thread_index();
     Source x = {rows, stride, static_cast<int>(points), 0, 0, scales, static_cast<int>(pivot)};
     long long span = blockIdx.x;
@@ -278,13 +295,23 @@ partials(const void* rows, long long stride, long long points, long long columns
 #if FG_TABLE
     const long long* const leaf = leaf_of(rows, stride, RECORD + points, span);
     span -= __ldg(leaf);
-    columns = __ldg(leaf + 1);
+    columns = __ldg(leaf + 2);
     x.rows = leaf + RECORD;
 #endif
     const long long begin = span * FG_SPAN;
     const long long end = begin + FG_SPAN < columns ? begin + FG_SPAN : columns;
     if (t == 0) odd = 0;
     if (t == 0 && blockIdx.x == 0) *counter = 0;
+
+    if (t < ROWS) {
+        const int i = point(t, x.left, x.right);
+        bool there = i < points;
+#if FG_PRODUCTS
+        there = there && __ldg(scales + i) != 0.0;
+#endif
+        addresses[t] = there ? x.at(i) : nullptr;
+    }
+    __syncthreads();
 
     const bool across = t < ACROSS_THREADS;
     const int index = across ? t : t - ACROSS_THREADS;
@@ -299,19 +326,15 @@ partials(const void* rows, long long stride, long long points, long long columns
     A sums[SUMS];
 #pragma unroll
     for (int k = 0; k < SUMS; ++k) sums[k] = A(0);
-    Pack<PACK> coming[FETCHES];
+    Raw coming[FETCHES];
     int which = 0;
-#pragma unroll
-    for (int k = 0; k < FETCHES; ++k) fetch(coming[k], x, t + k * THREADS, begin, end);
+    fetch(coming, addresses, begin, end);
 #pragma unroll
     for (int k = 0; k < FETCHES; ++k) put(tiles[0], coming[k], x, t + k * THREADS, begin, end);
     __syncthreads();
     for (long long here = begin; here < end; here += COLUMNS) {
         const long long next = here + COLUMNS;
-        if (next < end) {
-#pragma unroll
-            for (int k = 0; k < FETCHES; ++k) fetch(coming[k], x, t + k * THREADS, next, end);
-        }
+        if (next < end) fetch(coming, addresses, next, end);
         const A* const tile = tiles[which];
         if (across)
             accumulate<true>(sums, tile + from, tile + to);

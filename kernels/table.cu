@@ -1,5 +1,5 @@
-// Numbers from the arguments of a launch: row addresses, weights. Unlike a copy from the host it needs
-// no memory there that must outlive the call, and a CUDA graph can hold it. One block.
+// Numbers from the arguments of a launch: row addresses, weights. Unlike a copy from the host it
+// needs no memory there that must outlive the call, and a CUDA graph can hold it. One block.
 //
 // 480 numbers: arguments have 4096 bytes on every GPU and with every driver.
 

@@ -14,40 +14,45 @@
 #include "common.cuh"
 
 constexpr int K = FG_PACK;
+constexpr int AHEAD = 8;  // rows under way
+
+__device__ __forceinline__ void count_in(const Pack<K>& pack, C share, C (&total)[K],
+                                         C (&count)[K]) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        const C x = pack[k];
+#if FG_SIGNS
+        count[k] += is_finite(x) ? C(0) : C(1);
+        total[k] += is_nan(x) || x > 0 ? C(1) : x < 0 ? C(-1) : C(0);
+#else
+        const bool finite = is_finite(x);
+        total[k] = multiply_add(finite ? x : C(0), share, total[k]);
+        count[k] += finite ? share : C(0);
+#endif
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(256)
 votes(const void* rows, long long stride, long long n, long long faults, void* out,
       long long columns) {
-    const long long step = static_cast<long long>(gridDim.x) * blockDim.x * K;
-    const long long begin = static_cast<long long>(blockIdx.x) * blockDim.x + thread_index();
+    const Work work = work_of(rows, stride, n, out, columns, 0);
+    rows = work.rows;
+    out = work.out;
+    columns = work.columns;
+    const long long step = work.blocks * blockDim.x * K;
+    const long long begin = work.block * blockDim.x + thread_index();
     const C share = divide(C(1), static_cast<C>(n));  // so that the sum cannot overflow
     for (long long j = begin * K; j < columns; j += step) {
-        const bool whole = j + K <= columns;
         C total[K], count[K];
 #pragma unroll
         for (int k = 0; k < K; ++k) total[k] = count[k] = 0;
-#pragma unroll 8
-        for (long long i = 0; i < n; ++i) {
-            const T* place = row(rows, stride, i) + j;
-            Pack<K> pack;
-            if (whole) {
-                pack = load_pack<K>(place);
-            } else {
+        for (long long i = 0; i < n; i += AHEAD) {
+            const int rest = n - i < AHEAD ? static_cast<int>(n - i) : AHEAD;
+            Pack<K> packs[AHEAD];
+            load_rows(packs, [&](int a) { return row(rows, stride, i + a); }, rest, j, columns);
 #pragma unroll
-                for (int k = 0; k < K; ++k) pack.item[k] = j + k < columns ? __ldg(place + k) : T(0);
-            }
-#pragma unroll
-            for (int k = 0; k < K; ++k) {
-                const C x = pack[k];
-#if FG_SIGNS
-                count[k] += is_finite(x) ? C(0) : C(1);
-                total[k] += is_nan(x) || x > 0 ? C(1) : x < 0 ? C(-1) : C(0);
-#else
-                const bool finite = is_finite(x);
-                total[k] = multiply_add(finite ? x : C(0), share, total[k]);
-                count[k] += finite ? share : C(0);
-#endif
-            }
+            for (int a = 0; a < AHEAD; ++a)
+                if (a < rest) count_in(packs[a], share, total, count);
         }
         Pack<K> results;
 #pragma unroll
@@ -61,7 +66,7 @@ votes(const void* rows, long long stride, long long n, long long faults, void* o
             results.item[k] = positive_zero(narrow(value));
         }
         T* target = static_cast<T*>(out) + j;
-        if (whole) {
+        if (j + K <= columns) {
             store_pack<K>(target, results);
         } else {
 #pragma unroll

@@ -12,8 +12,8 @@ from typing import Any
 from fastgar.cuda.driver import OPTIONS as OURS
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
-# As CuPy compiles them, which adds the second and third; and a report of registers.
-OPTIONS = (*OURS, "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v")
+# As they are compiled for use, and a report of registers.
+OPTIONS = (*OURS, "--ptxas-options=-v")
 
 
 @cache

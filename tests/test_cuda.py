@@ -226,14 +226,17 @@ def model(n, leaves, seed=0):
 
 LEAVES = [
     "mean", "krum", "multi_krum", "bulyan", "nnm | median", "geometric_median", "nnm | mean", "nnm",
-    "bucketing(s=2) | mean",
+    "bucketing(s=2) | mean", "median", "phocas", "condense", "nan_mean", "sign_majority", "aksel",
+    "bulyan(variant='epfl')", "bucketing(s=2) | median",
 ]  # fmt: skip
 
 
 @emulation
-@pytest.mark.parametrize("spec", LEAVES)
-def test_models_of_many_leaves(gpu, spec):
-    states = model(11, 13)
+@pytest.mark.parametrize(
+    ("spec", "many"), [*((spec, None) for spec in LEAVES), ("median", 140), ("nnm | meamed", 140)]
+)
+def test_models_of_many_leaves(gpu, spec, many):
+    states = model(11 if many is None else many, 13)
     states[3]["6"][0] = float("inf")
     with pytest.MonkeyPatch.context() as real:
         real.setattr(libraries.Torch, "view", VIEW)
@@ -266,7 +269,10 @@ def test_distances_of_leaves_have_the_bits_of_leaf_after_leaf(gpu):
 
 
 # Launches of a call on a model, whatever its leaves: two dtypes, rows that are written as a table.
-MOST_LAUNCHES = {"mean": 6, "krum": 14, "multi_krum": 14, "nnm | krum": 15, "geometric_median": 15}
+MOST_LAUNCHES = {
+    "mean": 6, "median": 6, "nan_mean": 6, "krum": 14, "bulyan": 14, "nnm | median": 14,
+    "nnm | krum": 15, "geometric_median": 15,
+}  # fmt: skip
 
 
 @emulation

@@ -91,8 +91,8 @@ def emulated(
         )
     module = build(variant.file, dict(variant.defines), flush=flush)
     grid = variant.grid(d) if blocks is None else blocks
-    source = guarded(addresses_of(rows)) if table else rows
-    stride = 0 if table else rows.strides[0]
+    leaf = np.array([0, 0, d, 0, *addresses_of(rows)])  # the record of the only one
+    source, stride = (guarded(leaf), 1) if table else (rows, rows.strides[0])
     if variant.kernel == "votes":
         args = [source, stride, n, statistic.faults, out, d]
     else:
@@ -223,6 +223,14 @@ def test_faults_beyond_the_limit_are_nan_and_never_a_plausible_number(n):
 def test_means_do_not_overflow():
     X = np.full((7, 40), 3e38, np.float32)
     assert np.array_equal(emulated(X, Statistic.between(7, 1, 6, 1)), X[0])
+
+
+def test_scratch_of_very_many_rows_is_bounded():
+    for n, blocks in ((12_000, 2 * 132), (100_000, 78), (1_000_000, 7), (100_000_000, 1)):
+        statistic = Statistic.between(12_000, 0, 1, 0)
+        variant = columns_variant(statistic, n, n, "float32", table=True, mix=0, alignment=4)
+        assert variant.grid(10**9, 132) == blocks and variant.grid(1, 132) == 1
+        assert blocks == 1 or blocks * variant.scratch <= 256 << 20
 
 
 # ----------------------------------------------------------------------------- mixed and picked

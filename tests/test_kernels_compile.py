@@ -16,7 +16,13 @@ import nvrtc
 import pytest
 
 from fastgar.cuda.shapes import pair_shape
-from fastgar.cuda.variants import CODES, ITEMSIZE, columns_variant, votes_variant
+from fastgar.cuda.variants import (
+    CODES,
+    IN_REGISTERS,
+    ITEMSIZE,
+    columns_variant,
+    votes_variant,
+)  # fmt: skip
 from fastgar.primitives import Statistic
 
 pytestmark = pytest.mark.skipif(
@@ -24,8 +30,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+FEWER = tuple(a for a in ARCHITECTURES if a != "sm_86")  # which has the registers of sm_89
 DYNAMIC = "FG_BYTES_OF_DYNAMIC_SHARED_MEMORY"  # which the kernels do not look at
-MOST = 32  # values of a column up to which nothing may be spilled
+ALL = bool(os.environ.get("FASTGAR_ALL_KERNELS"))
 SHARED = 48 << 10  # bytes that every GPU gives a block without being asked
 
 
@@ -72,7 +79,7 @@ def of_distances(points, dtype, products, *, aligned, table):
 
 def of_combine(dtype, *, k, aligned):
     pack = 16 // ITEMSIZE[dtype] if aligned else 1
-    macros = {"FG_DTYPE": CODES[dtype], "FG_TABLE": int(k > 1)}
+    macros = {"FG_DTYPE": CODES[dtype], "FG_TABLE": int(k > 1), "FG_OUTS": int(k > 1)}
     return "combine.cu", tuple({**macros, "FG_K": k, "FG_PACK": pack}.items()), 0
 
 
@@ -87,10 +94,29 @@ def further_variants():
         for points, products in ((2, False), (20, False), (51, True)):
             aligned = points % 4 == 0
             yield of_distances(points, dtype, products, aligned=aligned, table=not aligned)
-    for n in (51, 64, 100, 128):
-        yield of_columns(n, "float32", Statistic.median(n))
-    yield of_columns(64, "float64", Statistic.median(64), mix=1)
-    yield of_columns(128, "float16", Statistic.median(128, closest=90))
+
+
+STATISTICS = {
+    "median": lambda n: Statistic.median(n),
+    "trimmed mean": lambda n: Statistic.between(n, n // 4, n - n // 4, n // 4),
+    "closest": lambda n: Statistic.median(n, closest=n - n // 4),
+    "weights": lambda n: Statistic(tuple(range(1, n + 1))),
+    "condense": lambda n: replace(Statistic.median(n), kind="condense"),
+}
+
+
+def many_values():
+    """Columns of as many values as registers hold, fewer and more: (values, dtype, name, mix)."""
+    for dtype, most in IN_REGISTERS.items():
+        for n in (20, 33, 60, 65, 100, most):
+            if n <= most:
+                yield from ((n, dtype, "median", mix) for mix in (0, 1, 2))
+        for name in list(STATISTICS)[1:]:
+            if most > 100:
+                yield 100, dtype, name, 0
+            yield from ((most, dtype, name, mix) for mix in (0, 1))
+        for n in (300, 100_000):  # in a tile, in shared memory or not
+            yield from ((n, dtype, "closest", mix) for mix in (0, 1, 2))
 
 
 def shared(said):
@@ -108,10 +134,10 @@ def spills(said):
 
 
 def complaints(variants, architectures):
-    """Compile each variant for its architecture; return which of them spill."""
+    """Compile each variant for its architecture; return which of them use local memory."""
 
     def one(task):
-        (file, macros, n), architecture = task
+        (file, macros, _), architecture = task
         code, said = nvrtc.compiled(
             file, dict(macros), f"--gpu-architecture={architecture}", *nvrtc.OPTIONS
         )
@@ -123,10 +149,22 @@ def complaints(variants, architectures):
         least = dict(macros).get(DYNAMIC, 0)
         assert max(shared(said), default=0) + least <= SHARED, (file, macros)
         named = " ".join(f"{k}={v}" for k, v in macros if len(str(v)) < 30)
-        return f"{file} {architecture} {named}: {worst}" if worst and n <= MOST else None
+        return f"{file} {architecture} {named}: {worst}" if worst else None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [c for c in pool.map(one, zip(variants, architectures, strict=False)) if c]
+
+
+@pytest.mark.parametrize("architecture", FEWER)
+def test_columns_stay_in_registers_up_to_the_most_values_that_they_take(architecture):
+    """One size of each kind on each architecture; FASTGAR_ALL_KERNELS=1: all (half an hour)."""
+    tasks = list(dict.fromkeys(many_values()))
+    chosen = tasks if ALL else tasks[FEWER.index(architecture) :: 3 * len(FEWER)]
+    variants = [
+        of_columns(n, dtype, STATISTICS[name](n), mix=mix, table=mix != 1 and n % 2 == 0)
+        for n, dtype, name, mix in chosen
+    ]
+    assert complaints(variants, cycle([architecture])) == []
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -137,7 +175,7 @@ def test_every_kind_of_kernel_compiles_without_spilling(architecture):
 def test_every_size_compiles_without_spilling():
     """Each on one of the architectures; FASTGAR_ALL_KERNELS=1: on all of them (some minutes)."""
     variants = list(further_variants())
-    if not os.environ.get("FASTGAR_ALL_KERNELS"):
+    if not ALL:
         assert complaints(variants, cycle(ARCHITECTURES)) == []
         return
     for architecture in ARCHITECTURES:

@@ -228,7 +228,7 @@ def test_columns_past_two_to_the_thirty_two(gpu):
     kernel = devices.kernel(
         "distances.cu", "partials", tuple(shape.defines(2, True, 1, False).items())
     )
-    leaf = np.concatenate([[0, first * SPAN + d, 0], rows])
+    leaf = np.concatenate([[0, 0, first * SPAN + d, 0], rows])
     table, *rest = (array.ctypes.data for array in (leaf, triangles, counter))
     arguments = (table, 1, 3, 0, first, *rest, 0, 0)
     gpu.device.launch(kernel, 1, shape.threads, 0, arguments, 0)

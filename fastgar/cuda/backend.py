@@ -40,7 +40,7 @@ Matrix = NDArray[np.float64]
 Addresses = NDArray[np.int64]
 
 PARTIAL_BYTES = 128 << 20  # of triangles that wait to be added in order
-RECORD = 3  # numbers of a leaf's record before its addresses: see kernels/common.cuh
+RECORD = 4  # numbers of a leaf's record before its addresses: see kernels/common.cuh
 NUMBERS = 480  # that one launch of `table` writes
 STRUCT = np.dtype(f"V{8 * NUMBERS}")
 FEW = 2 * NUMBERS  # numbers that are written by launches, rather than by a copy
@@ -166,7 +166,8 @@ class Backend:
         self._sent: tuple[Any, Numbers] | None = None
         self._mean: tuple[Any, Numbers] | None = None
         self._sums: list[tuple[Numbers | None, float, _Piece]] = []
-        self._statistics: list[tuple[Statistic, Numbers | None, int, _Piece]] = []
+        self._statistic: tuple[Statistic, Numbers | None] | None = None  # asked for, and
+        self._leaves: list[tuple[int, _Piece]] = []  # of which leaves, from which column on
 
     # ---------------------------------------------------------------------------------- memory
 
@@ -186,7 +187,7 @@ class Backend:
 
     def span(self, columns: int, n: int) -> int:
         """Return how many columns to take where a statistic and the distances to it are wanted."""
-        return columns
+        return max(columns, 1)
 
     def _send(self, values: NDArray[Any]) -> Numbers:
         """Return a copy on the device; of the same array as last time, the same copy."""
@@ -247,8 +248,13 @@ class Backend:
         bits = layout.bits | target.bits | 16
         return _new(_Piece, (rows, columns, dtype, outs, layout, target, bits & -bits))
 
-    def _places(self, pieces: Sequence[_Piece], units: Sequence[int]) -> _Places:
-        """Return where the rows and results of leaves with so many units of work each are."""
+    def _places(
+        self, pieces: Sequence[_Piece], units: Sequence[int], offsets: Sequence[int] = ()
+    ) -> _Places:
+        """Return where the rows and results of leaves are.
+
+        `units` of work has each leaf, and `offsets` are the numbers of their first columns.
+        """
         _, _, _, outs, layout, target, _ = pieces[0]
         if len(pieces) == 1 and target.stride is not None:
             where = (target.first, target.stride, units[0])
@@ -258,11 +264,12 @@ class Backend:
             return _Places(True, address, 1, *where, owner)
         n = len(pieces[0].rows)
         records = np.zeros((len(pieces), RECORD + n + len(outs)), np.int64)
+        records[1:, 0], records[:, 1] = np.cumsum(units[:-1]), units
+        records[:, 3] = offsets or 0
         for record, piece in zip(records, pieces, strict=True):
-            record[1] = piece.columns
+            record[2] = piece.columns
             record[RECORD : RECORD + n] = piece.rows
             record[RECORD + n :] = piece.outs
-        records[1:, 0] = np.cumsum(units[:-1])
         address, owner = self._upload(records)
         return _Places(True, address, len(pieces), NULL, 0, sum(units), owner)
 
@@ -270,7 +277,7 @@ class Backend:
         """Return a table of one leaf, of the same rows the same."""
         known = self._tables.get(id(piece.rows))
         if known is None:
-            record = np.concatenate(([0, piece.columns, 0], piece.rows))
+            record = np.concatenate(([0, 0, piece.columns, 0], piece.rows))
             known = self._tables[id(piece.rows)] = self._upload(record)
         return known
 
@@ -423,7 +430,13 @@ class Backend:
             return
         if mixing is not None and not isinstance(mixing, Numbers):
             mixing = self._send(mixing)
-        self._statistics.append((statistic, mixing, offset, piece))
+        asked = statistic, mixing
+        if self._statistic is not None and any(
+            a is not b for a, b in zip(asked, self._statistic, strict=True)
+        ):
+            self.flush()
+        self._statistic = asked
+        self._leaves.append((offset, piece))
 
     def flush(self) -> None:
         """Launch the weighted sums and statistics that were asked for."""
@@ -437,10 +450,14 @@ class Backend:
                 alike.setdefault(key, []).append(piece)
             for key, pieces in alike.items():
                 self._combine(*key, pieces)
-        if self._statistics:
-            statistics, self._statistics = self._statistics, []
-            for statistic, mixing, offset, piece in statistics:
-                self._column(statistic, mixing, offset, piece)
+        if self._statistic is not None:
+            leaves, asked = self._leaves, self._statistic
+            self._leaves, self._statistic = [], None
+            groups: dict[tuple[str, int], list[tuple[int, _Piece]]] = {}
+            for leaf in leaves:
+                groups.setdefault((leaf[1].dtype, leaf[1].alignment), []).append(leaf)
+            for (dtype, alignment), some in groups.items():
+                self._columns(*asked, dtype, alignment, some)
 
     def _combine(
         self, weights: int, share: float, dtype: str, pack: int, k: int, pieces: list[_Piece]
@@ -455,37 +472,46 @@ class Backend:
         )  # fmt: skip
         self._launch(combining, grid, COMBINE_THREADS, 0, arguments)
 
-    def _column(
-        self, statistic: Statistic, mixing: Numbers | None, offset: int, piece: _Piece
-    ) -> None:
-        x = self._places([piece], [1])
-        n, count, dtype, alignment = len(piece.rows), piece.columns, piece.dtype, piece.alignment
-        (out,) = piece.outs
-        source = (x.rows + 8 * RECORD if x.table else x.rows, x.stride, n)
-        if statistic.kind in ("finite_mean", "sign"):
-            variant = votes_variant(statistic.kind, dtype, table=x.table, alignment=alignment)
-            self._run(variant, count, (*source, statistic.faults, out, count))
-            return
-        m, mode, mixed = n, 0, (NULL, 0)
+    def _columns(
+        self, statistic: Statistic, mixing: Numbers | None, dtype: str, alignment: int,
+        leaves: list[tuple[int, _Piece]],
+    ) -> None:  # fmt: skip
+        """Launch a statistic of leaves, each with the number of its first column."""
+        offset, first = leaves[0]
+        n, m, mode, mixed = len(first.rows), len(first.rows), 0, (NULL, 0)
         if mixing is not None:
             m, mode, mixed = mixing.shape[0], 2 if mixing.picks else 1, (mixing.address, n)
-        variant = columns_variant(
-            statistic, m, n, dtype, table=x.table, mix=mode, alignment=alignment
+        table = len(leaves) > 1 or first.layout.stride is None
+        votes = statistic.kind in ("finite_mean", "sign")
+        variant = (
+            votes_variant(statistic.kind, dtype, table=table, alignment=alignment)
+            if votes
+            else columns_variant(statistic, m, n, dtype, table=table, mix=mode, alignment=alignment)
         )
+        if variant.scratch and len(leaves) > 1:  # as much as one launch may take
+            for leaf in leaves:
+                self._columns(statistic, mixing, dtype, alignment, [leaf])
+            return
+        pieces = [piece for _, piece in leaves]
+        blocks = variant.blocks([piece.columns for piece in pieces], self.device.processors)
+        offsets = [own - offset for own, _ in leaves]
+        x = self._places(pieces, blocks, offsets)
+        source = (x.rows, x.stride, n)
+        if votes:
+            self._run(variant, x.units, (*source, statistic.faults, x.outs, first.columns))
+            return
         low, high, ranks = statistic.support
         scratch, owner = NULL, None
         if variant.scratch:
-            scratch, owner = self.room(variant.scratch * variant.grid(count))
+            scratch, owner = self.room(variant.scratch * x.units)
         weights = NULL if ranks is None else self._send(ranks).address
         key = statistic.key - (statistic.key >> 63 << 64)  # as a signed number
         arguments = (
             *source, *mixed, m, low, high, statistic.closest or 0, weights, statistic.faults, key,
-            float(statistic.probability), offset, out, count, scratch,
+            float(statistic.probability), offset, x.outs, first.columns, scratch,
         )  # fmt: skip
-        self._run(variant, count, arguments)
+        self._run(variant, x.units, arguments)
         del owner
 
-    def _run(self, variant: Variant, count: int, arguments: tuple[Any, ...]) -> None:
-        v = variant
-        function = kernel(v.file, v.kernel, v.defines)
-        self._launch(function, v.grid(count), v.block, v.shared, arguments)
+    def _run(self, v: Variant, blocks: int, arguments: tuple[Any, ...]) -> None:
+        self._launch(kernel(v.file, v.kernel, v.defines), blocks, v.block, v.shared, arguments)

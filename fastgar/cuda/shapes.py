@@ -12,6 +12,7 @@ CHUNK_SPANS = 8192 // SPAN  # that are added to each other before they go to the
 TRIANGLE = 128  # up to here one block takes all pairs; above, it takes CROSS rows against CROSS
 CROSS = 64
 SHARED = 48 << 10  # bytes that every GPU gives a block without being asked
+OWN_SHARED = 1280  # of which the addresses of rows, and their flags, take less than this
 WARP = 32
 AHEAD = 96  # bytes of the next tile that a thread holds in registers
 AHEAD_ONE_BY_ONE = 40
@@ -113,7 +114,7 @@ def _slots(r: int, groups: int, lanes: int, size: int) -> int:
 
 def _fits(rows: int, columns: int, padding: int, size: int, ahead: int) -> bool:
     """Return whether two tiles fit in shared memory, and the next one in registers (`ahead`)."""
-    small = 2 * rows * (columns + padding) * size <= SHARED - 1024
+    small = 2 * rows * (columns + padding) * size <= SHARED - OWN_SHARED
     return small and rows * columns * size <= ahead
 
 

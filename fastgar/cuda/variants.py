@@ -25,14 +25,16 @@ CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 # Most values of a column that stay in registers (of which a thread has 255, of 4 bytes each).
-IN_REGISTERS = {"float16": 128, "bfloat16": 128, "float32": 128, "float64": 64}
+IN_REGISTERS = {"float16": 128, "bfloat16": 128, "float32": 128, "float64": 60}
 REGISTERS = 65536  # of a multiprocessor
 COLUMN_BLOCK = 128
 SHARED = 48 << 10  # bytes of shared memory that every GPU gives a block without being asked
 OWN_SHARED = 2 << 10  # of which columns.cu takes less than this for itself
 MIXING_BLOCKS = 2048  # blocks that stage W, each of which goes through many tiles of columns
 SELECTION_ROWS = 1024  # that selection.cu takes
-SCRATCH_BLOCKS = 512  # blocks that have a tile in global memory
+SCRATCH_BYTES = 256 << 20  # for tiles in global memory, if more than one block has one
+SCRATCH_BLOCKS = 2  # of a multiprocessor that have one
+PROCESSORS = 64  # of a GPU of which nobody says how many it has
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Variant:
         Bytes of global memory for each block.
     most_blocks : int
         More blocks than this are not launched: each goes on to further columns.
+    resident : int
+        Nor more than this for each multiprocessor; 0: any number.
     """
 
     file: str
@@ -64,10 +68,18 @@ class Variant:
     shared: int = 0
     scratch: int = 0
     most_blocks: int = 2**31 - 1
+    resident: int = 0
 
-    def grid(self, columns: int) -> int:
-        """Return how many blocks to launch for so many columns."""
-        return max(1, min(-(-columns // self.columns), self.most_blocks))
+    def grid(self, columns: int, processors: int = PROCESSORS) -> int:
+        """Return how many blocks to launch for so many columns on so many multiprocessors."""
+        return self.blocks([columns], processors)[0]
+
+    def blocks(self, columns: Sequence[int], processors: int = PROCESSORS) -> list[int]:
+        """Return how many blocks to launch for each of several leaves with so many columns."""
+        wanted = [max(1, -(-count // self.columns)) for count in columns]
+        most = min(self.most_blocks, self.resident * processors or self.most_blocks)
+        share = min(1.0, most / sum(wanted))
+        return [max(1, int(count * share)) for count in wanted]
 
 
 def dtype_macros(dtype: str, table: bool) -> dict[str, object]:
@@ -161,7 +173,10 @@ def columns_variant(
         return Variant("columns.cu", "columns", _frozen(macros), 256, width, shared)
     macros |= {"FG_WIDTH": wide, "FG_SCRATCH": 1}
     scratch = lines * wide * size
-    return Variant("columns.cu", "columns", _frozen(macros), 256, wide, 0, scratch, SCRATCH_BLOCKS)
+    most = max(1, SCRATCH_BYTES // scratch)
+    return Variant(
+        "columns.cu", "columns", _frozen(macros), 256, wide, 0, scratch, most, SCRATCH_BLOCKS
+    )
 
 
 def _computed(dtype: str) -> int:
