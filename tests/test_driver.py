@@ -314,6 +314,18 @@ def test_a_kernel_is_not_loaded_while_a_graph_is_captured(on):
     assert cupy.calls[-1][0] == "launch"
 
 
+def test_a_kernel_can_be_loaded_before_a_graph_needs_it(on):
+    cupy = Pretended()
+    device = on(cupy, "cuda:2")
+    for _ in range(2):
+        device.prepare(COMBINE)
+    assert [(call[0], call[-1]) for call in cupy.calls] == [("compile", 2), ("load", 2)]
+    assert cupy.current == 0
+    cupy.capturing = True
+    launched(device)
+    assert cupy.calls[-1][0] == "launch"
+
+
 # ----------------------------------------------------------------------------- machine code on disk
 
 

@@ -209,6 +209,7 @@ class Backend:
         packed = np.array(values, order="C")
         address, owner = self.room(packed.nbytes)
         if packed.size > FEW and not self.captured:
+            self.device.prepare(WRITE_TABLE)  # which the same call in a graph launches
             self.device.write(address, packed, self.stream)
             return address, owner
         flat = packed.reshape(-1).view(np.int64)

@@ -135,6 +135,11 @@ class CupyDevice:
             if before != self.index:
                 runtime.setDevice(before)
 
+    def prepare(self, kernel: Kernel) -> None:
+        if kernel not in self._kernels:
+            with self.device:
+                self._kernels[kernel] = self._load(kernel)
+
     def _load(self, kernel: Kernel) -> Any:
         """Return the function of a kernel, compiled now or by an earlier process.
 
