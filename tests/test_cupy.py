@@ -263,6 +263,36 @@ def in_capture(spec):
     return made.get(), calls, len(kept)
 
 
+def in_capture_of_columns():
+    """Capture rows that must be copied; return what became of the copy's memory."""
+    import cupy
+
+    x = cupy.asarray(np.ascontiguousarray(X.T)).T
+    copies = []
+
+    def array(values, order):  # CuPy's own kernels are not emulated
+        assert order == "C" and values is x
+        made = cupy.empty(x.shape, x.dtype)
+        copies.append(made.data.ptr)
+        return made
+
+    with pytest.MonkeyPatch.context() as patched, cupy.cuda.Stream.from_external(_Stream(99)):
+        patched.setattr(cupy, "array", array)
+        fg.median(x)
+        standin.capturing.add(99)
+        try:
+            out = fg.median(x)
+        finally:
+            standin.capturing.clear()
+        later = [cupy.empty(x.shape, x.dtype) for _ in range(3)]
+    assert out.shape == (100,)
+    return len(copies), copies[-1] in {each.data.ptr for each in later}
+
+
+def test_the_copy_of_rows_that_a_graph_reads_is_not_given_to_another(ask):
+    assert ask(in_capture_of_columns) == (2, False)
+
+
 def test_a_graph_is_captured_without_waiting(ask):
     made, calls, kept = ask(in_capture, "krum")
     assert made.tobytes() == fg.krum(X, f=2).tobytes() and kept
