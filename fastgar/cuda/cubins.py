@@ -12,6 +12,7 @@ import hashlib
 import os
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import levels_to_the_caller
@@ -63,7 +64,8 @@ def save(name: str, code: bytes) -> None:
         os.replace(part, place / name)
     except (OSError, RuntimeError) as error:
         if part is not None:
-            Path(part).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder may be gone, or can no longer be written to
+                os.unlink(part)
         if not _warned:
             _warned = True
             warnings.warn(

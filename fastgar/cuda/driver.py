@@ -229,9 +229,7 @@ class CupyDevice:
             runtime.streamSynchronize(stream)
 
     def write(self, address: int, values: np.ndarray, stream: int) -> None:
-        sending = self._sending
-        while sending and sending[0][0].done:
-            sending.popleft()
+        self._forget_what_was_sent()
         with self.device:
             runtime = self.runtime
             kind = runtime.memcpyHostToDevice
@@ -240,7 +238,19 @@ class CupyDevice:
             # the call returns: they live until the event says that they have been read.
             read = self.cupy.cuda.Event(disable_timing=True)
             read.record(self._stream(stream))
-            sending.append((read, values))
+            self._sending.append((read, values))
+
+    def _forget_what_was_sent(self) -> None:
+        """Drop the values of copies that are done: taken out first, as other threads do so too."""
+        sending = self._sending
+        while True:
+            try:
+                oldest = sending.popleft()
+            except IndexError:  # there are none, or another thread has taken the last
+                return
+            if not oldest[0].done:
+                sending.appendleft(oldest)
+                return
 
     def synchronise(self, stream: int) -> None:
         with self.device:
