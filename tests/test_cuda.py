@@ -18,6 +18,7 @@ from emulation import needs_compiler
 import fastgar as fg
 from fastgar import arrays, libraries, primitives
 from fastgar.cuda import device as devices
+from fastgar.cuda.variants import columns_variant
 
 torch = pytest.importorskip("torch")
 emulation = needs_compiler()
@@ -172,6 +173,16 @@ def test_more_rows_than_the_gpu_selects_from_are_left_to_the_host(gpu, on_cpu, m
     X = liars(sample(11, 100))
     check("krum", "float32", aggregate("krum", X), on_cpu("krum", X))
     assert gpu.reads == 1
+
+
+@emulation
+def test_nothing_is_remembered_of_each_draw(gpu):
+    rule, X = fg.rule("condense", 2), sample(11, 77)
+    rule(X)
+    known = columns_variant.cache_info().currsize
+    for _ in range(3):
+        rule(X)
+    assert columns_variant.cache_info().currsize == known
 
 
 @emulation

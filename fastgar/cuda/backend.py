@@ -11,7 +11,7 @@ launched together: a launch takes the host some microseconds, and most leaves ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -470,9 +470,8 @@ class Backend:
         m, mode, mixed = n, 0, (NULL, 0)
         if mixing is not None:
             m, mode, mixed = mixing.shape[0], 2 if mixing.picks else 1, (mixing.address, n)
-        variant = columns_variant(
-            statistic, m, n, dtype, table=x.table, mix=mode, alignment=alignment
-        )
+        alike = replace(statistic, key=0) if statistic.key else statistic  # as at every other step
+        variant = columns_variant(alike, m, n, dtype, table=x.table, mix=mode, alignment=alignment)
         low, high, ranks = statistic.support
         scratch, owner = NULL, None
         if variant.scratch:
