@@ -495,6 +495,16 @@ def test_mixed_devices_are_refused_before_any_work(gpu):
 
 
 @emulation
+def test_mixed_libraries_are_refused_before_any_work(gpu):
+    """The kernels of a call run on one stream, and libraries do not wait for each other's."""
+    states = [{"a": row, "b": emulated.Away(row.numpy())} for row in sample(7, 5)]
+    message = "must be of one library: leaf 'a' is of torch, leaf 'b' is of emulated"
+    with pytest.raises(TypeError, match=message):
+        fg.krum(states, f=1)
+    assert gpu.launches == []
+
+
+@emulation
 def test_each_device_is_used_for_its_own_data(gpu, monkeypatch):
     other = emulated.connect(monkeypatch, "cuda:1")
     X = sample(7, 40)
