@@ -371,6 +371,13 @@ def test_machine_code_is_compiled_once_for_all_processes(on, cache):
     assert len(list(cache.iterdir())) == 3
 
 
+def test_what_is_no_machine_code_is_not_kept(on, cache):
+    cupy = Pretended()
+    cupy.cuda.compiler.compile_using_nvrtc = lambda *args, **options: (b"// PTX", None)
+    launched(on(cupy))
+    assert cupy.calls[0] == ("load", b"// PTX", 0) and not cache.exists()
+
+
 def test_a_damaged_file_is_made_anew(on, cache):
     launched(on(Pretended()))
     (file,) = cache.iterdir()

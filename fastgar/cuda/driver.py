@@ -18,6 +18,7 @@ __all__ = ["OLDEST", "CupyDevice", "install"]
 OLDEST_CUPY = 14  # the first that takes streams of other libraries by protocol
 OLDEST = 75  # compute capability 7.5, Turing: what the kernels are compiled for and tested with
 # Where a multiplication and an addition are one operation, the kernels say so; subnormals are kept.
+ELF = b"\x7fELF"  # what machine code begins with
 OPTIONS = ("--std=c++17", "--fmad=false", "-ftz=false")
 
 
@@ -127,7 +128,8 @@ class CupyDevice:
                 if runtime.streamIsCapturing(stream):
                     raise RuntimeError(
                         f"the kernel {kernel.name} is used for the first time while a CUDA graph "
-                        "is being captured, which cannot load it: call the rule once before"
+                        "is being captured, which cannot load it: call the rule once before, "
+                        "on rows in the same places"
                     )
                 function = self._kernels[kernel] = self._load(kernel)
             function((grid,), (block,), args, shared, self._stream(stream))
@@ -172,7 +174,8 @@ class CupyDevice:
                 f"(compute capability {_dotted(self.capability)}): {_first_line(error)}"
             ) from error
         code: bytes = made
-        cubins.save(name, code)
+        if code.startswith(ELF):  # else CuPy has been told to make PTX, which others cannot load
+            cubins.save(name, code)
         return code
 
     @cached_property
