@@ -381,6 +381,16 @@ def test_what_a_graph_cannot_hold_is_refused_before_any_work(gpu, spec):
 
 
 @emulation
+def test_what_makes_any_rule_wait_is_refused_too(gpu):
+    gpu.graph = True
+    X = sample(11, 301)
+    for options in ({"check": True}, {"distance_on": lambda path: True}):
+        with pytest.raises(RuntimeError, match="without distance_on= and check="):
+            fg.krum([{"w": row} for row in X], f=2, **options)
+    assert gpu.launches == []
+
+
+@emulation
 def test_a_graph_holds_tables_of_any_size_and_no_memory_of_the_host(gpu):
     states = model(40, 80)
     for state in states:

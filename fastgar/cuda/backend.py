@@ -23,6 +23,7 @@ from .shapes import CHUNK_SPANS, SPAN, PairShape, pair_shape, triangle
 from .variants import (
     CODES,
     ITEMSIZE,
+    SELECTION_ROWS,
     Variant,
     columns_variant,
     selection_scratch,
@@ -225,8 +226,9 @@ class Backend:
         if self.captured:
             raise RuntimeError(
                 "this needs numbers on the host, for which a CUDA graph that is being captured "
-                "cannot wait: capture krum, multi_krum, bulyan, cge, column rules, or nnm before "
-                "one of these, and call other rules outside of the capture"
+                "cannot wait: capture column rules, or krum, multi_krum, bulyan, cge or nnm before "
+                f"an order statistic (of up to {SELECTION_ROWS} rows, without distance_on= and "
+                "check=), and call others outside of the capture"
             )
 
     def numbers(self, place: int, count: int, dtype: str) -> Matrix:
