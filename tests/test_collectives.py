@@ -180,6 +180,13 @@ def test_operators_and_rules_agree_on_what_waits() -> None:
     assert compared > 100
 
 
+def test_what_is_no_number_of_rows_is_not_taken_for_one() -> None:
+    fgt.ops.rule("krum", 1)(operands())
+    for f in (True, 1.0):
+        with pytest.raises(TypeError, match="f must be"):
+            fgt.ops.rule("krum", f)(operands())  # type: ignore[arg-type]
+
+
 def test_operators_say_what_they_give_before_they_run() -> None:
     aggregate = torch.ops.fastgar.aggregate
     for rows, spec in (([operands()], "krum"), ([operands()], "nnm"), (list(operands()), "median")):

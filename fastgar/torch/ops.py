@@ -37,7 +37,7 @@ __all__ = ["rule"]
 Rows = Tensor | Sequence[Tensor]
 
 
-_rule = lru_cache(maxsize=256)(configured)
+_rule = lru_cache(maxsize=256, typed=True)(configured)  # f=True must not be taken for f=1
 
 
 def _at(spec: str, f: int | None, step: int) -> Rule:
