@@ -204,6 +204,9 @@ def in_memory():
             place, array = device.array((3, 5), dtype, 77)
             assert (place, str(array.dtype), array.shape) == (array.data.ptr, dtype, (3, 5))
             assert array.device.id == 1
+            assert place in standin._memory
+            del array  # while the library that imported it may still be reading
+            assert place not in standin._memory, "it goes back to CUDA, not to the next call"
 
     _, calls = calls_of(work)
     return {call[-1] for call in calls if call[0] == "malloc"}

@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -220,8 +221,12 @@ class CupyDevice:
             kind: Any = np.dtype(ml_dtypes.bfloat16)
         else:
             kind = np.dtype(dtype)
-        with self.device, self._current(stream):
-            made = self.cupy.empty(shape, kind)
+        # The library that imports it gives it back while its own streams may still read it (XLA
+        # does). CuPy's pool would hand it to the next call; CUDA itself waits for the device first.
+        memory = self.cupy.cuda.memory
+        with self.device:
+            place = memory.MemoryPointer(memory.Memory(prod(shape) * kind.itemsize), 0)
+            made = self.cupy.ndarray(shape, kind, place)
         return made.data.ptr, made
 
     def read(self, address: int, into: np.ndarray, stream: int) -> None:
