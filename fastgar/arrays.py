@@ -138,6 +138,11 @@ class Table:
         self._build = build  # leaf values -> a row; None: the rows are one array
         self._buffers = buffers
 
+    @property
+    def one_array(self) -> bool:
+        """Whether the rows are those of one array, and not a sequence."""
+        return self._build is None
+
     def empty(self, count: int | None = None) -> Out:
         """Return fresh memory for one row, or for a stack of `count` rows."""
         if self._build is None:
@@ -319,6 +324,10 @@ def _table_of_sequence(X: Any, buffers: str) -> Table:
     if len(devices) > 1:
         where = ", ".join(f"leaf {path!r} is on {device}" for device, path in devices.items())
         raise ValueError(f"all leaves must be on one device: {where}")
+    libraries = {leaf.library.name: leaf.path for leaf in leaves if leaf.device != "cpu"}
+    if len(libraries) > 1:  # each has a stream of its own, which does not wait for that of another
+        where = ", ".join(f"leaf {path!r} is of {name}" for name, path in libraries.items())
+        raise TypeError(f"all leaves on a GPU must be of one library: {where}")
     for leaf in leaves:
         if leaf.block is None and leaf.device != "cpu" and not leaf.library.votes:
             raise TypeError(

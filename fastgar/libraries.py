@@ -214,8 +214,14 @@ class Cupy(Library):
         return View(x, x.data.ptr, x.shape, strides, 1, x.dtype.name, f"cuda:{x.device.id}")
 
     def contiguous(self, view: View) -> View:
+        from .cuda.device import connect
+
         with self.cupy.cuda.Device(view.owner.device.id):
-            return self.view(self.cupy.array(view.owner, order="C"))
+            copy = self.cupy.array(view.owner, order="C")
+        device = connect(view.device)
+        if device.capturing(self.stream(view.device)):
+            device.keep(copy)  # into which the graph copies whenever it is replayed
+        return self.view(copy)
 
     def make(self, like: Any, shape: tuple[int, ...]) -> tuple[int, Any]:
         with self.cupy.cuda.Device(like.device.id):

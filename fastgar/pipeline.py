@@ -139,7 +139,8 @@ class Rule:
     def waits(self, n: int, dtype: str = "float32") -> bool:
         """Return whether aggregating n rows on a GPU waits for their distances on the host.
 
-        Such a call cannot be captured in a CUDA graph.
+        Such a call cannot be captured in a CUDA graph. With `distance_on` or `check` every rule
+        waits, but for a column rule alone.
 
         Parameters
         ----------

@@ -151,7 +151,7 @@ def _on(T: Table) -> Any:
     if T.device == "cpu":
         return _cpu()
     if T.backend is None:
-        T.backend = _cuda()(T.device, T.library)
+        T.backend = _cuda()(T.device, T.library, T.one_array)
     return T.backend
 
 

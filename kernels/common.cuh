@@ -187,7 +187,7 @@ __device__ __forceinline__ void load_rows(Pack<K> (&x)[AHEAD], Place place, int 
 // Rows that lie apart, in one leaf of a model or in several, are given by a record for each leaf:
 //   the number of its first *unit* of work (units are numbered through all leaves), its units, its
 //   columns, the number of its first column; then where each row begins, then where each result
-//   goes, unless the launch says that itself. What is a unit, each kernel says.
+//   goes, unless the launch says that itself. What a unit is, each kernel says.
 constexpr int RECORD = 4;
 
 // The record of the leaf that this unit is of, among `count` records of `size` numbers.

@@ -267,7 +267,7 @@ __device__ __forceinline__ bool pair_of(int unit, int sum, int& i, int& j) {
 // Adds up span number `first` + blockIdx.x / pairs of row blocks; see the top of this file.
 // `counter` is what `add` will count its finished blocks in. With FG_TABLE the units are the spans
 // of all leaves, `stride` in number; past the end of a leaf they are of zeros, so that each leaf has
-// whole chunks.
+// whole chunks. The last number of a record is then the place of the leaf's first triangle.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 partials(const void* rows, long long stride, long long points, long long columns, long long first,
          double* triangles, int* counter, const double* scales, long long pivot) {
@@ -290,14 +290,16 @@ partials(const void* rows, long long stride, long long points, long long columns
     x.left = a * (ROWS / 2);
     x.right = (a + pair) * (ROWS / 2);
 #endif
-    double* const partial = triangles + span * (points * (points + 1) / 2);
+    long long place = span;  // of the triangle
     span += first;
 #if FG_TABLE
     const long long* const leaf = leaf_of(rows, stride, RECORD + points, span);
     span -= __ldg(leaf);
+    place = __ldg(leaf + 3) + span - first;
     columns = __ldg(leaf + 2);
     x.rows = leaf + RECORD;
 #endif
+    double* const partial = triangles + place * (points * (points + 1) / 2);
     const long long begin = span * FG_SPAN;
     const long long end = begin + FG_SPAN < columns ? begin + FG_SPAN : columns;
     if (t == 0) odd = 0;

@@ -36,9 +36,15 @@ class EmulatedDevice:
         self.reads = self.writes = self.waits = self.allocations = 0
         self.graph = False  # whether a graph is being captured
         self.kept: list[Any] = []
+        self.loaded: set[Any] = set()  # kernels, which a graph cannot load
         self.streams: set[int] = set()
 
+    def prepare(self, kernel) -> None:
+        self.loaded.add(kernel)
+
     def launch(self, kernel, grid, block, shared, args, stream) -> None:
+        assert kernel in self.loaded or not self.graph, f"{kernel.name} is not loaded"
+        self.prepare(kernel)
         self.launches.append(kernel.name)
         self.streams.add(stream)
         odd = [a for a in args if type(a) not in TAKEN]

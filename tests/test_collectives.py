@@ -156,6 +156,9 @@ def test_what_a_cuda_graph_cannot_hold_is_an_operator_that_says_so(
         assert found, spec
         assert all((unsafe in each.default.tags) == waits for each in found), spec
         found.clear()
+    call = torch.compile(fgt.ops.rule("krum", 1), fullgraph=True, dynamic=True, backend=backend)
+    call(operands(1025))  # rows of which the host chooses
+    assert [unsafe in each.default.tags for each in found] == [True]
 
 
 def test_operators_and_rules_agree_on_what_waits() -> None:
@@ -165,16 +168,23 @@ def test_operators_and_rules_agree_on_what_waits() -> None:
     pipelines += ["krum(squared=False)", "multi_krum(m=2)", "bulyan(variant='epfl')"]
     compared = 0
     for spec in single + pipelines:
-        for dtype in ("float32", "float64"):
+        for n, dtype in ((23, "float32"), (23, "float64"), (1024, "float32"), (1025, "float32")):
             try:
-                waits = fg.rule(spec, 2).waits(23, dtype)
+                waits = fg.rule(spec, 2).waits(n, dtype)
             except (TypeError, ValueError):  # no such pipeline
                 continue
-            found = fgt.ops._waits(spec, getattr(torch, dtype))
-            assert found or not waits, (spec, dtype)  # the other way round costs only speed
-            assert found == waits or "nnm | " in spec, (spec, dtype)
+            found = fgt.ops._waits(spec, n, getattr(torch, dtype))
+            assert found or not waits, (spec, n, dtype)  # the other way round costs only speed
+            assert found == waits or "nnm | " in spec, (spec, n, dtype)
             compared += 1
     assert compared > 100
+
+
+def test_what_is_no_number_of_rows_is_not_taken_for_one() -> None:
+    fgt.ops.rule("krum", 1)(operands())
+    for f in (True, 1.0):
+        with pytest.raises(TypeError, match="f must be"):
+            fgt.ops.rule("krum", f)(operands())  # type: ignore[arg-type]
 
 
 def test_operators_say_what_they_give_before_they_run() -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ast
 import multiprocessing
 import re
+import shutil
 import sys
+import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -299,6 +301,33 @@ def test_what_is_written_lives_until_it_has_been_read(on):
     assert alive() is None
 
 
+def test_threads_do_not_drop_what_others_still_send(on):
+    """CuPy asks an event without the interpreter's lock, so another thread may come between."""
+    cupy = Pretended()
+    device = on(cupy)
+    meet = threading.Barrier(2)
+
+    class Event(cupy.cuda.Event):
+        @property
+        def done(self):
+            if self is first:
+                with suppress(threading.BrokenBarrierError):
+                    meet.wait(0.2)
+            return self is first
+
+    cupy.cuda.Event = Event
+    first = None
+    device.write(4096, np.zeros(1), 7)
+    device.write(4096, values := np.zeros(1), 7)
+    first = device._sending[0][0]
+    threads = [threading.Thread(target=device.write, args=(4096, np.zeros(1), 7)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert any(sent is values for _, sent in device._sending)
+
+
 def test_a_kernel_is_not_loaded_while_a_graph_is_captured(on):
     cupy = Pretended()
     device = on(cupy)
@@ -309,6 +338,18 @@ def test_a_kernel_is_not_loaded_while_a_graph_is_captured(on):
     assert cupy.calls == []
     cupy.capturing = False
     launched(device)
+    cupy.capturing = True
+    launched(device)
+    assert cupy.calls[-1][0] == "launch"
+
+
+def test_a_kernel_can_be_loaded_before_a_graph_needs_it(on):
+    cupy = Pretended()
+    device = on(cupy, "cuda:2")
+    for _ in range(2):
+        device.prepare(COMBINE)
+    assert [(call[0], call[-1]) for call in cupy.calls] == [("compile", 2), ("load", 2)]
+    assert cupy.current == 0
     cupy.capturing = True
     launched(device)
     assert cupy.calls[-1][0] == "launch"
@@ -328,6 +369,13 @@ def test_machine_code_is_compiled_once_for_all_processes(on, cache):
         launched(on(other))
         assert other.calls[0][0] == "compile", "of another architecture, or by another compiler"
     assert len(list(cache.iterdir())) == 3
+
+
+def test_what_is_no_machine_code_is_not_kept(on, cache):
+    cupy = Pretended()
+    cupy.cuda.compiler.compile_using_nvrtc = lambda *args, **options: (b"// PTX", None)
+    launched(on(cupy))
+    assert cupy.calls[0] == ("load", b"// PTX", 0) and not cache.exists()
 
 
 def test_a_damaged_file_is_made_anew(on, cache):
@@ -372,6 +420,17 @@ def test_where_nothing_can_be_kept_a_warning_says_so_once(on, monkeypatch, tmp_p
         cupy = Pretended()
         launched(on(cupy))
     assert cupy.calls[0][0] == "compile"
+
+
+def test_a_folder_that_is_lost_on_the_way(on, monkeypatch, cache):
+    def lost(part, name):
+        shutil.rmtree(cache)
+        cache.write_text("in the way")
+        raise PermissionError("no longer")
+
+    monkeypatch.setattr(cubins.os, "replace", lost)
+    with pytest.warns(RuntimeWarning, match=r"cannot be kept \(no longer\)"):
+        launched(on(Pretended()))
 
 
 def test_where_the_files_are(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ launched together: a launch takes the host some microseconds, and most leaves ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +23,7 @@ from .shapes import CHUNK_SPANS, SPAN, PairShape, pair_shape, triangle
 from .variants import (
     CODES,
     ITEMSIZE,
+    SELECTION_ROWS,
     Variant,
     columns_variant,
     selection_scratch,
@@ -86,12 +87,13 @@ class _Layout(NamedTuple):
     bits: int  # those that are set in any of them
 
     @staticmethod
-    def of(places: Sequence[int]) -> _Layout:
+    def of(places: Sequence[int], regular: bool) -> _Layout:
         first, count = places[0], len(places)
         if count == 1:
             return _Layout(first, 0 if first else None, first)
         stride = places[1] - first
-        if first and stride and places == list(range(first, first + count * stride, stride)):
+        regular = regular and first != 0 and stride != 0
+        if regular and places == list(range(first, first + count * stride, stride)):
             return _Layout(first, stride, first | stride)
         bits = 0
         for place in places:
@@ -152,14 +154,17 @@ class Backend:
         Such as "cuda:0".
     library
         The caller's array library, of `fastgar.arrays`: its current stream and its allocator.
+    regular : bool
+        Whether the rows are those of one array. Others are always told by tables, so that it is
+        not up to chance which kernels a call needs: they must be loaded before a graph is captured.
     """
 
     ITEMSIZE = ITEMSIZE
     ORIGIN = 0  # the address that stands for a row of zeros
 
-    def __init__(self, name: str, library: Any) -> None:
+    def __init__(self, name: str, library: Any, regular: bool = True) -> None:
         self.device: Device = connect(name, library.cuda)
-        self.name, self.library = name, library
+        self.name, self.library, self.regular = name, library, regular
         self.stream: int = library.stream(name)
         self._layouts: dict[int, tuple[Addresses, _Layout]] = {}
         self._tables: dict[int, tuple[int, Any]] = {}
@@ -187,7 +192,7 @@ class Backend:
 
     def span(self, columns: int, n: int) -> int:
         """Return how many columns to take where a statistic and the distances to it are wanted."""
-        return max(columns, 1)
+        return max(columns, 1)  # a step through the columns, also where there are none
 
     def _send(self, values: NDArray[Any]) -> Numbers:
         """Return a copy on the device; of the same array as last time, the same copy."""
@@ -210,6 +215,7 @@ class Backend:
         packed = np.array(values, order="C")
         address, owner = self.room(packed.nbytes)
         if packed.size > FEW and not self.captured:
+            self.device.prepare(WRITE_TABLE)  # which the same call in a graph launches
             self.device.write(address, packed, self.stream)
             return address, owner
         flat = packed.reshape(-1).view(np.int64)
@@ -225,8 +231,9 @@ class Backend:
         if self.captured:
             raise RuntimeError(
                 "this needs numbers on the host, for which a CUDA graph that is being captured "
-                "cannot wait: capture krum, multi_krum, bulyan, cge, column rules, or nnm before "
-                "one of these, and call other rules outside of the capture"
+                "cannot wait: capture column rules, or krum, multi_krum, bulyan, cge or nnm before "
+                f"an order statistic (of up to {SELECTION_ROWS} rows, without distance_on= and "
+                "check=), and call others outside of the capture"
             )
 
     def numbers(self, place: int, count: int, dtype: str) -> Matrix:
@@ -242,9 +249,9 @@ class Backend:
     def _piece(self, rows: Addresses, columns: int, dtype: str, outs: Sequence[int] = ()) -> _Piece:
         known = self._layouts.get(id(rows))
         if known is None:
-            known = self._layouts[id(rows)] = rows, _Layout.of(rows.tolist())
+            known = self._layouts[id(rows)] = rows, _Layout.of(rows.tolist(), self.regular)
         layout = known[1]
-        target = _Layout.of(outs) if outs else NOWHERE
+        target = _Layout.of(outs, self.regular) if outs else NOWHERE
         bits = layout.bits | target.bits | 16
         return _new(_Piece, (rows, columns, dtype, outs, layout, target, bits & -bits))
 
@@ -253,7 +260,7 @@ class Backend:
     ) -> _Places:
         """Return where the rows and results of leaves are.
 
-        `units` of work has each leaf, and `offsets` are the numbers of their first columns.
+        `units` of work has each leaf, and `offsets` is what its record says of its first one.
         """
         _, _, _, outs, layout, target, _ = pieces[0]
         if len(pieces) == 1 and target.stride is not None:
@@ -308,38 +315,73 @@ class Backend:
             total.pieces.append(self._piece(rows, columns, dtype))
 
     def _accumulate(self, total: _Total) -> None:
-        """Launch what was put into `total`: the leaves of one dtype together."""
-        alike: dict[tuple[str, bool], list[_Piece]] = {}
-        for piece in total.pieces:
-            alike.setdefault((piece.dtype, piece.alignment == 16), []).append(piece)
-        total.pieces = []
+        """Launch what was put into `total`, as many leaves together as there is memory for."""
+        pieces, total.pieces = total.pieces, []
+        batch = max(PARTIAL_BYTES // (8 * triangle(total.points)) // CHUNK_SPANS, 1) * CHUNK_SPANS
+        some: list[_Piece] = []
+        count = 0
+        for piece in pieces:
+            if some and count + _whole_chunks(piece) > batch:
+                self._measure(total, some, batch)
+                some, count = [], 0
+            some.append(piece)
+            count += _whole_chunks(piece)
+        if some:
+            self._measure(total, some, batch)
+
+    def _measure(self, total: _Total, pieces: list[_Piece], batch: int) -> None:
+        """Launch the partial sums of leaves, or, part after part, of one that is larger."""
+        if len(pieces) == 1:
+            spans = -(-pieces[0].columns // SPAN)
+            for first in range(0, spans, batch):
+                count = min(batch, spans - first)
+                self._partials(total, pieces, [count], [0], self._triangles(total, count), first)
+            return
+        # In the order of the leaves, whatever their dtypes and places; each has whole chunks, as if
+        # it were alone.
+        spans_ = [_whole_chunks(piece) for piece in pieces]
+        triangles = self._triangles(total, sum(spans_))
+        alike: dict[tuple[str, bool], list[tuple[_Piece, int, int]]] = {}
+        place = 0
+        for piece, count in zip(pieces, spans_, strict=True):
+            alike.setdefault((piece.dtype, piece.alignment == 16), []).append((piece, count, place))
+            place += count
+        for group in alike.values():
+            some, counts, places = (list(each) for each in zip(*group, strict=True))
+            self._partials(total, some, counts, places, triangles, 0)
+
+    def _triangles(self, total: _Total, count: int) -> int:
+        """Return where so many triangles go, which then wait to be added."""
+        self._add(total, finish=0)
         points = total.points
-        size = 8 * triangle(points)
-        batch = max(PARTIAL_BYTES // size // CHUNK_SPANS, 1) * CHUNK_SPANS
-        products, pivot, scales = total.products is not None, 0, NULL
+        matrix = 0 if total.address else 8 * points * points
+        size = 8 * triangle(points) * count
+        address, owner = self.room(matrix + size + 16)
+        if matrix:
+            total.address, total.owner = address, owner
+        triangles = address + matrix
+        total.triangles, total.counter = owner, triangles + size
+        total.waiting = triangles, count
+        return triangles
+
+    def _partials(
+        self, total: _Total, pieces: list[_Piece], spans: list[int], places: list[int],
+        triangles: int, first: int,
+    ) -> None:  # fmt: skip
+        """Launch leaves of a dtype: so many spans of each, of which the first has this place."""
+        points, products, pivot, scales = total.points, total.products is not None, 0, NULL
         if total.products is not None:
             pivot, scales = total.products[0], total.products[1].address
-        for (dtype, aligned), pieces in alike.items():
-            spans = [-(-piece.columns // SPAN) for piece in pieces]
-            if len(pieces) > 1:  # each leaf has whole chunks, as if it were alone
-                spans = [-(-count // CHUNK_SPANS) * CHUNK_SPANS for count in spans]
-            x = self._places(pieces, spans)
-            partials, shape = _partials(points, dtype, products, x.table, aligned)
-            for first in range(0, x.units, batch):
-                count = min(batch, x.units - first)
-                self._add(total, finish=0)
-                matrix = 0 if total.address else 8 * points * points
-                address, owner = self.room(matrix + count * size + 16)
-                if matrix:
-                    total.address, total.owner = address, owner
-                triangles = address + matrix
-                total.triangles, total.counter = owner, triangles + count * size
-                arguments = (
-                    x.rows, x.stride, points, pieces[0].columns, first, triangles, total.counter,
-                    scales, pivot,
-                )  # fmt: skip
-                self._launch(partials, count * shape.blocks(points), shape.threads, 0, arguments)
-                total.waiting = triangles, count
+        if len(pieces) == 1:
+            triangles += 8 * triangle(points) * places[0]
+        x = self._places(pieces, spans, places)
+        aligned = pieces[0].alignment == 16
+        partials, shape = _partials(points, pieces[0].dtype, products, x.table, aligned)
+        arguments = (
+            x.rows, x.stride, points, pieces[0].columns, first, triangles, total.counter, scales,
+            pivot,
+        )  # fmt: skip
+        self._launch(partials, x.units * shape.blocks(points), shape.threads, 0, arguments)
 
     def _add(self, total: _Total, finish: int) -> None:
         """Add the triangles that wait, if any."""
@@ -483,11 +525,13 @@ class Backend:
             m, mode, mixed = mixing.shape[0], 2 if mixing.picks else 1, (mixing.address, n)
         table = len(leaves) > 1 or first.layout.stride is None
         votes = statistic.kind in ("finite_mean", "sign")
-        variant = (
-            votes_variant(statistic.kind, dtype, table=table, alignment=alignment)
-            if votes
-            else columns_variant(statistic, m, n, dtype, table=table, mix=mode, alignment=alignment)
-        )
+        if votes:
+            variant = votes_variant(statistic.kind, dtype, table=table, alignment=alignment)
+        else:
+            alike = replace(statistic, key=0) if statistic.key else statistic  # as at other steps
+            variant = columns_variant(
+                alike, m, n, dtype, table=table, mix=mode, alignment=alignment
+            )
         if variant.scratch and len(leaves) > 1:  # as much as one launch may take
             for leaf in leaves:
                 self._columns(statistic, mixing, dtype, alignment, [leaf])
@@ -515,3 +559,8 @@ class Backend:
 
     def _run(self, v: Variant, blocks: int, arguments: tuple[Any, ...]) -> None:
         self._launch(kernel(v.file, v.kernel, v.defines), blocks, v.block, v.shared, arguments)
+
+
+def _whole_chunks(piece: _Piece) -> int:
+    """Return the spans of a leaf, filled up to a multiple of those of a chunk."""
+    return -(-piece.columns // (SPAN * CHUNK_SPANS)) * CHUNK_SPANS

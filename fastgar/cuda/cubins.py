@@ -12,6 +12,7 @@ import hashlib
 import os
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import levels_to_the_caller
@@ -26,9 +27,11 @@ def folder() -> Path:
     """Return where the files are."""
     own = os.environ.get("FASTGAR_CACHE_DIR")
     if own:
-        return Path(own) / "cubin"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "fastgar" / "cubin"
+        return Path(own).expanduser() / "cubin"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():  # which the standard says to ignore
+        cache = Path.home() / ".cache"
+    return cache / "fastgar" / "cubin"
 
 
 def name(*parts: str) -> str:
@@ -63,7 +66,8 @@ def save(name: str, code: bytes) -> None:
         os.replace(part, place / name)
     except (OSError, RuntimeError) as error:
         if part is not None:
-            Path(part).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder may be gone, or can no longer be written to
+                os.unlink(part)
         if not _warned:
             _warned = True
             warnings.warn(

@@ -59,6 +59,9 @@ class Device(Protocol):
         `numpy.void`, whose bytes are a struct that is passed by value: CuPy takes nothing else.
         """
 
+    def prepare(self, kernel: Kernel) -> None:
+        """Compile and load a kernel that a graph may launch later, when it is too late for that."""
+
     def allocate(self, size: int, stream: int) -> tuple[int, Any]:
         """Return the address of fresh memory for work on this stream, and its owner."""
 

@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = ["OLDEST", "CupyDevice", "install"]
 OLDEST_CUPY = 14  # the first that takes streams of other libraries by protocol
 OLDEST = 75  # compute capability 7.5, Turing: what the kernels are compiled for and tested with
 # Where a multiplication and an addition are one operation, the kernels say so; subnormals are kept.
+ELF = b"\x7fELF"  # what machine code begins with
 OPTIONS = ("--std=c++17", "--fmad=false", "-ftz=false")
 
 
@@ -127,13 +129,19 @@ class CupyDevice:
                 if runtime.streamIsCapturing(stream):
                     raise RuntimeError(
                         f"the kernel {kernel.name} is used for the first time while a CUDA graph "
-                        "is being captured, which cannot load it: call the rule once before"
+                        "is being captured, which cannot load it: call the rule once before, "
+                        "on rows in the same places"
                     )
                 function = self._kernels[kernel] = self._load(kernel)
             function((grid,), (block,), args, shared, self._stream(stream))
         finally:
             if before != self.index:
                 runtime.setDevice(before)
+
+    def prepare(self, kernel: Kernel) -> None:
+        if kernel not in self._kernels:
+            with self.device:
+                self._kernels[kernel] = self._load(kernel)
 
     def _load(self, kernel: Kernel) -> Any:
         """Return the function of a kernel, compiled now or by an earlier process.
@@ -167,7 +175,8 @@ class CupyDevice:
                 f"(compute capability {_dotted(self.capability)}): {_first_line(error)}"
             ) from error
         code: bytes = made
-        cubins.save(name, code)
+        if code.startswith(ELF):  # else CuPy has been told to make PTX, which others cannot load
+            cubins.save(name, code)
         return code
 
     @cached_property
@@ -212,8 +221,12 @@ class CupyDevice:
             kind: Any = np.dtype(ml_dtypes.bfloat16)
         else:
             kind = np.dtype(dtype)
-        with self.device, self._current(stream):
-            made = self.cupy.empty(shape, kind)
+        # The library that imports it gives it back while its own streams may still read it (XLA
+        # does). CuPy's pool would hand it to the next call; CUDA itself waits for the device first.
+        memory = self.cupy.cuda.memory
+        with self.device:
+            place = memory.MemoryPointer(memory.Memory(prod(shape) * kind.itemsize), 0)
+            made = self.cupy.ndarray(shape, kind, place)
         return made.data.ptr, made
 
     def read(self, address: int, into: np.ndarray, stream: int) -> None:
@@ -224,9 +237,7 @@ class CupyDevice:
             runtime.streamSynchronize(stream)
 
     def write(self, address: int, values: np.ndarray, stream: int) -> None:
-        sending = self._sending
-        while sending and sending[0][0].done:
-            sending.popleft()
+        self._forget_what_was_sent()
         with self.device:
             runtime = self.runtime
             kind = runtime.memcpyHostToDevice
@@ -235,7 +246,19 @@ class CupyDevice:
             # the call returns: they live until the event says that they have been read.
             read = self.cupy.cuda.Event(disable_timing=True)
             read.record(self._stream(stream))
-            sending.append((read, values))
+            self._sending.append((read, values))
+
+    def _forget_what_was_sent(self) -> None:
+        """Drop the values of copies that are done: taken out first, as other threads do so too."""
+        sending = self._sending
+        while True:
+            try:
+                oldest = sending.popleft()
+            except IndexError:  # there are none, or another thread has taken the last
+                return
+            if not oldest[0].done:
+                sending.appendleft(oldest)
+                return
 
     def synchronise(self, stream: int) -> None:
         with self.device:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from fastgar.cuda.variants import SELECTION_ROWS
 from fastgar.errors import unknown
 from fastgar.pipeline import Rule
 from fastgar.pipeline import rule as configured
@@ -36,7 +37,7 @@ __all__ = ["rule"]
 Rows = Tensor | Sequence[Tensor]
 
 
-_rule = lru_cache(maxsize=256)(configured)
+_rule = lru_cache(maxsize=256, typed=True)(configured)  # f=True must not be taken for f=1
 
 
 def _at(spec: str, f: int | None, step: int) -> Rule:
@@ -80,11 +81,15 @@ _ORDER = frozenset({"median", "trimmed_mean", "meamed", "phocas"})  # what nnm c
 _DECIDED_THERE = frozenset({"krum", "multi_krum", "bulyan", "cge"})
 
 
-def _waits(spec: str, dtype: torch.dtype) -> bool:
+def _waits(spec: str, n: int, dtype: torch.dtype) -> bool:
     """Return what `Rule.waits` does, from names alone: torch.compile can follow this."""
     *before, last = [stage.partition("(")[0].strip() for stage in spec.split("|")]
+    if not before and last in _COLUMN:
+        return False
+    if n > SELECTION_ROWS:
+        return True
     if not before:
-        return last not in _COLUMN and last not in _DECIDED_THERE
+        return last not in _DECIDED_THERE
     return before != ["nnm"] or last not in _ORDER or dtype == torch.float64
 
 
@@ -100,7 +105,8 @@ def _compiled(spec: str, f: int | None, G: Rows, step: int = 0) -> Tensor:
     else:
         rows = [row.detach() for row in G]
     operation = torch.ops.fastgar.aggregate
-    if _on_gpu(rows[0]) and _waits(spec, rows[0].dtype):
+    n = rows[0].shape[0] if len(rows) == 1 else len(rows)
+    if _on_gpu(rows[0]) and _waits(spec, n, rows[0].dtype):
         operation = torch.ops.fastgar.aggregate_on_host
     result: Tensor = operation(rows, spec, f, step)
     return result
