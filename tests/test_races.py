@@ -117,7 +117,7 @@ def reports(tasks: Iterable[tuple[Path, str]]) -> list[str]:
     result = []
     for k in range(len(tasks)):
         status, said = parts[k % PROCESSES][k // PROCESSES]
-        found = "data race" in said or "EmulationError" in said
+        found = any(word in said for word in ("data race", "EmulationError", "SEGV on"))
         assert found if status else not said, f"{tasks[k]} ended with status {status}: {said}"
         result.append(said)
     return result
