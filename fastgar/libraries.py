@@ -218,10 +218,14 @@ class Cupy(Library):
 
         with self.cupy.cuda.Device(view.owner.device.id):
             copy = self.cupy.array(view.owner, order="C")
-        device = connect(view.device)
-        if device.capturing(self.stream(view.device)):
-            device.keep(copy)  # into which the graph copies whenever it is replayed
+        if self._capturing(view.device):
+            connect(view.device).keep(copy)  # into which the graph copies whenever it is replayed
         return self.view(copy)
+
+    def _capturing(self, device: str) -> bool:
+        from .cuda.device import connect
+
+        return connect(device).capturing(self.stream(device))
 
     def make(self, like: Any, shape: tuple[int, ...]) -> tuple[int, Any]:
         with self.cupy.cuda.Device(like.device.id):
@@ -241,9 +245,14 @@ class Cupy(Library):
         return x.get()
 
     def vote(self, arrays: list[Any], policy: str, into: Any) -> None:
+        first = policy == "first"
+        if not first and self._capturing(f"cuda:{into.device.id}"):
+            raise RuntimeError(
+                "integer leaves of cupy are not sorted while a CUDA graph is being captured, which "
+                "would use memory that is given back: pass buffers='first'"
+            )
         with self.cupy.cuda.Device(into.device.id):
             middle = (len(arrays) - 1) // 2
-            first = policy == "first"
             into[...] = arrays[0] if first else self.cupy.sort(self.cupy.stack(arrays), 0)[middle]
 
 

@@ -27,6 +27,7 @@ from fastgar.cuda import backend, cubins, driver
 from fastgar.cuda import device as devices
 from fastgar.cuda.shapes import pair_shape
 from fastgar.cuda.variants import columns_variant, votes_variant
+from fastgar.libraries import Cupy
 from fastgar.primitives import Statistic
 
 PACKAGE = Path(fg.__file__).parent
@@ -590,3 +591,25 @@ def test_what_cupy_compiles_is_machine_code_and_stays_on_disk(
     assert code.startswith(b"\x7fELF") and len(list(cache.iterdir())) == 1
     monkeypatch.setattr(cupy.cuda.compiler, "compile_using_nvrtc", None)
     assert device._cubin(kernel) == code
+
+
+def test_integers_of_cupy_are_not_sorted_into_a_graph(on, monkeypatch):
+    """CuPy gives the memory in which they are sorted back, and the graph would use it."""
+    cupy = Pretended()
+    monkeypatch.setitem(devices._devices, "cuda:0", on(cupy))
+    cupy.cuda.get_current_stream = lambda index: SimpleNamespace(ptr=5)
+    cupy.stack, cupy.sort = np.stack, np.sort
+    library = Cupy(cupy)
+
+    class Made(np.ndarray):
+        device = SimpleNamespace(id=0)
+
+    into = np.zeros(2, int).view(Made)
+    votes = [np.array([k, 9 - k]) for k in range(5)]
+    library.vote(votes, "median", into)
+    assert into.tolist() == [2, 7]
+    cupy.capturing = True
+    with pytest.raises(RuntimeError, match="pass buffers='first'"):
+        library.vote(votes, "median", into)
+    library.vote(votes, "first", into)
+    assert into.tolist() == [0, 9]

@@ -42,8 +42,8 @@ _rule = lru_cache(maxsize=256, typed=True)(configured)  # f=True must not be tak
 
 def _at(spec: str, f: int | None, step: int) -> Rule:
     found = _rule(spec, f)
-    found.step = step
-    return found
+    randomised = any(stage.spec.randomised for stage in found.stages)
+    return found.at(step) if randomised else found  # which other threads may be using
 
 
 def _aggregate(rows: Sequence[Tensor], spec: str, f: int | None, step: int) -> Tensor:
