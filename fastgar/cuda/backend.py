@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .device import Device, Kernel, connect, kernel
-from .shapes import CHUNK_SPANS, SPAN, PairShape, pair_shape, triangle
+from .leaves import NOWHERE, NULL, Layout, Piece, Places, records
+from .shapes import CHUNK_SPANS, SPAN, PairShape, pair_shape, triangle, whole_chunks
 from .variants import (
     CODES,
     ITEMSIZE,
@@ -41,16 +42,15 @@ Matrix = NDArray[np.float64]
 Addresses = NDArray[np.int64]
 
 PARTIAL_BYTES = 128 << 20  # of triangles that wait to be added in order
-RECORD = 4  # numbers of a leaf's record before its addresses: see kernels/common.cuh
 NUMBERS = 480  # that one launch of `table` writes
 STRUCT = np.dtype(f"V{8 * NUMBERS}")
 FEW = 2 * NUMBERS  # numbers that are written by launches, rather than by a copy
 ADD_ENTRIES, ADD_THREADS = 32, 256  # of a block of the kernel `add`
 COMBINE_THREADS = 256
 RESIDENT = 8  # blocks of `combine` for each multiprocessor: as many as it takes at a time
-NULL = 0
 ADD = kernel("distances.cu", "add")
 WRITE_TABLE = kernel("table.cu", "table")
+_new = tuple.__new__  # of a NamedTuple: half the time of calling it
 
 
 @cache
@@ -79,51 +79,13 @@ class Numbers:
     owner: Any
 
 
-class _Layout(NamedTuple):
-    """How addresses lie."""
-
-    first: int
-    stride: int | None  # from each to the next, where that is the same
-    bits: int  # those that are set in any of them
-
-    @staticmethod
-    def of(places: Sequence[int], regular: bool) -> _Layout:
-        first, count = places[0], len(places)
-        if count == 1:
-            return _Layout(first, 0 if first else None, first)
-        stride = places[1] - first
-        regular = regular and first != 0 and stride != 0
-        if regular and places == list(range(first, first + count * stride, stride)):
-            return _Layout(first, stride, first | stride)
-        bits = 0
-        for place in places:
-            bits |= place
-        return _Layout(first, None, bits)
-
-
-NOWHERE = _Layout(NULL, 0, 0)
-_new = tuple.__new__  # of a NamedTuple: half the time of calling it
-
-
-class _Piece(NamedTuple):
-    """Rows of one leaf, and where what is made of them goes."""
-
-    rows: Addresses
-    columns: int
-    dtype: str
-    outs: Sequence[int]
-    layout: _Layout
-    target: _Layout
-    alignment: int  # the greatest power of two up to 16 that divides all addresses
-
-
 @dataclass(slots=True)
 class _Total:
     """A matrix of pairs on the device: what is to be added up, and what was."""
 
     points: int
     start: Matrix | None
-    pieces: list[_Piece] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     products: tuple[int, Numbers] | None = None  # the pivot and the scales, of inner products
     address: int = 0
     owner: Any = None
@@ -131,18 +93,6 @@ class _Total:
     waiting: tuple[int, int] | None = None  # triangles not yet added, and how many
     triangles: Any = None  # their owner
     counter: int = 0
-
-
-class _Places(NamedTuple):
-    """Where rows and results are, as kernels take it."""
-
-    table: bool
-    rows: int
-    stride: int  # in bytes; the number of leaves, where there is a table
-    outs: int
-    out_stride: int
-    units: int  # of work in all
-    owner: Any
 
 
 class Backend:
@@ -166,13 +116,13 @@ class Backend:
         self.device: Device = connect(name, library.cuda)
         self.name, self.library, self.regular = name, library, regular
         self.stream: int = library.stream(name)
-        self._layouts: dict[int, tuple[Addresses, _Layout]] = {}
+        self._layouts: dict[int, tuple[Addresses, Layout]] = {}
         self._tables: dict[int, tuple[int, Any]] = {}
         self._sent: tuple[Any, Numbers] | None = None
         self._mean: tuple[Any, Numbers] | None = None
-        self._sums: list[tuple[Numbers | None, float, _Piece]] = []
+        self._sums: list[tuple[Numbers | None, float, Piece]] = []
         self._statistic: tuple[Statistic, Numbers | None] | None = None  # asked for, and
-        self._leaves: list[tuple[int, _Piece]] = []  # of which leaves, from which column on
+        self._leaves: list[tuple[int, Piece]] = []  # of which leaves, from which column on
 
     # ---------------------------------------------------------------------------------- memory
 
@@ -246,46 +196,35 @@ class Backend:
             into = (into.astype(np.uint32) << 16).view(np.float32)
         return into.astype(np.float64)
 
-    def _piece(self, rows: Addresses, columns: int, dtype: str, outs: Sequence[int] = ()) -> _Piece:
+    def _piece(self, rows: Addresses, columns: int, dtype: str, outs: Sequence[int] = ()) -> Piece:
         known = self._layouts.get(id(rows))
         if known is None:
-            known = self._layouts[id(rows)] = rows, _Layout.of(rows.tolist(), self.regular)
+            known = self._layouts[id(rows)] = rows, Layout.of(rows.tolist(), self.regular)
         layout = known[1]
-        target = _Layout.of(outs, self.regular) if outs else NOWHERE
+        target = Layout.of(outs, self.regular) if outs else NOWHERE
         bits = layout.bits | target.bits | 16
-        return _new(_Piece, (rows, columns, dtype, outs, layout, target, bits & -bits))
+        return _new(Piece, (rows, columns, dtype, outs, layout, target, bits & -bits))
 
     def _places(
-        self, pieces: Sequence[_Piece], units: Sequence[int], offsets: Sequence[int] = ()
-    ) -> _Places:
-        """Return where the rows and results of leaves are.
+        self, pieces: Sequence[Piece], units: Sequence[int], offsets: Sequence[int] = ()
+    ) -> Places:
+        """Return where the rows and results of leaves are; see `records`."""
+        first = pieces[0]
+        if len(pieces) == 1 and first.target.stride is not None:
+            where = (first.target.first, first.target.stride, units[0])
+            if first.layout.stride is not None:
+                return Places(False, first.layout.first, first.layout.stride, *where, None)
+            address, owner = self._table(first)
+            return Places(True, address, 1, *where, owner)
+        address, owner = self._upload(records(pieces, units, offsets))
+        return Places(True, address, len(pieces), NULL, 0, sum(units), owner)
 
-        `units` of work has each leaf, and `offsets` is what its record says of its first one.
-        """
-        _, _, _, outs, layout, target, _ = pieces[0]
-        if len(pieces) == 1 and target.stride is not None:
-            where = (target.first, target.stride, units[0])
-            if layout.stride is not None:
-                return _Places(False, layout.first, layout.stride, *where, None)
-            address, owner = self._table(pieces[0])
-            return _Places(True, address, 1, *where, owner)
-        n = len(pieces[0].rows)
-        records = np.zeros((len(pieces), RECORD + n + len(outs)), np.int64)
-        records[1:, 0], records[:, 1] = np.cumsum(units[:-1]), units
-        records[:, 3] = offsets or 0
-        for record, piece in zip(records, pieces, strict=True):
-            record[2] = piece.columns
-            record[RECORD : RECORD + n] = piece.rows
-            record[RECORD + n :] = piece.outs
-        address, owner = self._upload(records)
-        return _Places(True, address, len(pieces), NULL, 0, sum(units), owner)
-
-    def _table(self, piece: _Piece) -> tuple[int, Any]:
-        """Return a table of one leaf, of the same rows the same."""
+    def _table(self, piece: Piece) -> tuple[int, Any]:
+        """Return a table of one leaf, of the same rows the same: its results are told apart."""
         known = self._tables.get(id(piece.rows))
         if known is None:
-            record = np.concatenate(([0, 0, piece.columns, 0], piece.rows))
-            known = self._tables[id(piece.rows)] = self._upload(record)
+            alone = piece._replace(outs=())
+            known = self._tables[id(piece.rows)] = self._upload(records([alone], [0]))
         return known
 
     def _launch(
@@ -318,18 +257,18 @@ class Backend:
         """Launch what was put into `total`, as many leaves together as there is memory for."""
         pieces, total.pieces = total.pieces, []
         batch = max(PARTIAL_BYTES // (8 * triangle(total.points)) // CHUNK_SPANS, 1) * CHUNK_SPANS
-        some: list[_Piece] = []
+        some: list[Piece] = []
         count = 0
         for piece in pieces:
-            if some and count + _whole_chunks(piece) > batch:
+            if some and count + whole_chunks(piece.columns) > batch:
                 self._measure(total, some, batch)
                 some, count = [], 0
             some.append(piece)
-            count += _whole_chunks(piece)
+            count += whole_chunks(piece.columns)
         if some:
             self._measure(total, some, batch)
 
-    def _measure(self, total: _Total, pieces: list[_Piece], batch: int) -> None:
+    def _measure(self, total: _Total, pieces: list[Piece], batch: int) -> None:
         """Launch the partial sums of leaves, or, part after part, of one that is larger."""
         if len(pieces) == 1:
             spans = -(-pieces[0].columns // SPAN)
@@ -339,9 +278,9 @@ class Backend:
             return
         # In the order of the leaves, whatever their dtypes and places; each has whole chunks, as if
         # it were alone.
-        spans_ = [_whole_chunks(piece) for piece in pieces]
+        spans_ = [whole_chunks(piece.columns) for piece in pieces]
         triangles = self._triangles(total, sum(spans_))
-        alike: dict[tuple[str, bool], list[tuple[_Piece, int, int]]] = {}
+        alike: dict[tuple[str, bool], list[tuple[Piece, int, int]]] = {}
         place = 0
         for piece, count in zip(pieces, spans_, strict=True):
             alike.setdefault((piece.dtype, piece.alignment == 16), []).append((piece, count, place))
@@ -365,7 +304,7 @@ class Backend:
         return triangles
 
     def _partials(
-        self, total: _Total, pieces: list[_Piece], spans: list[int], places: list[int],
+        self, total: _Total, pieces: list[Piece], spans: list[int], places: list[int],
         triangles: int, first: int,
     ) -> None:  # fmt: skip
         """Launch leaves of a dtype: so many spans of each, of which the first has this place."""
@@ -484,7 +423,7 @@ class Backend:
         """Launch the weighted sums and statistics that were asked for."""
         if self._sums:
             sums, self._sums = self._sums, []
-            alike: dict[tuple[int, float, str, int, int], list[_Piece]] = {}
+            alike: dict[tuple[int, float, str, int, int], list[Piece]] = {}
             for weights, share, piece in sums:
                 pack = max(1, piece.alignment // ITEMSIZE[piece.dtype])
                 where = NULL if weights is None else weights.address
@@ -495,14 +434,14 @@ class Backend:
         if self._statistic is not None:
             leaves, asked = self._leaves, self._statistic
             self._leaves, self._statistic = [], None
-            groups: dict[tuple[str, int], list[tuple[int, _Piece]]] = {}
+            groups: dict[tuple[str, int], list[tuple[int, Piece]]] = {}
             for leaf in leaves:
                 groups.setdefault((leaf[1].dtype, leaf[1].alignment), []).append(leaf)
             for (dtype, alignment), some in groups.items():
                 self._columns(*asked, dtype, alignment, some)
 
     def _combine(
-        self, weights: int, share: float, dtype: str, pack: int, k: int, pieces: list[_Piece]
+        self, weights: int, share: float, dtype: str, pack: int, k: int, pieces: list[Piece]
     ) -> None:
         tiles = [-(-piece.columns // (COMBINE_THREADS * pack)) for piece in pieces]
         x = self._places(pieces, tiles)
@@ -516,7 +455,7 @@ class Backend:
 
     def _columns(
         self, statistic: Statistic, mixing: Numbers | None, dtype: str, alignment: int,
-        leaves: list[tuple[int, _Piece]],
+        leaves: list[tuple[int, Piece]],
     ) -> None:  # fmt: skip
         """Launch a statistic of leaves, each with the number of its first column."""
         offset, first = leaves[0]
@@ -559,8 +498,3 @@ class Backend:
 
     def _run(self, v: Variant, blocks: int, arguments: tuple[Any, ...]) -> None:
         self._launch(kernel(v.file, v.kernel, v.defines), blocks, v.block, v.shared, arguments)
-
-
-def _whole_chunks(piece: _Piece) -> int:
-    """Return the spans of a leaf, filled up to a multiple of those of a chunk."""
-    return -(-piece.columns // (SPAN * CHUNK_SPANS)) * CHUNK_SPANS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-__all__ = ["CHUNK_SPANS", "SPAN", "PairShape", "pair_shape", "triangle"]
+__all__ = ["CHUNK_SPANS", "SPAN", "PairShape", "pair_shape", "triangle", "whole_chunks"]
 
 SPAN = 2048  # columns of one partial matrix
 CHUNK_SPANS = 8192 // SPAN  # that are added to each other before they go to the total
@@ -47,6 +47,11 @@ class PairShape(NamedTuple):
 def triangle(points: int) -> int:
     """Return the numbers of a triangle of pairs, the diagonal included."""
     return points * (points + 1) // 2
+
+
+def whole_chunks(columns: int) -> int:
+    """Return the spans of so many columns, filled up to a multiple of those of a chunk."""
+    return -(-columns // (SPAN * CHUNK_SPANS)) * CHUNK_SPANS
 
 
 def _whole_warps(threads: int) -> int:
