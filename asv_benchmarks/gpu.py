@@ -1,6 +1,6 @@
 """Does fastgar work on this GPU, and how fast? One command, under ten minutes.
 
-    pip install -e ".[cuda12,torch]" pytest matplotlib nvidia-cuda-sanitizer-api     # or cuda13
+    pip install -e ".[cuda12,test]" nvidia-cuda-sanitizer-api     # or cuda13, as that of torch
     python -m asv_benchmarks.gpu            # everything
     python -m asv_benchmarks.gpu --quick    # the beginning of each, no tests and no sanitizer
     python -m asv_benchmarks.gpu --only correctness times
@@ -35,7 +35,7 @@ if not __package__:  # run as a file, whose neighbours are modules of a package
 
 from . import gpu_figures as figures
 from . import gpu_tools as tools
-from .gpu_environment import NO_GPU, NO_TORCH, nvidia_smi
+from .gpu_environment import NO_CUPY, NO_GPU, NO_KERNEL, NO_TORCH, nvidia_smi
 from .gpu_process import Outcome, staged
 from .gpu_report import STAGES, Record, Report, verdict
 
@@ -47,11 +47,16 @@ EACH_TOOL = 60.0  # of the sanitizer
 SILENCE = {"environment": 95.0, "correctness": 60.0, "times": 75.0}  # then a process is lost
 PRINTED = 20  # failing cases; all are in the report
 QUICK = ("environment", "correctness", "times")
+INSTALL = 'pip install -e ".[cuda12,test]"'
+FITTING = f"{INSTALL}, or [cuda13,test], as the CUDA of torch is"
 MISSING = {
-    NO_TORCH: "This needs torch for the GPU: pip install torch, and fastgar[cuda12].",
-    NO_GPU: "There is no CUDA GPU that torch can use here, so there is nothing to check.",
+    NO_TORCH: f"This needs torch for the GPU. In the checkout: {INSTALL}",
+    NO_GPU: "There is no CUDA GPU that torch can use here.",
+    NO_CUPY: f"This needs CuPy. In the checkout: {FITTING}.",
+    NO_KERNEL: "CuPy is there and does not work, see above: pip uninstall -y cupy-cuda12x "
+    f"cupy-cuda13x, then in the checkout {FITTING}.",
 }
-SEEN = "The driver has {}: https://pytorch.org/get-started says which torch fits."
+SEEN = "The driver sees {}: https://pytorch.org/get-started says which torch fits."
 
 
 def seconds_for(stage: str, used: float) -> float:
@@ -265,7 +270,8 @@ def run(report: Report, chosen: Sequence[str], quick: bool) -> int:
             one_stage(report, name, number, quick)
     missing = report.data["missing"]
     if missing in MISSING:
-        print(f"\n{MISSING[missing]} {SEEN.format(report.seen) if report.seen else ''}".rstrip())
+        seen = SEEN.format(report.seen) if report.seen and missing in (NO_TORCH, NO_GPU) else ""
+        print(f"\n{MISSING[missing]} {seen}".rstrip())
     report.save(complete=not report.failed() and not report.data["skipped"])
     return int(report.failed())
 
@@ -315,6 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help=f"some of: {', '.join(STAGES)}")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the report")
     options = parser.parse_args(arguments)
+    if options.json is not None and (options.json.suffix != ".json" or options.json.is_dir()):
+        parser.error(f"--json must name a file that ends in .json, got {options.json}")
     report = Report(options.json, nvidia_smi("name")[0])
     if importlib.util.find_spec("torch") is None and not report.seen:
         print(MISSING[NO_TORCH])
@@ -324,10 +332,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.path.with_suffix(".part").touch()
         report.path.with_suffix(".part").unlink()
     except OSError as error:
-        print(f"The report cannot be written ({error}): say where with --json FILE.")
+        print(f"The report cannot be written ({error}): --json FILE says where else.")
         return 1
     chosen = {"environment", *(options.only or (QUICK if options.quick else STAGES))}
-    print("fastgar on a GPU: at most ten minutes. Ctrl-C stops it, and keeps what is known.")
+    most = "two minutes" if options.quick else "ten minutes"
+    print(f"fastgar on a GPU: at most {most}. Ctrl-C stops it, and keeps what is known.")
     try:
         with terminated_as_interrupted():
             status = run(report, sorted(chosen), options.quick)

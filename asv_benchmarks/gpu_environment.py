@@ -24,6 +24,7 @@ from .roofline import lanes
 NAMES = ("fastgar", "torch", "numpy", "numba", "llvmlite", "ml_dtypes", "pytest", "matplotlib")
 FAMILIES = ("cupy", "nvidia-cuda-", "triton")  # all whose name begins so
 NO_TORCH, NO_GPU = "torch cannot be imported", "torch can use no GPU"
+NO_CUPY, NO_KERNEL = "CuPy cannot be imported", "CuPy cannot run a kernel"
 OURS = "fastgar's smallest kernel"
 PLAIN = 'extern "C" __global__ void answer(int* x) { x[threadIdx.x] = 42; }'
 
@@ -107,8 +108,16 @@ def of_gpu(emit: Callable[..., None]) -> str:
     """Find a GPU."""
     import torch
 
-    if not torch.cuda.is_available():
-        raise RuntimeError("There is no CUDA GPU that torch can use here.")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if not usable:
+        why = "; ".join(" ".join(str(warning.message).split()) for warning in warned)
+        if torch.version.cuda is None:
+            why = "it is built without CUDA"
+        raise RuntimeError(
+            "There is no CUDA GPU that torch can use here" + (f": {why}" if why else "") + "."
+        )
     p = torch.cuda.get_device_properties(0)
     driver, clock, busy, used = nvidia_smi(
         "driver_version", "clocks.max.sm", "utilization.gpu", "memory.used",
@@ -180,9 +189,9 @@ def of_our_kernel(emit: Callable[..., None]) -> str:
 STEPS: tuple[tuple[str, Callable[[Callable[..., None]], str], str], ...] = (
     ("torch", of_torch, NO_TORCH),
     ("GPU", of_gpu, NO_GPU),
-    ("CuPy", of_cupy, "CuPy cannot be imported"),
+    ("CuPy", of_cupy, NO_CUPY),
     ("NVRTC, CuPy's compiler", of_nvrtc, ""),
-    ("a kernel of CuPy", of_plain_kernel, "CuPy cannot run a kernel"),
+    ("a kernel of CuPy", of_plain_kernel, NO_KERNEL),
     (OURS, of_our_kernel, ""),
 )
 

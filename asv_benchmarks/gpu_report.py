@@ -104,9 +104,10 @@ class Report:
 
 def anonymous(text: str) -> str:
     """Return a text without the folders of the person who runs this."""
-    for place, sign in ((str(ROOT), "."), (sys.prefix, "<python>"), (str(Path.home()), "~")):
+    places = {str(Path.home()): "~", str(ROOT): ".", sys.prefix: "<python>"}
+    for place in sorted(places, key=len, reverse=True):  # one may lie in another
         if len(place) > 1:
-            text = text.replace(place, sign)
+            text = re.sub(rf"{re.escape(place)}(?![\w.-])", places[place], text)
     return text
 
 

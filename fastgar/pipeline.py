@@ -17,6 +17,7 @@ from . import primitives
 from .arrays import Out, Table, reference, table
 from .errors import TooManyFaults
 from .geometry import Decision, Geometry, rescaling
+from .libraries import SIZES
 from .primitives import Selection, Statistic
 from .stages import Stage, argument_for, as_decision, as_mixing, as_statistic, parse, whole
 
@@ -155,11 +156,14 @@ class Rule:
         >>> fg.rule("krum", f=2).waits(n=11), fg.rule("geometric_median", f=2).waits(n=11)
         (False, True)
         """
-        self.require(n)
+        rows = whole("n", n)
+        if rows is None or dtype not in SIZES:
+            raise TypeError(f"n must be an integer and dtype one of {', '.join(SIZES)}")
+        self.require(rows)
         if self._columns_only:
             return False
-        selection = self._chosen(n)
-        return selection is None or not primitives.selects_on_gpu(selection, n, (dtype,))
+        selection = self._chosen(rows)
+        return selection is None or not primitives.selects_on_gpu(selection, rows, (dtype,))
 
     # ---------------------------------------------------------------------------- what it does
 

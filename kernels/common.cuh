@@ -190,14 +190,15 @@ __device__ __forceinline__ void load_rows(Pack<K> (&x)[AHEAD], Place place, int 
 //   goes, unless the launch says that itself. What a unit is, each kernel says.
 constexpr int RECORD = 4;
 
-// The record of the leaf that this unit is of, among `count` records of `size` numbers.
+// The record of the leaf that this unit is of, among `count` records of `size` numbers. Each step
+// waits for the one before: so this is done once for a block or a tile.
 __device__ __forceinline__ const long long* leaf_of(const void* leaves, long long count,
                                                     long long size, long long unit) {
     const long long* const records = static_cast<const long long*>(leaves);
     long long low = 0, high = count;
     while (high - low > 1) {
         const long long middle = (low + high) / 2;
-        if (__ldg(records + middle * size) <= unit)
+        if (records[middle * size] <= unit)
             low = middle;
         else
             high = middle;

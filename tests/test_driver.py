@@ -177,7 +177,7 @@ def test_without_cupy_the_error_says_what_to_install(monkeypatch):
     [
         (Pretended(RuntimeError("cudaErrorInsufficientDriver: ...")),
          "the NVIDIA driver has CUDA 12.4 and this CuPy is built for CUDA 13.2: update the driver, "
-         "or pip install 'fastgar[cuda12]'"),
+         "or pip uninstall -y cupy-cuda12x cupy-cuda13x, then pip install 'fastgar[cuda12]'"),
         (Pretended(RuntimeError("cudaErrorInsufficientDriver: ..."), driver_version=0),
          "no GPU can be used: there is no NVIDIA driver"),
         (Pretended(RuntimeError("odd")), "no GPU can be used (odd)"),
@@ -242,7 +242,14 @@ def test_a_broken_cupy(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "cupy", None)  # so that nothing of this stays behind
     del sys.modules["cupy"]
-    with pytest.raises(ImportError, match=r"CuPy is broken \(libcublas.*fastgar\[cuda12\]"):
+    with pytest.raises(ImportError, match=r"CuPy is broken \(libcublas.*uninstall.*\[cuda12\]"):
+        driver._import("12.1")
+    page = "=== page\n Original error:\n  No cuda"
+    (tmp_path / "cupy.py").write_text(f"raise ImportError({page!r})")
+    with pytest.raises(ImportError, match=r"CuPy is broken \(No cuda\): pip uninstall"):
+        driver._import("12.1")
+    (tmp_path / "cupy.py").write_text("raise NotADirectoryError(20, 'Not a directory: /home')")
+    with pytest.raises(ImportError, match=r"cannot be imported \(.*: set CUPY_CACHE_DIR, and FAST"):
         driver._import("12.1")
     old = type(sys)("cupy")
     old.__version__ = "13.4.1"

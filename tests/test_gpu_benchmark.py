@@ -300,7 +300,9 @@ def test_a_gpu_that_torch_cannot_use_is_reported(pretend, tmp_path, capsys, monk
     status, report, text = command(tmp_path)
     assert status == 1 and report["missing"] == gpu.NO_GPU
     printed = capsys.readouterr().out
-    assert f"{gpu.MISSING[gpu.NO_GPU]} The driver has Pretend GPU 1: https://pytorch.org" in printed
+    assert (
+        f"{gpu.MISSING[gpu.NO_GPU]} The driver sees Pretend GPU 1: https://pytorch.org" in printed
+    )
     assert text.splitlines()[2].endswith("**: torch can use no GPU.  ")
 
 
@@ -742,7 +744,20 @@ def test_the_report_names_no_folder_of_the_person_who_runs_it(tmp_path):
 def test_a_report_that_cannot_be_written_is_said_at_once(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert gpu.main(["--json", str(tmp_path / "file" / "gpu.json")]) == 1
-    assert "say where with --json" in capsys.readouterr().out
+    assert "--json FILE says where else" in capsys.readouterr().out
+    for other in (tmp_path, tmp_path / "gpu.md"):
+        with pytest.raises(SystemExit):
+            gpu.main(["--json", str(other)])
+        assert "must name a file that ends in .json" in capsys.readouterr().err
+    assert [place.name for place in tmp_path.iterdir()] == ["file"]
+
+
+def test_folders_with_names_that_begin_alike_are_told_apart(monkeypatch):
+    monkeypatch.setattr(gpu_report, "ROOT", Path("/h/me/code"))
+    monkeypatch.setattr(gpu_report.sys, "prefix", "/h/me/code-env")
+    monkeypatch.setattr(gpu_report.Path, "home", lambda: Path("/h/me"))
+    told = gpu_report.anonymous("/h/me/code/a /h/me/code-env/b /h/me/c /h/meadow/d")
+    assert told == "./a <python>/b ~/c /h/meadow/d"
 
 
 def test_the_report_is_named_after_the_gpu():

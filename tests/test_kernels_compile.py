@@ -79,7 +79,7 @@ def of_distances(points, dtype, products, *, aligned, table):
 
 def of_combine(dtype, *, k, aligned):
     pack = 16 // ITEMSIZE[dtype] if aligned else 1
-    macros = {"FG_DTYPE": CODES[dtype], "FG_TABLE": int(k > 1), "FG_OUTS": int(k > 1)}
+    macros = {"FG_DTYPE": CODES[dtype], "FG_TABLE": int(k > 1)}
     return "combine.cu", tuple({**macros, "FG_K": k, "FG_PACK": pack}.items()), 0
 
 

@@ -621,3 +621,24 @@ def test_every_public_name_exists() -> None:
     for rule in fg.list_rules():
         assert rule.name in fg.__all__
     assert fg.__version__ == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda: fg.rule("krum", f=2).waits("x"), "n must be an integer, got 'x'"),
+        (lambda: fg.rule("median").waits(7.5), "n must be an integer, got 7.5"),
+        (lambda: fg.rule("median").waits(None), "n must be an integer and dtype one of float16"),
+        (lambda: fg.rule("krum", f=2).waits(11, "int8"), "dtype one of float16, bfloat16"),
+        (lambda: fg.rule("krum", f=2).waits(2), "that is 7 rows, got 2"),
+    ],
+)
+def test_what_cannot_wait_is_refused(call, complaint) -> None:
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        call()
+
+
+def test_some_rules_wait_on_a_gpu() -> None:
+    assert not fg.rule("krum", f=2).waits(1024) and fg.rule("krum", f=2).waits(1025)
+    assert not fg.rule("median").waits(10**6) and fg.rule("nnm | krum", f=1).waits(9)
+    assert fg.rule("nnm | median", f=1).waits(9, "float64")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -31,6 +32,14 @@ def install(cuda: str | None) -> str:
     return "pip install 'fastgar[cuda12]', or 'fastgar[cuda13]' for a driver with CUDA 13"
 
 
+def reinstall(cuda: str | None) -> str:
+    """Return the commands for a machine where there is a CuPy, but not the right one.
+
+    The packages for CUDA 12 and 13 write the same folder: beside each other neither works.
+    """
+    return f"pip uninstall -y cupy-cuda12x cupy-cuda13x, then {install(cuda)}"
+
+
 def _import(cuda: str | None) -> Any:
     try:
         with warnings.catch_warnings():
@@ -41,13 +50,18 @@ def _import(cuda: str | None) -> Any:
             raise ImportError(
                 f"the rows are on a GPU, where fastgar needs CuPy: {install(cuda)}"
             ) from error
-        raise ImportError(f"CuPy is broken ({error}): {install(cuda)}") from error
+        raise ImportError(f"CuPy is broken ({error}): {reinstall(cuda)}") from error
+    except OSError as error:  # it makes a folder for its own cache
+        raise ImportError(
+            f"CuPy cannot be imported ({error}): set CUPY_CACHE_DIR, and FASTGAR_CACHE_DIR, to "
+            "folders that can be written to"
+        ) from error
     except Exception as error:  # whatever a half-installed CuPy raises
-        raise ImportError(f"CuPy is broken ({error}): {install(cuda)}") from error
+        raise ImportError(f"CuPy is broken ({_reason(error)}): {reinstall(cuda)}") from error
     if int(cupy.__version__.partition(".")[0]) < OLDEST_CUPY:
         raise ImportError(
             f"CuPy {cupy.__version__} is too old, fastgar needs {OLDEST_CUPY} or later: "
-            f"{install(cuda)}"
+            f"{reinstall(cuda)}"
         )
     return cupy
 
@@ -99,7 +113,7 @@ class CupyDevice:
             has = wants = 0
         if "InsufficientDriver" in str(error) and has:
             versions = [f"{v // 1000}.{v % 1000 // 10}" for v in (has, wants)]
-            older = install("12" if has < 13000 else None)
+            older = reinstall("12" if has < 13000 else None)
             return (
                 f"the NVIDIA driver has CUDA {versions[0]} and this CuPy is built for CUDA "
                 f"{versions[1]}: update the driver, or {older}"
@@ -184,8 +198,9 @@ class CupyDevice:
         try:
             major, minor = self.cupy.cuda.nvrtc.getVersion()
         except Exception as error:  # whatever CuPy raises where it cannot be loaded
+            built = self.runtime.runtimeGetVersion() // 1000  # another CUDA's would not fit
             raise RuntimeError(
-                f"CuPy cannot compile kernels, for which it needs NVRTC: {install(self.cuda)} "
+                f"CuPy cannot compile kernels, for which it needs NVRTC: {install(str(built))} "
                 f"({_first_line(error)})"
             ) from error
         return f"{major}.{minor}"
@@ -276,6 +291,12 @@ class CupyDevice:
 def _first_line(error: Exception) -> str:
     words = str(error).strip()
     return words.splitlines()[0] if words else type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause that CuPy names in the middle of a page, or the first line."""
+    found = re.search(r"Original error:\s*(.+)", str(error))
+    return found.group(1).strip() if found else _first_line(error)
 
 
 def _dotted(capability: int) -> str:
