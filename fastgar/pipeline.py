@@ -241,7 +241,8 @@ class Rule:
 
     def _selection(self, T: Table) -> Selection | None:
         """Return what the backend can choose by itself, or None if `decide` must."""
-        selection = self._chosen(T.n)
+        n = T.n
+        selection = self._selections[n] if n in self._selections else self._chosen(n)
         return selection if selection is not None and primitives.selects(T, selection) else None
 
     def _chosen(self, n: int) -> Selection | None:

@@ -218,7 +218,7 @@ def _distances(backend: Any, T: Table, refs: Sequence[Any], start: Matrix | None
 
 def selects(T: Table, selection: Selection) -> bool:
     """Return whether the backend makes this choice among these rows by itself."""
-    does: bool = _on(T).selects(selection, T.n, [block.dtype for block in T.blocks])
+    does: bool = _on(T).selects(selection, T.n, T.blocks)
     return does
 
 

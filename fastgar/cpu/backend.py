@@ -24,6 +24,7 @@ from fastgar.cpu.vectors import BLOCK, CODES, ITEMSIZE, WIDTH, computing, lanes
 from fastgar.cpu.votes import VOTES
 
 if TYPE_CHECKING:
+    from fastgar.arrays import Block
     from fastgar.primitives import Selection, Statistic
 
 __all__ = [
@@ -207,7 +208,7 @@ def add_distances(
             _fill(total, rows, columns, code, DOUBLE)
 
 
-def selects(selection: Selection, n: int, dtypes: Sequence[str]) -> bool:
+def selects(selection: Selection, n: int, blocks: Sequence[Block]) -> bool:
     """Return whether `select` makes this choice among n rows."""
     return makes(selection, n)
 

@@ -34,6 +34,7 @@ from .variants import (
 )
 
 if TYPE_CHECKING:
+    from fastgar.arrays import Block
     from fastgar.primitives import Selection, Statistic
 
 __all__ = ["Backend", "Numbers"]
@@ -355,9 +356,9 @@ class Backend:
         self._add(total, finish=1 if distances else 2)
         return total.address
 
-    def selects(self, selection: Selection, n: int, dtypes: Sequence[str]) -> bool:
+    def selects(self, selection: Selection, n: int, blocks: Sequence[Block]) -> bool:
         """Return whether `select` makes this choice among n rows."""
-        return selects(selection, n, dtypes)
+        return selects(selection, n, [block.dtype for block in blocks])
 
     def select(self, total: _Total, selection: Selection) -> tuple[Numbers, bool]:
         """Return what a selection makes of the distances; nothing waits."""
