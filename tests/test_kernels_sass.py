@@ -56,6 +56,9 @@ def each(variants):
 
 
 def test_rows_are_loaded_ahead_in_every_loop_that_reads_them():
+    """Not held to it: the search for a leaf's record, of which each step waits for the one before,
+    the record itself, and loops that sort a tile in global memory. They load what is not constant.
+    """
     variants = [v for v in column_variants() if v[0] != "votes.cu"]
     for dtype in CODES:
         variants += [of_combine(dtype, k=k, aligned=True) for k in (1, 4)]
