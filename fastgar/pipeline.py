@@ -19,6 +19,7 @@ from .errors import TooManyFaults
 from .geometry import Decision, Geometry, rescaling
 from .libraries import SIZES
 from .primitives import Selection, Statistic
+from .rules.spec import GUARANTEES, Guarantee
 from .stages import Stage, argument_for, as_decision, as_mixing, as_statistic, parse, whole
 
 __all__ = ["Rule", "rule"]
@@ -62,6 +63,7 @@ class Rule:
             for stage in stages:
                 if stage.spec.f == "required":
                     raise TypeError(f"{stage.name} needs f: how many rows may hold anything")
+        self._refuse_a_lost_row()
         points = dict.fromkeys(name for stage in stages for name in stage.spec.references)
         self._centre = stages[-1].spec.centre
         if self._centre is not None and len(stages) > 1:
@@ -80,6 +82,17 @@ class Rule:
         self._selections: dict[int, Selection | None] = {}
         self._fitting: set[int] = set()
         self.reads = 1 if self._columns_only else 2
+
+    def _refuse_a_lost_row(self) -> None:
+        renumbering = None
+        for stage in self.stages:
+            if stage.trusts_a_row and renumbering is not None:
+                raise ValueError(
+                    f"{stage.name} trusts one row, and {renumbering.name} gives rows new numbers "
+                    f"at random: leave {renumbering.name} out, or use a rule that trusts no row"
+                )
+            if stage.spec.rows_after is not None:
+                renumbering = stage
 
     # ------------------------------------------------------------------------------ what it is
 
@@ -122,6 +135,14 @@ class Rule:
                 before += f"{stage} makes {after} of {rows} rows, and "
                 rows = after
         return None
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What holds whatever f rows hold: the guarantee of the weakest stage.
+
+        One of "(f, kappa)", "bounded", "trusted" and "none" (see `fastgar.rules.Spec`).
+        """
+        return max((stage.guarantee for stage in self.stages), key=GUARANTEES.index)
 
     @property
     def min_n(self) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..geometry import Decision
 from ..primitives import Selection, Statistic
+from . import proofs
 from .columns import Middle
 from .options import Count
 from .registry import distance_rule
@@ -21,6 +22,7 @@ __all__ = ["bulyan", "krum", "multi_krum"]
 
 Neighbours = Literal["n-f-2", "n-f-1"]
 
+PAPER = {"neighbours": "n-f-2", "squared": True, "selection": "repeated"}
 PUBLISHED = {
     "byzfl": {"neighbours": "n-f-1"},
     "epfl": {"neighbours": "n-f-1", "squared": False},
@@ -37,7 +39,10 @@ def _needs_for_m(options: Any) -> tuple[str, ...]:
     return (*_needs(options), "m + f + 2" if options["neighbours"] == "n-f-2" else "m + f")
 
 
-def _variance_ratio(n: int, f: int) -> float:
+def _variance_ratio(n: int, f: int, options: Any) -> float | None:
+    """Return the papers' condition, for scores as the papers have them."""
+    if any(options.get(name, value) != value for name, value in PAPER.items()):
+        return None
     among = n - f + (f * (n - f - 2) + f * f * (n - f - 1)) / (n - 2 * f - 2)
     return 1 / sqrt(2 * among)
 
@@ -79,11 +84,11 @@ def _scores(g: Geometry, f: int, neighbours: Neighbours, squared: bool) -> NDArr
 @distance_rule(
     needs=_needs,
     paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017, section 4",
-    robust=True,
+    guarantee="(f, kappa)",
     selection=_krum_selection,
     queued=True,
     variants=PUBLISHED,
-    kappa=lambda n, f: 6 * (1 + f / (n - 2 * f)),
+    kappa=proofs.krum,
     variance_ratio=_variance_ratio,
 )
 def krum(
@@ -114,10 +119,12 @@ def krum(
 @distance_rule(
     needs=_needs_for_m,
     paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017",
-    robust=True,
+    guarantee="(f, kappa)",
     selection=_krum_selection,
     queued=True,
     variants=PUBLISHED,
+    kappa=proofs.krum,
+    variance_ratio=proofs.multi_krum_variance_ratio,
 )
 def multi_krum(
     g: Geometry,
@@ -153,10 +160,11 @@ def multi_krum(
     needs="4f + 3",
     paper="El Mhamdi, Guerraoui and Rouault, The hidden vulnerability of distributed learning in "
     "Byzantium, ICML 2018, section 4",
-    robust=True,
+    guarantee="(f, kappa)",
     selection=_bulyan_selection,
     queued=True,
     variants={"epfl": {"selection": "averaged", "middle": "upper"}},
+    kappa=proofs.bulyan,
     variance_ratio=_variance_ratio,
 )
 def bulyan(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..primitives import Selection, hash64, hash_key
+from . import proofs
 from .options import Count, Seed
 from .registry import mixing_rule
 
@@ -23,9 +24,10 @@ def _nnm_selection(n: int, f: int, options: Any) -> Selection:
 
 @mixing_rule(
     needs="2f + 1",
-    robust=True,
+    guarantee="(f, kappa)",
     selection=_nnm_selection,
     queued=True,
+    kappa_with=proofs.with_nnm,
     inner=False,  # a far row is the neighbour of no other, so it is never mixed into one
     paper="Allouah et al., Fixing by mixing, AISTATS 2023",
 )
@@ -55,9 +57,10 @@ def _after_bucketing(n: int, options: Any) -> int:
 @mixing_rule(
     needs="f + 1",
     f="optional",
-    robust=True,
+    guarantee="(f, kappa)",
     rows_after=_after_bucketing,
     breakdown="1/(2s)",
+    kappa_with=proofs.with_bucketing,
     paper="Karimireddy, He and Jaggi, Byzantine-robust learning on heterogeneous datasets via "
     "bucketing, ICLR 2022, algorithm 1",
 )

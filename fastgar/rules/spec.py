@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..errors import unknown
 from .options import Option
 
-__all__ = ["Kind", "Needs", "Options", "Spec", "least", "terms"]
+__all__ = ["GUARANTEES", "Bound", "Guarantee", "Kind", "Needs", "Options", "Spec", "least", "terms"]
 
 Kind = Literal["column", "distance", "mixing"]
 Options = Mapping[str, Any]
 Needs = str | tuple[str, ...] | Callable[[Options], tuple[str, ...]]
+Bound = Callable[[int, int, Options], float | None]
+Guarantee = Literal["(f, kappa)", "bounded", "trusted", "none"]
+
+GUARANTEES: tuple[Guarantee, ...] = get_args(Guarantee)  # the strongest first
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +47,29 @@ class Spec:
         a third read.
     keeps_far
         Whether a row that far may keep a weight.
-    robust
-        Whether it survives f rows of anything.
-    breakdown, paper : str
+    guarantee
+        What holds whatever f rows hold, or a function of the options to it. Of a mixing rule: what
+        is left of the guarantee of the rule after it.
+
+        "(f, kappa)"
+            |F - mean of S|^2 <= kappa times the average over S of |x - mean of S|^2, for every set
+            S of n-f rows, with a finite kappa of n, f and the options alone.
+        "bounded"
+            The result is finite and bounded, but by something else: a length, tau, the origin.
+        "trusted"
+            The result is so if the row or the reference that the rule trusts is honest.
+        "none"
+            None of these.
+    breakdown : str
+        The largest share of rows that may hold anything under that guarantee.
+    paper : str
     kappa, variance_ratio
-        Functions of (n, f) where a bound is known.
+        Functions of n, f and the options where a bound is known: None for options without one.
+    kappa_with
+        For a mixing rule: kappa of it and the rule after it, a function of that rule's kappa, n, f
+        and the options.
     variants
-        Options as published code has them, by name.
+        Options as published code has them, by name; "paper" where the paper's are not the defaults.
     selection
         What a backend may make of the distances by itself: n, f and the options to a `Selection`
         (None: nothing).
@@ -72,13 +92,14 @@ class Spec:
     needs: Needs
     breakdown: str
     paper: str
-    robust: bool
+    guarantee: Guarantee | Callable[[Options], Guarantee]
     references: tuple[str, ...] = ()
     centre: Callable[..., Any] | None = None
     inner: bool | Callable[[Options], bool] = False
     keeps_far: bool = False
-    kappa: Callable[[int, int], float] | None = None
-    variance_ratio: Callable[[int, int], float] | None = None
+    kappa: Bound | None = None
+    variance_ratio: Bound | None = None
+    kappa_with: Callable[[float, int, int, Options], float] | None = None
     variants: Mapping[str, Options] = field(default_factory=dict)
     selection: Callable[[int, int, Options], Any] | None = None
     queued: bool = False
@@ -94,9 +115,9 @@ class Spec:
     def resolve(self, given: Options) -> dict[str, Any]:
         """Return every option's value: what was given, else the variant's, else the default."""
         given = dict(given)
-        variant = given.pop("variant", "paper")
-        if variant != "paper" and variant not in self.variants:
-            raise unknown(f"variant of {self.name}", variant, {"paper", *self.variants})
+        variant = given.pop("variant", self.default_variant)
+        if variant not in (self.default_variant, *self.variant_names):
+            raise unknown(f"variant of {self.name}", variant, self.variant_names)
         for name in given:
             if name == "f" and self.f == "no":
                 raise TypeError(f"{self.name} takes no f")
@@ -111,6 +132,25 @@ class Spec:
             values[name] = option.check(self.name, value)
         return values
 
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        """What a call may name as variant, if there are any."""
+        return tuple(dict.fromkeys(("paper", *self.variants)))
+
+    @property
+    def default_variant(self) -> str | None:
+        """The variant that has the options' defaults: the paper's, unless that is another."""
+        return None if "paper" in self.variants else "paper"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options' defaults."""
+        return {name: option.default for name, option in self.options.items()}
+
+    def guaranteed(self, options: Options) -> Guarantee:
+        """Return the guarantee with these options."""
+        return self.guarantee(options) if callable(self.guarantee) else self.guarantee
+
     def conditions(self, options: Options) -> tuple[str, ...]:
         """Return the conditions on n, each as a sum such as "2f + 3"."""
         needs = self.needs(options) if callable(self.needs) else self.needs
@@ -118,8 +158,7 @@ class Spec:
 
     def needs_text(self) -> str:
         """Return what it needs with default options, such as "n >= 2f + 3"."""
-        options = {name: option.default for name, option in self.options.items()}
-        return " and ".join(f"n >= {needs}" for needs in self.conditions(options))
+        return ", ".join(f"n >= {needs}" for needs in self.conditions(self.defaults))
 
     def min_n(self, f: int, options: Options) -> int:
         """Return the least number of rows that the rule can aggregate."""

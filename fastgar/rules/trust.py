@@ -8,6 +8,7 @@ import numpy as np
 
 from ..geometry import Decision
 from ..primitives import Selection, Statistic
+from . import proofs
 from .options import Index
 from .registry import distance_rule
 
@@ -23,13 +24,15 @@ def _monna_selection(n: int, f: int, options: Any) -> Selection:
 
 @distance_rule(
     needs=("2f + 1", "pivot + 1"),
-    robust=True,
+    guarantee="trusted",
     selection=_monna_selection,
     paper="Farhadkhani et al., Robust collaborative learning with linear gradient overhead, "
     "ICML 2023",
 )
 def monna(g: Geometry, f: int, *, pivot: Index = 0) -> Decision:
     """Return the mean of the n-f rows nearest to a trusted row, itself included.
+
+    If that row is honest, the result is within sqrt(4f) times the honest spread.
 
     Options
     -------
@@ -53,9 +56,10 @@ def _median(n: int, f: int) -> Statistic:
 
 @distance_rule(
     needs="2f + 1",
-    robust=True,
+    guarantee="(f, kappa)",
     references=("median",),
     centre=_median,
+    kappa=proofs.aksel,
     paper="Boussetta et al., AKSEL: fast Byzantine SGD, OPODIS 2020",
 )
 def aksel(g: Geometry, f: int, *, mode: Literal["mid", "n-f"] = "mid") -> Decision:
@@ -79,11 +83,10 @@ def aksel(g: Geometry, f: int, *, mode: Literal["mid", "n-f"] = "mid") -> Decisi
 @distance_rule(
     needs="f + 1",
     f="optional",
-    robust=True,
+    guarantee="trusted",
     references=("origin", "reference"),
     inner=True,
     keeps_far=True,
-    breakdown="1",
     paper="Cao et al., FLTrust, NDSS 2021",
 )
 def fltrust(g: Geometry) -> Decision:
