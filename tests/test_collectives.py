@@ -27,6 +27,7 @@ import rank_cases  # noqa: E402
 
 import fastgar as fg  # noqa: E402
 import fastgar.torch as fgt  # noqa: E402
+from fastgar.torch import window  # noqa: E402
 
 fg.rules.forget("least_sum")  # registered by rank_cases, for its processes
 
@@ -93,6 +94,45 @@ def test_threads_of_ranks_on_one_machine() -> None:
 def test_fastgar_itself_does_not_import_torch() -> None:
     code = "import sys, fastgar; assert 'torch' not in sys.modules; fastgar.torch.all_reduce"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_memory_in_common_never_has_a_name() -> None:
+    """So it is gone with its processes, killed at whatever moment: here, before others have it."""
+    code = """
+import os, signal
+from fastgar.torch import window
+
+class Peers:
+    on_one_machine = True
+
+    def exchange(self, values, device):
+        process, file = map(int, values[1:3])
+        found = os.stat(f"/proc/{process}/fd/{file}")
+        print(process == os.getpid(), found.st_nlink, found.st_size, flush=True)
+        os.kill(process, signal.SIGKILL)
+
+window.open_window(Peers(), 4096)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert found.stdout.split() == ["True", "0", str(4096 + window.TOKEN)]
+
+
+def test_only_the_memory_of_a_rank_is_taken_for_it(tmp_path: Path) -> None:
+    token, size = b"t" * window.TOKEN, 64
+    file = window._make(size, token)
+    assert file is not None
+    path = Path(f"/proc/self/fd/{file}")
+    mine, theirs = (window._map(path, token, size, writable) for writable in (True, False))
+    mine[5] = 7
+    assert theirs[5] == 7 and len(theirs) == size
+    (tmp_path / "file").write_bytes(bytes(size))
+    os.mkfifo(tmp_path / "pipe")  # to open it would take for ever
+    others = [tmp_path / "file", tmp_path / "pipe", tmp_path / "none", Path("/dev/null")]
+    for other, said in [(path, b"?" * window.TOKEN), *((each, token) for each in others)]:
+        with pytest.raises(OSError):
+            window._map(other, said, size, False)
+    os.close(file)
 
 
 def test_the_error_survives_pickling() -> None:
