@@ -171,7 +171,6 @@ def test_operators_are_taken_into_a_graph() -> None:
         torch.testing.assert_close(call(G), wanted[name] + 1, msg=name)
 
 
-@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="torch has no such tag")
 def test_what_a_cuda_graph_cannot_hold_is_an_operator_that_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
