@@ -8,7 +8,12 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-__all__ = ["SearchLimit", "TooManyFaults", "levels_to_the_caller", "unknown"]
+__all__ = [
+    "LONGEST", "SearchLimit", "TooManyFaults", "levels_to_the_caller", "shown", "unknown",
+]  # fmt: skip
+
+LONGEST = 2000  # characters of a string that is parsed
+READABLE = 200  # characters of a value in a message
 
 
 class TooManyFaults(ValueError):
@@ -64,9 +69,20 @@ class SearchLimit(RuntimeError):
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     """Return the error for a `name` that is not among the `known` ones of its `kind`."""
     names = sorted(known)
-    close = get_close_matches(str(name), names, n=1)
+    close = get_close_matches(str(name)[:READABLE], names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "known: " + (", ".join(names) or "none")
-    return ValueError(f"unknown {kind} {name!r}: {hint}")
+    return ValueError(f"unknown {kind} {shown(name)}: {hint}")
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: so much of it as a reader can take in."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except ValueError:  # it holds an integer of more digits than Python writes
+        return f"a {type(value).__name__}"
+    return text if len(text) <= READABLE else f"{text[:READABLE]}..."
 
 
 def levels_to_the_caller() -> int:

@@ -24,6 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import capsules
+from .capsules import steps
+
 __all__ = ["NUMPY", "SIZES", "DLPack", "Library", "View", "as_numpy", "library_of"]
 
 HUGE = 4 << 20  # bytes from which on NumPy asks for huge pages, which cost a quarter to touch
@@ -96,8 +99,10 @@ class Numpy(Library):
         self.names = {np.dtype(name): name for name in ("float16", "float32", "float64")}
 
     def view(self, x: Any) -> View:
-        if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):
-            raise TypeError("a masked array would lose its mask: pass X.filled(np.nan)")
+        if type(x) is not np.ndarray:
+            if isinstance(x, np.ma.MaskedArray):
+                raise TypeError("a masked array would lose its mask: pass X.filled(np.nan)")
+            x = np.asarray(x)  # a subclass may say what it likes of its shape and strides
         dtype = self.names.get(x.dtype)
         if dtype is None:
             if not x.dtype.isnative:
@@ -109,7 +114,7 @@ class Numpy(Library):
         return _new(View, (x, self.address(x, flags.writeable), x.shape, None, 1, dtype, "cpu"))
 
     def make(self, like: Any, shape: tuple[int, ...]) -> tuple[int, Any]:
-        dtype = like.dtype
+        dtype = np.asarray(like).dtype
         made = np.empty(shape, dtype if dtype.isnative else dtype.newbyteorder("="))
         return self.address(made, True), made
 
@@ -140,46 +145,57 @@ class Torch(Library):
 
     def view(self, x: Any) -> View:
         kind = type(x)
-        if kind not in self.plain and kind.__torch_dispatch__ != self.no_dispatch:
-            hint = "x.to_local()" if kind.__name__ == "DTensor" else "a plain tensor"
-            raise TypeError(f"a torch {kind.__name__} has no memory of its own: pass {hint}")
+        if kind not in self.plain:
+            if kind.__torch_dispatch__ != self.no_dispatch:
+                hint = "x.to_local()" if kind.__name__ == "DTensor" else "a plain tensor"
+                raise TypeError(f"a torch {kind.__name__} has no memory of its own: pass {hint}")
+            if not self.torch.nn.parameter.is_lazy(x):  # that will not tell its shape, rightly
+                x = self.bare(x)
         if x.layout is not self.strided:
             raise TypeError(f"a torch tensor of layout {x.layout} is not dense: pass x.to_dense()")
         try:
             shape = tuple(x.shape)  # slices of a torch.Size, and torch.empty of one, take 1 us
             address = x.data_ptr()
             strides = None if x.is_contiguous() else x.stride()
+            size = x.element_size()
+            reach = x.storage_offset() * size
+            held = x.untyped_storage().nbytes()
         except (RuntimeError, ValueError) as error:
             raise TypeError(
                 "a torch tensor without memory to read: call fastgar on initialised tensors, "
                 f"outside vmap, grad and other torch.func transforms ({error})"
             ) from error
+        device = "cpu" if x.is_cpu else str(x.device)
+        reach += x.nbytes if strides is None else size * (1 + steps(shape, strides)[1])
+        if (address == 0 or reach > held) and x.numel():
+            lack = f"reaches beyond its memory of {held} bytes" if address else "without memory"
+            raise TypeError(f"a torch tensor on {device} {lack}: pass one that holds numbers")
         if x.is_neg():
             return self.view(x.detach().resolve_neg())
-        device = "cpu" if x.is_cpu else str(x.device)
-        if address == 0 and x.numel():
-            raise TypeError(
-                f"a torch tensor on {device} without memory: pass one that holds numbers"
-            )
         if device != "cpu" and x.device.type != "cuda":
             raise TypeError(f"torch tensors on {device} are not read: pass x.cpu()")
         dtype = self.names.get(x.dtype) or str(x.dtype).removeprefix("torch.")
-        return _new(View, (x, address, shape, strides, x.element_size(), dtype, device))
+        return _new(View, (x, address, shape, strides, size, dtype, device))
+
+    def bare(self, x: Any) -> Any:
+        """Return a tensor without what its class says of its shape, strides and dtype."""
+        with self.torch._C.DisableTorchFunctionSubclass():
+            return self.torch.Tensor.as_subclass(x, self.torch.Tensor)
 
     def contiguous(self, view: View) -> View:
         # torch copies with all its threads, and on the device where the tensor is
         return self.view(view.owner.detach().clone(memory_format=self.torch.contiguous_format))
 
     def make(self, like: Any, shape: tuple[int, ...]) -> tuple[int, Any]:
+        if type(like) not in self.plain:
+            like = self.bare(like)
         if like.is_cpu and prod(shape) * like.element_size() >= HUGE:
             size = prod(shape) * like.element_size()
             room = np.empty(size + 64, np.uint8)
             skip = -room.ctypes.data % 64  # to a cache line, where torch would begin as well
             made = self.torch.from_numpy(room[skip : skip + size]).view(like.dtype).view(shape)
-        elif type(like) in self.plain:
+        else:
             made = like.new_empty(*shape) if shape else like.new_empty(shape)  # 0.5 us less
-        else:  # torch.set_default_device would choose another device
-            made = self.empty(shape, dtype=like.dtype, device=like.device)
         return made.data_ptr(), made
 
     def stream(self, device: str) -> int:
@@ -348,67 +364,10 @@ class TensorFlow(Host):
             return self.tf.convert_to_tensor(made)
 
 
-class _DLTensor(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    ]
-
-
-_capsule_name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(
-    ("PyCapsule_GetName", ctypes.pythonapi)
-)
-_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-
-
-_DLPACK_CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
-_DEFAULT_STREAM = 1  # as DLPack numbers it
-
-
-def _capsule(x: Any, library: str) -> Any:
-    """Return the capsule of an array, the numbers in which are ready for CUDA's default stream."""
-    on_gpu = hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) == 2
-    stream = {"stream": _DEFAULT_STREAM} if on_gpu else {}
-    try:
-        try:
-            return x.__dlpack__(max_version=(1, 0), **stream)
-        except TypeError:  # older than DLPack 1.0
-            return x.__dlpack__(**stream)
-    except (BufferError, RuntimeError) as error:
-        raise TypeError(f"{library} does not hand its array out: {error}") from error
-
-
 def _read_capsule(x: Any, library: str) -> View:
-    capsule = _capsule(x, library)
-    name = _capsule_name(capsule)
-    # a versioned capsule has 32 bytes (version, context, deleter, flags) before the tensor
-    start = _capsule_pointer(capsule, name) + (32 if name == b"dltensor_versioned" else 0)
-    tensor = _DLTensor.from_address(start)
-    if tensor.device_type == 2:
-        device = f"cuda:{tensor.device_id}"
-    elif tensor.device_type in (1, 3):  # 3: page-locked CPU memory
-        device = "cpu"
-    else:
-        raise TypeError(f"{library} arrays are read on the CPU: move it there first")
-    dtype = _DLPACK_CODES.get(tensor.code, "other")
-    dtype = dtype if dtype == "bool" else f"{dtype}{tensor.bits}"
-    if tensor.lanes != 1:
-        dtype += f"x{tensor.lanes}"
-    shape = tuple(tensor.shape[: tensor.ndim]) if tensor.ndim else ()
-    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.ndim and tensor.strides else None
-    address = (tensor.data or 0) + tensor.byte_offset
+    capsule, address, shape, strides, unit, dtype, device = capsules.read(x, library)
     # the capsule stays unconsumed: its destructor frees the array when it is dropped
-    return View((x, capsule), address, shape, strides, tensor.bits // 8, dtype, device)
+    return View((x, capsule), address, shape, strides, unit, dtype, device)
 
 
 def _make_on(view: View, shape: tuple[int, ...]) -> tuple[int, Any]:
@@ -429,7 +388,7 @@ def _wait(view: View) -> None:
 
 
 class DLPack(Host):
-    """Any other library: its capsules are read here, since numpy's own reader has no bfloat16."""
+    """Any other library: its capsules are read."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import LONGEST, shown
 from .geometry import Decision, Geometry
 from .primitives import Statistic
+from .rules.options import GREATEST
 from .rules.registry import lookup
 from .rules.spec import Guarantee, Spec
 
@@ -167,9 +169,11 @@ def whole(name: str, value: Any) -> int | None:
     try:
         whole = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
     if whole < 0:
-        raise ValueError(f"{name} must be at least 0, got {whole}")
+        raise ValueError(f"{name} must be at least 0, got {shown(whole)}")
+    if whole > GREATEST:
+        raise ValueError(f"{name} must be below 2^63, got {shown(whole)}")
     return whole
 
 
@@ -178,9 +182,9 @@ def whole(name: str, value: Any) -> int | None:
 
 @lru_cache(maxsize=256)
 def _parse(spec: str) -> tuple[tuple[str, dict[str, Any]], ...]:
-    what = f"{spec!r} is no rule"
-    if len(spec) > 2000:
-        raise ValueError("a rule's string has at most 2000 characters")
+    what = f"{shown(spec)} is no rule"
+    if len(spec) > LONGEST:
+        raise ValueError(f"a rule's string has at most {LONGEST} characters")
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from emulation import build, guarded
 
-from fastgar import libraries
+from fastgar import capsules, libraries
 from fastgar.cuda import device as devices
 
 NAME = "cuda:0"
@@ -90,8 +90,8 @@ class Away:
     def __dlpack__(self, *, stream: int | None = None, max_version: Any = None) -> Any:
         assert stream == 1, "the stream must be named, or numbers may not be ready"
         capsule = self.values.__dlpack__()
-        start = libraries._capsule_pointer(capsule, b"dltensor")
-        libraries._DLTensor.from_address(start).device_type = 2
+        start = capsules._capsule_pointer(capsule, b"dltensor")
+        capsules._DLTensor.from_address(start).device_type = 2
         return capsule
 
     def __array_namespace__(self) -> Any:

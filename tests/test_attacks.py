@@ -760,7 +760,7 @@ def test_equal_are_attacks_that_do_the_same() -> None:
         ("optimal(little(k=2))", "optimal searches for little's k: leave it out"),
         ("optimal(label_flip)", "label_flip has no factor to search for"),
         ("optimal(optimal)", "optimal has no factor to search for"),
-        ("optimal(evaluations=0)", "evaluations must be an integer at least 1, got 0"),
+        ("optimal(evaluations=0)", "evaluations must be an integer between 1 and 1000, got 0"),
         ("little | empire", "is no attack"),
         ("little(k=open)", "is a literal"),
         ("little(**{})", "is no attack"),

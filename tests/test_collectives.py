@@ -27,6 +27,7 @@ import rank_cases  # noqa: E402
 
 import fastgar as fg  # noqa: E402
 import fastgar.torch as fgt  # noqa: E402
+from fastgar.torch import window  # noqa: E402
 
 fg.rules.forget("least_sum")  # registered by rank_cases, for its processes
 
@@ -95,6 +96,45 @@ def test_fastgar_itself_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_memory_in_common_never_has_a_name() -> None:
+    """So it is gone with its processes, killed at whatever moment: here, before others have it."""
+    code = """
+import os, signal
+from fastgar.torch import window
+
+class Peers:
+    on_one_machine = True
+
+    def exchange(self, values, device):
+        process, file = map(int, values[1:3])
+        found = os.stat(f"/proc/{process}/fd/{file}")
+        print(process == os.getpid(), found.st_nlink, found.st_size, flush=True)
+        os.kill(process, signal.SIGKILL)
+
+window.open_window(Peers(), 4096)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert found.stdout.split() == ["True", "0", str(4096 + window.TOKEN)]
+
+
+def test_only_the_memory_of_a_rank_is_taken_for_it(tmp_path: Path) -> None:
+    token, size = b"t" * window.TOKEN, 64
+    file = window._make(size, token)
+    assert file is not None
+    path = Path(f"/proc/self/fd/{file}")
+    mine, theirs = (window._map(path, token, size, writable) for writable in (True, False))
+    mine[5] = 7
+    assert theirs[5] == 7 and len(theirs) == size
+    (tmp_path / "file").write_bytes(bytes(size))
+    os.mkfifo(tmp_path / "pipe")  # to open it would take for ever
+    others = [tmp_path / "file", tmp_path / "pipe", tmp_path / "none", Path("/dev/null")]
+    for other, said in [(path, b"?" * window.TOKEN), *((each, token) for each in others)]:
+        with pytest.raises(OSError):
+            window._map(other, said, size, False)
+    os.close(file)
+
+
 def test_the_error_survives_pickling() -> None:
     import pickle
 
@@ -131,7 +171,6 @@ def test_operators_are_taken_into_a_graph() -> None:
         torch.testing.assert_close(call(G), wanted[name] + 1, msg=name)
 
 
-@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="torch has no such tag")
 def test_what_a_cuda_graph_cannot_hold_is_an_operator_that_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -692,7 +692,7 @@ floats = st.floats(min_value=5e-324, allow_infinity=False, allow_nan=False)
     rule=texts, attack=texts, model=texts, lr=floats, clip=st.none() | floats,
     decay=st.floats(0, allow_infinity=False), seed=st.integers(0, 2**63 - 1),
     nesterov=st.booleans(), declared=st.none() | st.integers(0, 10**9),
-    every=st.none() | st.integers(1),
+    every=st.none() | st.integers(1, 2**63 - 1),
 )  # fmt: skip
 def test_settings_survive_a_file(
     rule: str, attack: str, model: str, lr: float, clip: float | None, decay: float, seed: int,

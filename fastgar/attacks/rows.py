@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..libraries import library_of
+
 __all__ = [
     "LARGEST", "as_matrix", "cast", "copy", "dtype_name", "extremes", "length", "like", "moments",
     "narrow", "sign", "widen",
@@ -45,6 +47,9 @@ def as_matrix(attack: str, honest: Any) -> Any:
         )
     if not shape or shape[0] == 0:
         raise ValueError(f"{attack}: needs at least one honest row, got an array of shape {shape}")
+    library = library_of(honest)
+    if library is not None:
+        library.view(honest)  # a TypeError where there is nothing to read
     if hasattr(honest, "detach"):
         honest = honest.detach()  # nobody trains through an attack
     return honest.reshape((shape[0], math.prod(shape[1:])))

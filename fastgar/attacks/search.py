@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..rules.options import Count
+from ..rules.options import Steps
 from .registry import Declared, lookup, register
 from .rows import length
 from .trial import ByDistances, ByRows, target
@@ -28,7 +28,7 @@ def optimal(
     q: int,
     *,
     inner: str | Attack = "little",
-    evaluations: Count = 16,
+    evaluations: Steps = 16,
     view: View | None = None,
 ) -> Any:
     """Send what an attack does, with the factor that moves the aggregate farthest from the mean.
@@ -48,7 +48,7 @@ def optimal(
         ``x`` of reverse; these must not be given. For an attack without such an option the
         factor multiplies what it adds to the honest mean: 1 is the attack itself.
     evaluations : int
-        How many factors are tried.
+        How many factors are tried, at most 1000.
     view : View
         With the rule, and with what the rule needs: ``start``, ``positions``.
 

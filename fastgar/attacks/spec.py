@@ -6,13 +6,12 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import LONGEST, shown
 from . import registry
 from .registry import Declared, lookup
 from .view import View
 
 __all__ = ["Attack", "attack", "list_attacks"]
-
-LONGEST = 2000  # characters of a string that is parsed
 
 
 class Attack:
@@ -172,7 +171,7 @@ def list_attacks() -> list[str]:
 
 
 def _no_attack(spec: str) -> ValueError:
-    return ValueError(f"{spec!r} is no attack: write name or name(option=value)")
+    return ValueError(f"{shown(spec)} is no attack: write name or name(option=value)")
 
 
 def _configured(tree: ast.expr, spec: str) -> Attack:

@@ -118,12 +118,14 @@ def _open(options: argparse.Namespace, grid: Grid) -> tuple[Store, Path]:
     import matplotlib  # noqa: F401  (a missing extra is to be told before the work)
     import tqdm  # noqa: F401
 
+    from ..train.reproduce.execute import OUTCOME
     from ..train.reproduce.store import Mismatch, Store
 
     folder = options.out or Path("-".join(["fastgar", grid.name, grid.data, *grid.variant.split()]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        store = Store(folder / "results.jsonl", grid, fresh=options.fresh)
+        path = folder / "results.jsonl"
+        store = Store(path, grid, fresh=options.fresh, outcome=OUTCOME)
     except OSError as error:
         raise Refused(f"cannot write to --out {folder}: {error.strerror}") from error
     except Mismatch as error:

@@ -87,20 +87,19 @@ def run(options: argparse.Namespace) -> int:
 
 def _configs(options: argparse.Namespace) -> tuple[list[Config], bool]:
     """Return the settings of all runs, and whether the worst attack is looked for."""
-    import tomllib
-
     from ..train import Config
+    from ..train.config import read_settings
     from ..train.prepare import check
     from ..train.worst import every_attack
 
     given: dict[str, Any] = {"metrics": True}
     if options.config is not None:
         try:
-            given |= tomllib.loads(options.config.read_text())
+            given |= read_settings(options.config)
         except OSError as error:
             raise Refused(f"cannot read --config {options.config}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise Refused(f"--config {options.config} is no TOML document: {error}") from error
+        except ValueError as error:
+            raise Refused(f"--config {options.config} cannot be read: {error}") from error
     for name, _ in FLAGS:
         key = name.replace("-", "_")
         if key in vars(options):

@@ -14,7 +14,7 @@ import numpy as np
 from ..geometry import Decision
 from ..primitives import Selection
 from . import proofs
-from .options import Count, Positive
+from .options import Count, Positive, Steps
 from .registry import distance_rule
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _median_selection(n: int, f: int, options: Any) -> Selection:
     paper="Karimireddy, He and Jaggi, Learning from history for Byzantine-robust optimization, "
     "ICML 2021",
 )
-def centered_clipping(g: Geometry, *, tau: Positive, iters: Count = 1) -> Decision:
+def centered_clipping(g: Geometry, *, tau: Positive, iters: Steps = 1) -> Decision:
     """Move from a start towards the rows, none of which pulls by more than tau.
 
     v becomes v + the mean over the rows of (x - v) * min(1, tau/|x - v|). A faulty row adds 0 to a
@@ -61,7 +61,7 @@ def centered_clipping(g: Geometry, *, tau: Positive, iters: Count = 1) -> Decisi
     tau : float
         The greatest pull of a row, above 0.
     iters : int
-        How many steps.
+        How many steps, at most 1000.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def centered_clipping(g: Geometry, *, tau: Positive, iters: Count = 1) -> Decisi
     paper="Pillutla, Kakade and Harchaoui, Robust aggregation for federated learning, IEEE "
     "Transactions on Signal Processing, 2022, algorithm 2",
 )
-def rfa(g: Geometry, *, T: Count = 3, nu: Positive = 0.1, relative: bool = True) -> Decision:
+def rfa(g: Geometry, *, T: Steps = 3, nu: Positive = 0.1, relative: bool = True) -> Decision:
     """Return the point after T smoothed Weiszfeld steps from the origin.
 
     A step is the average of the rows weighted by 1/max(nu, distance from the last point). Most
@@ -103,7 +103,7 @@ def rfa(g: Geometry, *, T: Count = 3, nu: Positive = 0.1, relative: bool = True)
     Options
     -------
     T : int
-        How many steps.
+        How many steps, at most 1000.
     nu : float
         Distances below it count as nu; above 0.
     relative : bool

@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-__all__ = ["Count", "Index", "Option", "Positive", "Probability", "Range", "Seed", "read_options"]
+from ..errors import shown
+
+__all__ = [
+    "Count", "Index", "Option", "Positive", "Probability", "Range", "Seed", "Steps", "read_options",
+]  # fmt: skip
+
+GREATEST = 2**63 - 1  # integer that compiled code takes
 
 
 @dataclass(frozen=True)
@@ -25,13 +31,14 @@ class Range:
         return (value > self.low if self.above else value >= self.low) and value <= self.high
 
     def __str__(self) -> str:
-        if self.high < math.inf:
+        if GREATEST != self.high < math.inf:
             return f"between {self.low:g} and {self.high:g}"
         return f"{'above' if self.above else 'at least'} {self.low:g}"
 
 
-Count = Annotated[int, Range(1)]
-Index = Annotated[int, Range(0)]
+Count = Annotated[int, Range(1, GREATEST)]
+Steps = Annotated[int, Range(1, 1000)]  # so that a call ends: no result changes so late any more
+Index = Annotated[int, Range(0, GREATEST)]
 Seed = Annotated[int, Range(0, 2**64 - 1)]
 Positive = Annotated[float, Range(0, above=True)]
 Probability = Annotated[float, Range(0, 1)]
@@ -62,7 +69,7 @@ class Option:
                 return fitting
         error = TypeError if _wrong_type(self.hint, value) else ValueError
         wanted = " or ".join(_describe(hint) for hint in _alternatives(self.hint))
-        raise error(f"{rule}: {self.name} must be {wanted}, got {value!r}")
+        raise error(f"{rule}: {self.name} must be {wanted}, got {shown(value)}")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -91,7 +98,10 @@ def _plain(base: Any, value: Any) -> Any:
             return None
     if base is float:
         is_number = not isinstance(value, str | bytes) and hasattr(value, "__float__")
-        return float(value) if is_number else None
+        try:
+            return float(value) if is_number else None
+        except OverflowError:
+            return math.inf
     return value if isinstance(base, type) and isinstance(value, base) else None
 
 

@@ -24,9 +24,6 @@ __all__ = ["Peers", "configured", "hashes", "peers_of"]
 
 SIGN = timedelta(seconds=3)  # within which a rank says that it is alive, when an exchange broke off
 
-# torch 2.13 renames it
-_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
 
 class Peers:
     """The ranks of one group. All tensors travel as bytes, so that every dtype does.
@@ -71,7 +68,9 @@ class Peers:
         if own.is_cuda and len({len(piece) for piece in pieces}) == 1 and self.n > 1:
             count = self.n * len(own)
             whole = own.as_strided((count,), (1,), own.storage_offset() - self.rank * len(own))
-            return [_gather(_bytes(whole), _bytes(own), group=self.group, async_op=True)]
+            return [
+                dist.all_gather_single(_bytes(whole), _bytes(own), group=self.group, async_op=True)
+            ]
         # Gloo's all_gather goes through a second buffer, which costs more than it gains.
         return [
             dist.broadcast(_bytes(piece), rank, group=self.group, async_op=True)

@@ -67,9 +67,8 @@ def _like(rows: Sequence[Tensor], spec: str, f: int | None, step: int) -> Tensor
     return rows[0].new_empty(shape)
 
 
-_UNSAFE = getattr(torch.Tag, "cudagraph_unsafe", None)  # before torch 2.8 there is no such tag
 for _operation, _tags in (
-    ("aggregate", ()), ("aggregate_on_host", () if _UNSAFE is None else (_UNSAFE,)),
+    ("aggregate", ()), ("aggregate_on_host", (torch.Tag.cudagraph_unsafe,)),
 ):  # fmt: skip
     torch.library.custom_op(
         f"fastgar::{_operation}", _aggregate, mutates_args=(), tags=_tags

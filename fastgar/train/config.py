@@ -7,18 +7,20 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ..errors import unknown
-from ..rules.options import Count, Positive
+from ..errors import shown, unknown
+from ..rules.options import GREATEST, Count, Positive
 from . import split
 from .spec import configured
 
-__all__ = ["EVALUATIONS", "PENALTIES", "PLACES", "Config", "schedule"]
+__all__ = ["EVALUATIONS", "PENALTIES", "PLACES", "Config", "read_settings", "schedule"]
 
 EVALUATIONS = 30  # in a run, unless said otherwise
 PLACES = ("worker", "server", "mixed")
 PENALTIES = ("squared", "norm")
+LONGEST = 16_000  # characters of a document: a key of that length takes a second, of 100,000 127
 
 Rate = Callable[[int], float]
 
@@ -158,7 +160,7 @@ class Config:
         for sentence, holds in checks.items():
             if not holds:
                 value = getattr(self, sentence.split()[0].replace("-", "_"))
-                raise ValueError(f"{sentence}, got {value!r}")
+                raise ValueError(f"{sentence}, got {shown(value)}")
         schedule(self.schedule)
         split.check(self.split)
 
@@ -195,10 +197,7 @@ class Config:
         TypeError, ValueError
             If it is no TOML document, or has a setting that does not exist or cannot be right.
         """
-        try:
-            return cls.of(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"this is no TOML document: {error}") from None
+        return cls.of(_settings(text))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Config:
@@ -215,6 +214,29 @@ class Config:
         return {
             name: (value, theirs[name]) for name, value in ours.items() if value != theirs[name]
         }
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings in a file.
+
+    Raises
+    ------
+    ValueError
+        If it is no TOML document.
+    OSError
+        If it cannot be read.
+    """
+    with path.open() as file:
+        return _settings(file.read(LONGEST + 1))
+
+
+def _settings(text: str) -> dict[str, Any]:
+    if len(text) > LONGEST:
+        raise ValueError(f"settings have at most {LONGEST:,} characters")
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"this is no TOML document: {error}") from None
 
 
 def schedule(spec: str) -> Rate:
@@ -247,11 +269,14 @@ def steps(
     if (every is None) == (not at):
         raise ValueError("schedule: steps needs either every=... or at=(..., ...)")
     if not all(type(number) is int and number >= 1 for number in at):
-        raise ValueError(f"schedule: steps(at=...) must be numbers of steps, got {at!r}")
+        raise ValueError(f"schedule: steps(at=...) must be numbers of steps, got {shown(at)}")
 
     def rate(done: int) -> float:
         times = done // every if every else sum(done >= number for number in at)
-        return float(factor**times)
+        try:
+            return float(factor**times)
+        except OverflowError:
+            return math.inf
 
     return rate
 
@@ -273,11 +298,14 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
     kind, *optional = get_args(hint) or (hint,)
     if optional and value is None:
         return None
+    said = name.replace("_", "-")
+    if type(value) is int and abs(value) > GREATEST:
+        raise ValueError(f"{said} must lie between -2^63 and 2^63, got {shown(value)}")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
         words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-        raise TypeError(f"{name.replace('_', '-')} must be {words[kind]}, got {value!r}")
+        raise TypeError(f"{said} must be {words[kind]}, got {shown(value)}")
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -118,6 +118,6 @@ class Result:
         """Add a line of a run directory's metrics."""
         values = {**record, "loss": math.nan if record["loss"] is None else record["loss"]}
         if values.pop("kind") == "evaluation":
-            self.evaluations.append(Evaluation(**values))
+            self.evaluations.append(Evaluation(*(values[each.name] for each in fields(Evaluation))))
         else:
             self.metrics.append(values)

@@ -6,7 +6,6 @@ what an interrupted run left is dropped until that run is taken up.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,21 @@ from typing import Any
 import fastgar as fg
 
 from .config import Config
-from .lines import Lines
+from .lines import Kinds, Lines, Mismatch, is_number, is_text, is_whole, or_none, records
 from .result import Evaluation, Result
-from .rundir import Mismatch
 
 __all__ = ["Results", "summary"]
+
+WHICH = {"rule": is_text, "attack": is_text}
+NUMBERS = ("accuracy", "lowest", "best", "final", "milliseconds", "weight")
+KINDS: Kinds = {
+    "config": {},
+    "evaluation": {
+        **WHICH, "step": is_whole,
+        **dict.fromkeys(("loss", "accuracy", "weight"), or_none(is_number)),
+    },
+    "run": {**WHICH, "stopped": or_none(is_text), **dict.fromkeys(NUMBERS, or_none(is_number))},
+}  # fmt: skip
 
 
 class Results(Lines):
@@ -51,7 +60,7 @@ class Results(Lines):
         shared = {**asdict(config), "declared": config.f}
         del shared["rule"], shared["attack"]
         head = {"kind": "config", "fastgar": fg.__version__, **shared}
-        kept: list[dict[str, Any]] = [] if fresh else _read(path)
+        kept = [] if fresh or not path.exists() else records(path.read_bytes(), path, KINDS)
         if kept:
             _compare(path, kept[0], head)
         finished = {_key(line) for line in kept if line["kind"] == "run"}
@@ -101,24 +110,6 @@ def summary(result: Result) -> dict[str, Any]:
 
 def _key(line: dict[str, Any]) -> tuple[Any, Any]:
     return line.get("rule"), line.get("attack")
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file; a last line that was cut off while being written is dropped."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines()
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            assert isinstance(record, dict) and isinstance(record["kind"], str)
-        except (ValueError, KeyError, AssertionError):
-            if records and number == len(lines):
-                break
-            raise Mismatch(f"line {number} of {path} is no record of a training run") from None
-        records.append(record)
-    return records
 
 
 def _compare(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .result import Seconds
-from .rundir import Mismatch, RunDirectory, open_directory
+from .rundir import CHECKPOINT, Mismatch, RunDirectory, open_directory
 
 if TYPE_CHECKING:
     from .loop import Training
@@ -46,25 +46,41 @@ def resume(training: Training, path: Path, fresh: bool) -> RunDirectory | None:
     result = training.result
     result.path = path
     if state:
-        if state["theta"].shape != training.theta.shape:
+        try:
+            _restore(training, state, path)
+        except Mismatch:
+            raise
+        except Exception as error:  # of many kinds: it is a checkpoint, but of something else
             raise Mismatch(
-                f"{path} holds a model of {len(state['theta'])} parameters, and this one has "
-                f"{len(training.theta)}"
-            )
-        training.done, result.stopped = state["step"], state["stopped"]
-        buffers = dict(training.workers.module.named_buffers())
-        with torch.no_grad():
-            for name in VECTORS:
-                getattr(training, name).copy_(state[name])
-            for name, buffer in state["buffers"].items():
-                buffers[name].copy_(buffer)
-        training.draw.set_state(state["draw"])
-        training.server.load_state_dict(state["server"])
-        training.recorder.load_state_dict(state["recorder"])
-        result.losses += state["losses"].tolist()
-        result.times += [Seconds(*times) for times in state["times"].tolist()]
+                f"{path / CHECKPOINT} is no checkpoint of this run ({error!r}): delete it, and "
+                "that run starts again"
+            ) from error
         for record in records:
             result.take(record)
     if directory is not None:
         directory.log(f"from step {training.done} of {training.config.steps}; {result.how}")
     return directory
+
+
+def _restore(training: Training, state: dict[str, Any], path: Path) -> None:
+    """Go on from a checkpoint."""
+    result = training.result
+    if state["theta"].shape != training.theta.shape:
+        raise Mismatch(
+            f"{path} holds a model of {len(state['theta'])} parameters, and this one has "
+            f"{len(training.theta)}"
+        )
+    if not 0 <= state["step"] <= training.config.steps:
+        raise ValueError(f"it is of step {state['step']}")
+    training.done, result.stopped = state["step"], state["stopped"]
+    buffers = dict(training.workers.module.named_buffers())
+    with torch.no_grad():
+        for name in VECTORS:
+            getattr(training, name).copy_(state[name])
+        for name, buffer in state["buffers"].items():
+            buffers[name].copy_(buffer)
+    training.draw.set_state(state["draw"])
+    training.server.load_state_dict(state["server"])
+    training.recorder.load_state_dict(state["recorder"])
+    result.losses += state["losses"].tolist()
+    result.times += [Seconds(*times) for times in state["times"].tolist()]

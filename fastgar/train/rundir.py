@@ -31,8 +31,8 @@ import torch
 
 import fastgar as fg
 
-from .config import Config
-from .lines import line
+from .config import Config, read_settings
+from .lines import Kinds, Mismatch, is_number, is_table, is_whole, line, or_none, records
 from .ranks import Ranks
 
 __all__ = ["Mismatch", "RunDirectory", "environment", "name_of", "open_directory"]
@@ -42,12 +42,15 @@ CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, LOG = FILES = (
 )  # fmt: skip
 
 LONGEST = 100  # characters of a name
+KINDS: Kinds = {
+    "step": {"step": is_whole, "loss": or_none(is_number)},
+    "evaluation": {
+        "step": is_whole, "loss": or_none(is_number), "accuracy": is_number,
+        "weight": or_none(is_number),
+    },
+}  # fmt: skip
 
 Record = dict[str, Any]
-
-
-class Mismatch(ValueError):
-    """The directory holds another run, or something that is no run."""
 
 
 class RunDirectory:
@@ -92,7 +95,7 @@ class RunDirectory:
 
     def _compare(self, config: Config) -> None:
         try:
-            before = Config.from_toml((self.path / CONFIG).read_text())
+            before = Config.of(read_settings(self.path / CONFIG))
         except (TypeError, ValueError) as error:
             raise Mismatch(f"{self.path / CONFIG} cannot be read: {error}") from error
         differing = config.difference(before)
@@ -103,10 +106,15 @@ class RunDirectory:
 
     def _compare_versions(self) -> None:
         """Write down that the run goes on with other versions, which may round otherwise."""
-        try:
-            before = json.loads((self.path / ENVIRONMENT).read_text())["versions"]
-        except (OSError, ValueError, KeyError):
+        path = self.path / ENVIRONMENT
+        if not path.exists():
             return
+        try:
+            before = json.loads(path.read_bytes())["versions"]
+            if not is_table(before):
+                raise ValueError("no versions")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise Mismatch(f"{path} is damaged: delete it, and the run goes on") from error
         for name, now in environment()["versions"].items():
             if before.get(name) != now:
                 self.log(f"{name} is {now}, and was {before.get(name)} when the run began")
@@ -169,8 +177,7 @@ def open_directory(
     if complaint:
         raise Mismatch(complaint)
     state, lines = map(ranks.share, found)
-    records = [json.loads(line) for line in lines.splitlines()]
-    return directory, load(state) if state else {}, records
+    return directory, load(state) if state else {}, records(lines, path / METRICS, KINDS)
 
 
 def name_of(config: Config) -> str:
@@ -200,7 +207,8 @@ def load(blob: bytes, path: str | Path = CHECKPOINT) -> Record:
     """
     try:
         state: Record = torch.load(io.BytesIO(blob), weights_only=True)
-        state["metrics"]
+        if not is_whole(state["metrics"]):
+            raise ValueError("no length of the metrics")
     except Exception as error:  # of many kinds, from the zip file to the last tensor
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
         raise Mismatch(

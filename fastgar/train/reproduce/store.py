@@ -8,21 +8,19 @@ another grid, or of the same grid with other numbers, is refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..lines import Lines, plain
+from ..lines import Check, Kinds, Lines, Mismatch, is_table, is_text, is_whole, plain, records
 from .setting import Grid, Run
 
 __all__ = ["Mismatch", "Store", "read"]
 
 Record = dict[str, Any]
 
-
-class Mismatch(ValueError):
-    """The file holds results of another grid."""
+RUN = {"name": is_text, "seed": is_whole, "tags": is_table, "config": is_table}
+KINDS: Kinds = {"grid": {}, "session": {}, "run": RUN}
 
 
 class Store(Lines):
@@ -35,6 +33,8 @@ class Store(Lines):
     grid : Grid
     fresh : bool
         Whether to forget what the file has.
+    outcome : mapping, optional
+        What the outcome of each run must have, and how to check it.
 
     Attributes
     ----------
@@ -44,14 +44,16 @@ class Store(Lines):
     Raises
     ------
     Mismatch
-        If the file holds results of another grid.
+        If the file holds results of another grid, or is damaged.
     OSError
         If it cannot be written.
     """
 
-    def __init__(self, path: Path, grid: Grid, *, fresh: bool = False) -> None:
+    def __init__(
+        self, path: Path, grid: Grid, *, fresh: bool = False, outcome: Mapping[str, Check] = {}
+    ) -> None:
         head = _head(grid)
-        lines = [] if fresh else _lines(path)
+        lines = [] if fresh else _lines(path, outcome)
         if lines:
             _compare(path, lines[0], head)
         settings = {setting.name: setting for setting in grid.settings}
@@ -62,6 +64,7 @@ class Store(Lines):
                 if setting is None:
                     raise Mismatch(f"{path} has a setting {record['name']!r} that this grid lacks")
                 _compare(path, record["config"], plain(setting.config), f"{setting.name}: ")
+                _compare(path, record["tags"], plain(setting.tags), f"{setting.name}: ")
                 self.records[record["name"], record["seed"]] = record
         super().__init__(path, lines or [head])
 
@@ -99,38 +102,21 @@ def read(path: Path) -> list[Record]:
     Mismatch
         If it is no file of results.
     """
-    return [record for record in _lines(path) if record["kind"] == "run"]
+    return [record for record in _lines(path, {}) if record["kind"] == "run"]
 
 
 def _head(grid: Grid) -> Record:
     return {"kind": "grid", "name": grid.name, "data": grid.data, "variant": grid.variant}
 
 
-def _lines(path: Path) -> list[Record]:
+def _lines(path: Path, outcome: Mapping[str, Check]) -> list[Record]:
     """Return every record of a file; a last line that was cut off is dropped."""
     if not path.exists():
         return []
-    try:
-        lines = path.read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise Mismatch(f"{path} is no file of results: it is not text") from error
-    records: list[Record] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            complete = isinstance(record, dict) and isinstance(record["kind"], str)
-            if complete and record["kind"] == "run":
-                complete = {"name", "seed", "tags", "config"} <= record.keys()
-        except (ValueError, KeyError):
-            complete = False
-        if not complete:
-            if number == len(lines) and not path.read_bytes().endswith(b"\n"):
-                break
-            raise Mismatch(f"line {number} of {path} is no result of a grid")
-        records.append(record)
-    if records and records[0]["kind"] != "grid":
+    found = records(path.read_bytes(), path, {**KINDS, "run": {**RUN, **outcome}})
+    if found and found[0]["kind"] != "grid":
         raise Mismatch(f"{path} does not begin with the name of its grid")
-    return records
+    return found
 
 
 def _compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], what: str = "") -> None:
