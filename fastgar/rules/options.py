@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from ..errors import shown
+
 __all__ = ["Count", "Index", "Option", "Positive", "Probability", "Range", "Seed", "read_options"]
 
 
@@ -62,7 +64,7 @@ class Option:
                 return fitting
         error = TypeError if _wrong_type(self.hint, value) else ValueError
         wanted = " or ".join(_describe(hint) for hint in _alternatives(self.hint))
-        raise error(f"{rule}: {self.name} must be {wanted}, got {value!r}")
+        raise error(f"{rule}: {self.name} must be {wanted}, got {shown(value)}")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -91,6 +93,7 @@ def _plain(base: Any, value: Any) -> Any:
             return None
     if base is float:
         is_number = not isinstance(value, str | bytes) and hasattr(value, "__float__")
+        is_number &= getattr(value, "shape", ()) == ()
         return float(value) if is_number else None
     return value if isinstance(base, type) and isinstance(value, base) else None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args, get_type_hints
 
-from ..errors import unknown
+from ..errors import shown, unknown
 from ..rules.options import Count, Positive
 from . import split
 from .spec import configured
@@ -158,7 +158,7 @@ class Config:
         for sentence, holds in checks.items():
             if not holds:
                 value = getattr(self, sentence.split()[0].replace("-", "_"))
-                raise ValueError(f"{sentence}, got {value!r}")
+                raise ValueError(f"{sentence}, got {shown(value)}")
         schedule(self.schedule)
         split.check(self.split)
 
@@ -247,7 +247,7 @@ def steps(
     if (every is None) == (not at):
         raise ValueError("schedule: steps needs either every=... or at=(..., ...)")
     if not all(type(number) is int and number >= 1 for number in at):
-        raise ValueError(f"schedule: steps(at=...) must be numbers of steps, got {at!r}")
+        raise ValueError(f"schedule: steps(at=...) must be numbers of steps, got {shown(at)}")
 
     def rate(done: int) -> float:
         times = done // every if every else sum(done >= number for number in at)
@@ -277,7 +277,7 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
         return float(value)
     if type(value) is not kind:
         words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-        raise TypeError(f"{name.replace('_', '-')} must be {words[kind]}, got {value!r}")
+        raise TypeError(f"{name.replace('_', '-')} must be {words[kind]}, got {shown(value)}")
     return value
 
 

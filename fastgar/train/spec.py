@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import unknown
+from ..errors import shown, unknown
 from ..rules.options import read_options
 
 __all__ = ["configured"]
@@ -35,10 +35,10 @@ def configured(
         If the string, the name, an option or its value is wrong.
     """
     if not isinstance(spec, str):
-        raise TypeError(f"a {kind} is described by a string, got {spec!r}")
+        raise TypeError(f"a {kind} is described by a string, got {shown(spec)}")
     call = CALL.fullmatch(spec)
     if call is None:
-        raise ValueError(f"{spec!r} is no {kind}: write name or name(option=value)")
+        raise ValueError(f"{shown(spec)} is no {kind}: write name or name(option=value)")
     name = call[1]
     if name not in known:
         raise unknown(kind, name, known)
@@ -47,7 +47,7 @@ def configured(
     for option in given:
         if option not in options:
             if not options:
-                raise ValueError(f"{spec!r} is no {kind}: {name} has no options")
+                raise ValueError(f"{shown(spec)} is no {kind}: {name} has no options")
             raise unknown(f"option of {name}", option, options)
     for option, described in options.items():
         if described.required and option not in given:
@@ -57,7 +57,7 @@ def configured(
 
 def _arguments(kind: str, spec: str, text: str, options: list[str]) -> dict[str, Any]:
     """Return the named values in `text`; one without a name belongs to the only option."""
-    what = f"{spec!r} is no {kind}"
+    what = f"{shown(spec)} is no {kind}"
     try:
         call = ast.parse(f"_({text})", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ...errors import shown
+
 __all__ = ["Grid", "Run", "Setting", "read_seeds"]
 
 Plain = str | int | float | bool | None
@@ -102,7 +104,7 @@ def read_seeds(text: str) -> Sequence[int]:
     >>> list(read_seeds("1..3")), list(read_seeds("4,2"))
     ([1, 2, 3], [4, 2])
     """
-    wanted = f"seeds are written 1..5 or 1,2,7, got {text!r}"
+    wanted = f"seeds are written 1..5 or 1,2,7, got {shown(text)}"
     first, dots, last = text.partition("..")
     try:
         seeds = (
