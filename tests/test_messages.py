@@ -70,6 +70,32 @@ def test_no_message_holds_an_array(name: str) -> None:
     assert len(str(caught.value)) < 700  # the longest lists every rule
 
 
+def test_reports_and_results_fit_a_screen() -> None:
+    pytest.importorskip("torch")
+    from fastgar.torch.report import RankReport
+
+    n = 300
+    report = fg.inspect("krum", np.random.default_rng(0).normal(size=(n, 3)), f=2)
+    ones = np.ones(n)
+    ranks = RankReport(0, "krum", tuple(range(n)), ones, None, (), (), ones)
+    for each, row in ((report, r"299    0.000 .* of 300"), (ranks, " 299    1.000 ")):
+        assert len(str(each).split("\n")) == n + 2
+        assert len(repr(each).split("\n")) == 41
+        assert "\n... 262 lines more: print it ...\n" in repr(each)
+        assert re.search(row, repr(each).split("\n")[-1])
+    result = fg.train.run("mlp", rule="median", attack="sign_flip", steps=2, evaluate_every=1)
+    text = "<Result: median under sign_flip; 2 of 2 steps; 7,510 parameters; accuracy "
+    assert repr(result).startswith(f"{text}{result.accuracy:.1%}, at best ")
+    assert len(repr(result)) < 160
+    data = fg.train.load("digits")
+    assert (
+        repr(data)
+        == "<Data digits: 1437 samples of shape (1, 8, 8) to train on, 360 to test on, 10 classes>"
+    )
+    view = repr(View(q=2, own=X[:2], positions=(1, 2)))
+    assert view == "View(q=2, step=0, own=<ndarray of shape (2, 1000)>, positions=(1, 2), seed=0)"
+
+
 def test_training_shows_no_array_either() -> None:
     pytest.importorskip("torch")
     for option in ("rule", "lr", "byzantine", "schedule"):

@@ -14,7 +14,7 @@ from .rows import cast
 __all__ = ["View", "generator", "own_rows", "tolerated"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class View:
     """What the adversary sees at one step, beyond the rows that the honest workers send.
 
@@ -67,6 +67,11 @@ class View:
     start: Any = None
     positions: tuple[int, ...] | None = None
     seed: int = 0
+
+    def __repr__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = (f"{name}={shown(value)}" for name, value in values.items() if value is not None)
+        return f"View({', '.join(named)})"
 
     def __post_init__(self) -> None:
         if self.q < 1:

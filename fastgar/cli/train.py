@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     """Do every run that the results do not have yet, then print the table and draw the plot."""
     with refusing(extra="train"):
         import matplotlib  # noqa: F401  (a missing extra is to be told before the work)
-        import torch
+        import torch  # noqa: F401
         import tqdm  # noqa: F401
 
         from ..train.prepare import shared
@@ -64,9 +64,6 @@ def run(options: argparse.Namespace) -> int:
     if first.byzantine > first.f:
         _note(f"{first.byzantine} workers attack and the rules expect {first.f}")
     status = 0
-    threads = torch.get_num_threads()
-    if _small(model, first):  # too small to share, and waiting threads spin
-        torch.set_num_threads(1)
     table: list[dict[str, Any]] = []
     try:
         _train(configs, model, data, results, table, options)
@@ -74,8 +71,6 @@ def run(options: argparse.Namespace) -> int:
         status = 130
         kept = f"{options.out} keeps what was done"
         print(f"\ninterrupted: {kept}; the same command goes on from there", file=sys.stderr)
-    finally:
-        torch.set_num_threads(threads)
     if results is not None:
         with results:
             report(table, first, results, options.out, worst)
@@ -144,11 +139,6 @@ def _results(options: argparse.Namespace, config: Config) -> Results:
         raise Refused(f"cannot write to --out {options.out}: {error.strerror}") from error
     except ValueError as error:
         raise Refused(f"{error}: take another --out, or --fresh to forget them") from None
-
-
-def _small(model: nn.Module, config: Config) -> bool:
-    samples = config.workers * config.batch * config.local_steps
-    return samples * sum(p.numel() for p in model.parameters()) < 100_000_000
 
 
 def _leads() -> bool:
