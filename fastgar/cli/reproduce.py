@@ -143,19 +143,21 @@ def _work(
     if not missing:
         return 0
     processes = min(options.processes or cores(), len(missing))
+    done = len(runs) - len(missing)
     store.session(_session(processes))
     if not options.quiet:
-        before = f", {len(runs) - len(missing)} of them done" if len(missing) < len(runs) else ""
+        before = f", {done} of them done" if done else ""
         print(f"{grid.title}: {len(runs)} runs{before}; {processes} at a time", file=sys.stderr)
-    with Progress(len(runs), len(runs) - len(missing), quiet=options.quiet) as progress:
+    with Progress(missing, done, processes, quiet=options.quiet) as progress:
         try:
             for outcome in run_all(missing, EXECUTE, processes):
                 name = f"{outcome.run.setting.name}, seed {outcome.run.seed}"
                 if outcome.result is None:
                     failures.append(outcome)
-                    progress.ended(f"{name}: failed, {_last_line(outcome.failure)}")
+                    progress.ended(outcome.run, f"{name}: failed, {_last_line(outcome.failure)}")
                 else:
-                    progress.ended(f"{name}: {_words(store.add(outcome.run, outcome.result))}")
+                    record = store.add(outcome.run, outcome.result)
+                    progress.ended(outcome.run, f"{name}: {_words(record)}", record["seconds"])
         except ProcessesDied as error:
             progress.say(f"given up: {error}")
         except KeyboardInterrupt:
