@@ -345,7 +345,7 @@ class Rule:
             return None
         if self._centre is None:
             return primitives.sqdist(T, points, start=start)
-        centre = self._centre(T.n, self._last.f(self.f, T.n))
+        centre = self._centre(T.n, self._last.f(self.f, T.n), self._last.options)
         return primitives.sqdist_to(T, centre, start)
 
     def wants_inner(self, D: Array | None) -> tuple[int, Array] | None:

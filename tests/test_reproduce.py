@@ -104,6 +104,13 @@ def test_the_papers_grids_have_184_settings_each(data: str) -> None:
     assert {s.tags["f"] for s in attacked if s.tags["rule"] == "bulyan"} == {min(_sizes(grid))}
 
 
+def test_parity_takes_the_published_deviation_in_little() -> None:
+    for parity, options in ((False, "k=1.5"), (True, "k=1.5, ddof=1")):
+        for made in (momentum.grid("mnist", parity=parity), momentum.appendix(parity=parity)):
+            attacks = {s.config["attack"] for s in made.settings if s.tags["attack"] == "little"}
+            assert attacks == {f"little({options})"}
+
+
 def test_the_paper_has_736_settings_and_its_appendix_22() -> None:
     assert sum(len(momentum.grid(data).settings) for data in momentum.PAPER) == 736
     appendix = momentum.appendix()
@@ -580,23 +587,25 @@ def test_figures_of_the_momentum_grid_are_written_with_their_labels(tmp_path: Pa
 
 def test_the_zeno_curves_and_their_table(tmp_path: Path) -> None:
     grid = zeno.grid()
-    assert len(grid.settings) == 20
+    assert len(grid.settings) == 7 * 5
+    assert len(zeno.grid("cifar10").settings) == 7 * 4  # with the paper's number of samples alone
+    best = "zeno (64 samples)"
     records = [
-        {"tags": s.tags, "late": 0.9 if s.tags["rule"] == "zeno" else 0.5, "stopped": None,
+        {"tags": s.tags, "late": 0.9 if s.tags["rule"] == best else 0.5, "stopped": None,
          "accuracy": [[0, 0.1], [10, 0.9]], "best": 0.9}
         for s in grid.settings
     ]  # fmt: skip
     (table,) = tables(grid, records)
     assert [row[0] for row in table.rows] == [
-        "no attack", "label flip, 8 of 20", "label flip, 12 of 20", "sign flip, 8 of 20",
-        "sign flip, 12 of 20",
+        "no attack", "label flip, 8 of 20", "label flip, 12 of 20", "bit flip, 8 of 20",
+        "bit flip, 12 of 20", "sign flip, 8 of 20", "sign flip, 12 of 20",
     ]  # fmt: skip
-    assert all(
-        dict(zip(table.heads, row, strict=True))["zeno"] == "90.0 ± 0.0" for row in table.rows
-    )
+    for row in table.rows:
+        cells = dict(zip(table.heads, row, strict=True))
+        assert (cells[best], cells["zeno (4 samples)"]) == ("90.0 ± 0.0", "50.0 ± 0.0")
     png, svg = figures(grid, records, tmp_path)
     text = text_of(svg)
-    assert png.exists() and all(word in text for word in ("zeno", "label flip, 12 of 20", "krum"))
+    assert png.exists() and all(word in text for word in (best, "bit flip, 12 of 20", "krum"))
 
 
 def test_the_heat_map_has_the_worst_case_in_its_margin(tmp_path: Path) -> None:

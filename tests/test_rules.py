@@ -19,13 +19,15 @@ ROWS = ((5, 1), (7, 1), (7, 2), (11, 2), (12, 3), (15, 3))
 COLUMN = [
     "mean", "nan_mean", "median", "median(middle='lower')", "median(middle='upper')",
     "trimmed_mean", "meamed", "meamed(middle='lower')", "meamed(variant='aggregathor')",
-    "phocas", "condense", "condense(p=0.3, seed=7)", "sign_majority",
+    "phocas", "condense", "condense(p=0.3, seed=7)",
+    "condense(middle='lower')", "condense(middle='upper', p=0.5)", "sign_majority",
 ]  # fmt: skip
 SELECTING = [
     "krum", "krum(neighbours='n-f-1')", "krum(squared=False)", "krum(variant='epfl')",
     "multi_krum", "multi_krum(m=2)", "multi_krum(variant='byzfl')",
     "bulyan", "bulyan(variant='epfl')", "bulyan(middle='lower')",
     "mda", "cge", "aksel", "aksel(mode='n-f')", "monna", "monna(pivot=3)",
+    "aksel(variant='epfl')", "aksel(middle='upper', mode='n-f')",
 ]  # fmt: skip
 WEIGHING = [
     "geometric_median", "rfa", "rfa(T=1, nu=3.0)", "centered_clipping(tau=2.0)",

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import sqrt
-from typing import Literal
 
-from ..primitives import Statistic, hash_key
+from ..primitives import Middle, Statistic, hash_key
 from .options import Probability, Seed
 from .registry import column_rule
 
 __all__ = [
     "condense", "mean", "meamed", "median", "nan_mean", "phocas", "sign_majority", "trimmed_mean",
 ]  # fmt: skip
-
-Middle = Literal["mean", "lower", "upper"]
 
 
 @column_rule()
@@ -141,14 +138,19 @@ def phocas(n: int, f: int) -> Statistic:
 @column_rule(
     needs="2f + 2",
     paper="Guerraoui et al., Garfield, DSN 2021",
+    variants={"epfl": {"middle": "lower"}},
 )
-def condense(n: int, f: int, *, p: Probability = 0.9, seed: Seed = 0, step: int = 0) -> Statistic:
+def condense(
+    n: int, f: int, *, p: Probability = 0.9, middle: Middle = "mean", seed: Seed = 0, step: int = 0
+) -> Statistic:
     """Return, for each coordinate, the median with probability p, else the value of row 0.
 
     Options
     -------
     p : float
         Probability of the median, between 0 and 1.
+    middle : {"mean", "lower", "upper"}
+        Which median, when n is even.
     seed : int
         Of the draw, which also depends on the step and the coordinate (and on nothing else).
 
@@ -157,7 +159,7 @@ def condense(n: int, f: int, *, p: Probability = 0.9, seed: Seed = 0, step: int 
     >>> fg.condense(np.array([[1.0], [2.0], [3.0], [5.0]]), f=1, p=1.0)
     array([2.5])
     """
-    median = Statistic.median(n, faults=f)
+    median = Statistic.median(n, middle, f)
     return replace(median, kind="condense", probability=p, key=hash_key(seed, step))
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import Decision
-from ..primitives import Selection, Statistic
-from .columns import Middle
+from ..primitives import Middle, Selection, Statistic
 from .options import Count
 from .registry import distance_rule
 
