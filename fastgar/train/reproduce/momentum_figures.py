@@ -99,7 +99,7 @@ def boxes(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
             if f == sizes[0]:
                 panel.set_title(_speed(rate, nesterov), fontsize=9)
         row[0].set_ylabel(f"f = {f}\nhighest test accuracy (%)", fontsize=9)
-    legend_below(figure, handles, 3)
+    legend_below(figure, handles)
     figure.suptitle(title, fontsize=11)
     return save(figure, folder, "best-accuracy")
 
@@ -138,7 +138,7 @@ def ratios(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
             row[0].set_ylabel(f"f = {f}\nvariance-to-norm ratio", fontsize=9)
         for panel in axes[-1]:
             panel.set_xlabel("step", fontsize=9)
-        legend_below(figure, handles, 3)
+        legend_below(figure, handles)
         figure.suptitle(f"{title}, {_speed(rate, nesterov)}, momentum at the workers", fontsize=11)
         paths += save(figure, folder, f"ratio-lr_{rate}{'-nesterov' if nesterov else ''}")
     return paths
