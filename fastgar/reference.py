@@ -462,7 +462,7 @@ def smea(X: npt.ArrayLike, f: int) -> Rows:
 def cge(X: npt.ArrayLike, f: int) -> Rows:
     """Comparative gradient elimination: mean of the n - f rows of least norm; n > f.
 
-    Gupta, Liu and Vaidya, 2021. Faulty rows are infinitely long.
+    Gupta, Liu and Vaidya, arXiv 2008.04699. Faulty rows are infinitely long.
     """
     x, finite, f = _vectors("cge", X, f, (1, 1))
     lengths = np.full(len(x), np.inf, dtype=np.longdouble)
