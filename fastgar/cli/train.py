@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"\ninterrupted: {kept}; the same command goes on from there", file=sys.stderr)
     if results is not None:
         with results:
-            report(table, first, results, options.out, worst)
+            report(table, first, results, options.out, worst, options.command)
     return status
 
 

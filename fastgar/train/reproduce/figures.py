@@ -11,9 +11,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..origin import Origin
+
 __all__ = [
-    "CLEAN", "LEGEND", "Line", "accuracies", "band", "draw", "legend_below", "look", "panels",
-    "save",
+    "CLEAN", "DEVIATION", "LEGEND", "Line", "accuracies", "band", "draw", "legend_below", "look",
+    "panels", "save",
 ]  # fmt: skip
 
 Curve = Sequence[tuple[int, float | None]]
@@ -24,6 +26,7 @@ Style = Mapping[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 QUARTILES = (0.25, 0.5, 0.75)
+DEVIATION = "mean, and a band of one deviation to both sides"
 LEGEND: dict[str, Any] = {"frameon": False, "handlelength": 3.2, "fontsize": 9}
 CLEAN: dict[str, Any] = {"color": "#000000", "linestyle": "-", "linewidth": 1.1}
 
@@ -119,11 +122,11 @@ def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
     )
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and as SVG, and return where."""
+def save(figure: Figure, folder: Path, name: str, origin: Origin, spread: str) -> list[Path]:
+    """Write a figure as PNG and as SVG, with a line on where it comes from, and return where."""
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    figure.savefig(png, dpi=150)
+    origin.save(figure, png, spread)
     # Text stays text, to be searched and read aloud; and the same picture is the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastgar"}):
-        figure.savefig(svg, metadata={"Date": None})
+        figure.savefig(svg, metadata={"Date": None}, bbox_inches="tight")
     return [png, svg]

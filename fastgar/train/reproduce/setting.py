@@ -81,6 +81,13 @@ class Grid:
         variant = f" ({self.variant})" if self.variant else ""
         return f"{self.name} on {self.data}{variant}"
 
+    @property
+    def command(self) -> str:
+        """What does its runs."""
+        flags = [f"--{word}" for word in self.variant.split()]
+        data = [] if self.data == "digits" or "--appendix" in flags else ["--data", self.data]
+        return " ".join(["fastgar", "reproduce", self.name, *data, *flags])
+
     def with_option(self, name: str, value: Plain) -> Grid:
         """Return the same settings, with one more option."""
         changed = (replace(each, config={**each.config, name: value}) for each in self.settings)

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from .figures import CLEAN, LEGEND, accuracies, look, panels, save
+from ..origin import Origin
+from .figures import CLEAN, DEVIATION, LEGEND, accuracies, look, panels, save
 from .tables import Table
 from .zeno import ATTACKS, SCENARIOS, SIZES
 
@@ -20,7 +21,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def curves(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
+def curves(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path]:
     """Draw accuracy over steps: a panel for each scenario, a line for each rule.
 
     One row of panels for each number of attackers, a column for each attack.
@@ -46,8 +47,8 @@ def curves(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
     for panel in spare[1:]:
         panel.set_axis_off()
     spare[1].legend(list(handles.values()), list(handles), loc="center", **LEGEND)
-    figure.suptitle(title, fontsize=11)
-    return save(figure, folder, "zeno")
+    figure.suptitle(origin.title, fontsize=11)
+    return save(figure, folder, "zeno", origin, DEVIATION)
 
 
 def table(records: Iterable[Record]) -> Table:
