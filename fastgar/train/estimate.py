@@ -43,6 +43,7 @@ class Estimate:
         for kind, size in work:
             self._left[kind] += size
         self._timed: defaultdict[Kind, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._likes = {kind: kind.like() for kind in self._left}
         self._at_once, self._count = at_once, 0
 
     def done(self, kind: Kind, size: float, seconds: float | None = None) -> None:
@@ -50,7 +51,7 @@ class Estimate:
         self._left[kind] -= size
         if seconds is not None:
             self._count += 1
-            for each in kind.like():
+            for each in self._likes[kind]:
                 total = self._timed[each]
                 total[0] += size
                 total[1] += seconds
@@ -61,7 +62,7 @@ class Estimate:
             return None
         total = 0.0
         for kind, size in self._left.items():
-            done, seconds = next(self._timed[k] for k in kind.like() if k in self._timed)
+            done, seconds = next(self._timed[k] for k in self._likes[kind] if k in self._timed)
             total += size * seconds / done
         return max(0.0, total) / self._at_once
 

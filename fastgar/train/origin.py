@@ -24,7 +24,7 @@ __all__ = ["Origin", "changed", "holds", "main", "sources"]
 PACKAGE = Path(fg.__file__).parent
 FOLDERS = ("attacks", "rules", "train")  # of the package: what decides on the results of a run
 DRAWING = {  # modules there that only show results: a picture is as new as what drew it
-    "figures", "momentum_figures", "origin", "outcome", "plot", "progress", "report",
+    "estimate", "figures", "momentum_figures", "origin", "outcome", "plot", "progress", "report",
     "resilience_results", "tables", "zeno_results",
 }  # fmt: skip
 SMALL: dict[str, Any] = {"fontsize": 7.5, "color": "#555555", "ha": "left", "va": "top"}

@@ -41,7 +41,9 @@ def curves(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path
                 handles |= accuracies(panel, runs, rule, looks[rule])
         panel.set_ylim(0, 100)
         panel.set_title(_words(attack, q), fontsize=9)
+    for panel in (*axes[-1], spare[0]):  # the lowest of each column
         panel.set_xlabel("step", fontsize=9)
+        panel.tick_params(labelbottom=True)
     for panel in axes[:, 0]:
         panel.set_ylabel("test accuracy (%)", fontsize=9)
     for panel in spare[1:]:
