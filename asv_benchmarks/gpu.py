@@ -16,9 +16,14 @@ everything that becomes known, so what was found stays when it is stopped.
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":  # before all else is loaded, which Ctrl-C would end with a traceback
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+
 import argparse
 import importlib.util
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +42,7 @@ from . import gpu_figures as figures
 from . import gpu_tools as tools
 from .gpu_environment import NO_CUPY, NO_GPU, NO_KERNEL, NO_TORCH, nvidia_smi
 from .gpu_process import Outcome, staged
-from .gpu_report import STAGES, Record, Report, verdict
+from .gpu_report import STAGES, Record, Report, verdict, worth_sending
 
 BUDGET = 570.0  # seconds in all
 # Seconds that a stage may take, and those that are kept for it while earlier ones run.
@@ -278,7 +283,7 @@ def run(report: Report, chosen: Sequence[str], quick: bool) -> int:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Have a polite kill do what Ctrl-C does, so that no process of a stage is left behind."""
+    """Have Ctrl-C and a polite kill end the stages, so that no process of one is left behind."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -286,7 +291,7 @@ def terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ends = (signal.SIGTERM, signal.SIGHUP)  # the latter when a connection breaks
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last when a connection breaks
     before = [signal.signal(number, stop) for number in ends]
     try:
         yield
@@ -306,8 +311,9 @@ def finish(report: Report) -> None:
         except Exception as error:  # matplotlib is missing or broken: all else is written
             print(f"\nno picture ({error}): pip install matplotlib")
     print("\n" + "\n".join(line.replace("**", "") for line in verdict(report.data)))
-    print(f"\nThe report is {path.with_suffix('.md')}\n"
-          f"Please attach it, and {path.name} beside it, to an issue of fastgar.")  # fmt: skip
+    print(f"\nThe report is {path.with_suffix('.md')}")
+    if worth_sending(report.data):
+        print(f"Please attach it, and {path.name} beside it, to an issue of fastgar.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from .gpu_environment import NO_CUPY, NO_TORCH
 from .gpu_figures import EAGER_AT_MOST, GRAPH_AT_MOST, OFF
 from .gpu_figures import markdown as table_of_times
 from .gpu_process import ROOT
@@ -196,8 +197,15 @@ def markdown(data: Record) -> str:
     return re.sub(r"\n\n\n+", "\n\n", text)
 
 
+def worth_sending(data: Record) -> bool:
+    """Return whether the report holds more than that something is not installed."""
+    return data["missing"] not in (NO_TORCH, NO_CUPY)
+
+
 def how_to_send(data: Record) -> str:
     """Return what to do with this file."""
+    if not worth_sending(data):
+        return "There is nothing to send yet: install what is missing, and run this again."
     return (
         "To send it: open an issue of fastgar, and attach this file and the one in JSON beside it. "
         "They hold versions, numbers and errors, and no data of yours."

@@ -16,7 +16,7 @@ from . import rules
 from .api import columns, combine, sqdist
 from .bounds import kappa, list_rules, max_f, min_n, variance_ratio
 from .cpu.threads import get_threads, set_threads
-from .errors import SearchLimit, TooManyFaults
+from .errors import SearchLimit, TooManyFaults, nearest
 from .pipeline import Rule, rule
 from .primitives import CHUNK
 from .report import Report, inspect
@@ -53,12 +53,16 @@ from .streaming import Streaming
 
 __version__ = "0.1.0"
 
+LATER = ("attacks", "torch", "train")
+
 
 def __getattr__(name: str) -> Any:
-    """Import `fastgar.attacks`, `.torch` and `.train` when they are first asked for."""
-    if name in ("attacks", "torch", "train"):
+    """Import what is imported when it is first asked for."""
+    if name in LATER:
         return import_module(f"fastgar.{name}")
-    raise AttributeError(f"module 'fastgar' has no attribute {name!r}")
+    close = None if name.startswith("_") else nearest(name, (*__all__, *LATER))
+    hint = "" if close is None else f": did you mean {close!r}?"
+    raise AttributeError(f"module 'fastgar' has no attribute {name!r}{hint}")
 
 
 __all__ = [

@@ -83,6 +83,8 @@ def combine(W: Any, X: Any, refs: References = ()) -> Any:
     >>> fg.combine([0.5, 0.5, 0.0], np.array([[1.0, 2.0], [3.0, 4.0], [np.nan, 0.0]]))
     array([2., 3.])
     """
+    if getattr(X, "ndim", 2) == 1 and getattr(W, "ndim", 1) > 1:
+        raise ValueError("the weights come first, and then X: combine(W, X)")
     T = table(X)
     points = _points(T, refs)
     weights = _weights("W", W, T, T.n + len(points), (1, 2))
@@ -130,7 +132,7 @@ def columns(X: Any, statistic: str, f: int | None = None, *, W: Any = None, **op
     array([2.])
     """
     known = [spec.name for spec in registered() if spec.kind == "column"]
-    if statistic not in known:
+    if not isinstance(statistic, str) or statistic not in known:
         raise unknown("column rule", statistic, known)
     rule = Rule((Stage(lookup(statistic), options),), f)
     T = table(X)

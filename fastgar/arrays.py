@@ -1,7 +1,7 @@
 """Arrays of any library as rows of numbers in memory, and fresh memory of the same library.
 
 How input is understood
-    an array of shape (n, ...)           n rows; a 1-D array is n rows of one number
+    an array of shape (n, m, ...)        n rows; one of shape (n,) is refused: it may be one row
     a sequence of n arrays               n rows, read where they are (never stacked)
     a sequence of n containers           n structures (mappings, lists, tuples, namedtuples, nested
                                          at will); so a list of n lists of arrays is n structures
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import unknown
+from .errors import shown, unknown
 from .libraries import NUMPY, SIZES, DLPack, Library, View, as_numpy, library_of
 
 __all__ = ["Block", "Out", "Table", "numbers", "reference", "table"]
@@ -162,7 +162,7 @@ class Table:
             leaf for leaf in self._leaves if leaf.block is not None and predicate(leaf.path)
         )
         if not kept:
-            known = ", ".join(repr(path) for path in self.paths[:20])
+            known = ", ".join(map(shown, self.paths[:20]))
             raise ValueError(f"no leaf is selected: the paths of the floating leaves are {known}")
         return _Selection(self.n, kept)
 
@@ -246,6 +246,11 @@ def table(X: Any, *, buffers: str = "median") -> Table:
     size = SIZES.get(dtype)
     if size is None:
         raise _wrong_dtype("X", dtype, library)
+    if len(shape) == 1:
+        raise ValueError(
+            f"X has shape ({n},), one vector and not rows: pass X[:, None] for {n} rows of one "
+            "number, or a list of vectors, one per row"
+        )
     row = shape[1:]
     columns = row[0] if len(row) == 1 else prod(row)
     step = columns * size
@@ -280,7 +285,7 @@ def reference(T: Table, v: Any, name: str = "reference") -> Table:
     """
     if isinstance(T, _Selection):
         raise TypeError("a selection of leaves has no references: select from reference(T, v)")
-    if isinstance(v, np.generic):  # a row of a 1-D numpy array
+    if isinstance(v, np.generic):  # NumPy's arithmetic on rows of one number without a shape
         v = np.asarray(v)
     found: _Found = [("", [v])]
     build: _Build | None = None
@@ -322,22 +327,23 @@ def _table_of_sequence(X: Any, buffers: str) -> Table:
     leaves = tuple(_leaf(path, arrays, "row {}".format) for path, arrays in found)
     devices = {leaf.device: leaf.path for leaf in leaves}
     if len(devices) > 1:
-        where = ", ".join(f"leaf {path!r} is on {device}" for device, path in devices.items())
+        where = ", ".join(f"leaf {shown(path)} is on {device}" for device, path in devices.items())
         raise ValueError(f"all leaves must be on one device: {where}")
     libraries = {leaf.library.name: leaf.path for leaf in leaves if leaf.device != "cpu"}
     if len(libraries) > 1:  # each has a stream of its own, which does not wait for that of another
-        where = ", ".join(f"leaf {path!r} is of {name}" for name, path in libraries.items())
+        where = ", ".join(f"leaf {shown(path)} is of {name}" for name, path in libraries.items())
         raise TypeError(f"all leaves on a GPU must be of one library: {where}")
     for leaf in leaves:
         if leaf.block is None and leaf.device != "cpu" and not leaf.library.votes:
             raise TypeError(
-                f"leaf {leaf.path!r} holds integers of {leaf.library.name} on {leaf.device}, which "
-                "are not aggregated there: drop it"
+                f"leaf {shown(leaf.path)} holds integers of {leaf.library.name} on {leaf.device}, "
+                "which are not aggregated there: drop it"
             )
     integers = [leaf.path for leaf in leaves if leaf.block is None]
     if integers and buffers == "error":
         raise TypeError(
-            f"leaf {integers[0]!r} holds integers: pass buffers='median' or 'first', or drop it"
+            f"leaf {shown(integers[0])} holds integers: pass buffers='median' or 'first', or drop "
+            "it"
         )
     return Table(len(rows), leaves, rows[0], build, buffers)
 
@@ -369,8 +375,8 @@ def _walk(nodes: list[Any], path: str, label: _Label, found: _Found) -> _Build:
             key = min(odd, key=str)
             has, lacks = (0, i) if key in names else (i, 0)
             raise ValueError(
-                f"{_place(path, label(has))} has the entry {key!r} and {label(lacks)} has not: "
-                "all rows must have one structure"
+                f"{_place(path, label(has))} has the entry {shown(key)} and {label(lacks)} has "
+                "not: all rows must have one structure"
             )
     keys = names if family is Mapping else range(len(names))
     prefix = f"{path}." if path else ""
@@ -503,19 +509,23 @@ def _addresses(address: int, n: int, step: int) -> np.ndarray:
 
 
 def _place(path: str, row: str) -> str:
-    return f"leaf {path!r} of {row}" if path else row
+    return f"leaf {shown(path)} of {row}" if path else row
 
 
 def _not_an_array(what: str, x: Any) -> TypeError:
     kind = type(x).__name__
+    name = "X" if what == "X" else what.split()[0]
     if isinstance(x, (int, float, complex, np.generic)) and what.startswith("leaf"):
         hint = "make it an array, as np.asarray does, or leave it out"
+    elif hasattr(x, "to_numpy"):  # a DataFrame or a column of one; only pandas takes a dtype
+        dtype = "np.float32" if type(x).__module__.startswith("pandas") else ""
+        hint = f"pass {name}.to_numpy({dtype})"
     elif what != "X" and not what.startswith(("row", "leaf")):  # a reference
         hint = "pass one row, like those of X"
     elif hasattr(x, "state_dict"):
         hint = "pass its state_dict()"
     elif isinstance(x, Iterator) or hasattr(x, "keys") or type(x).__name__.startswith("dict_"):
-        hint = "pass a list: list(X)"
+        hint = f"pass a list: list({name})"
     elif hasattr(x, "__array__") and not isinstance(x, np.generic):
         hint = "pass np.asarray of it"
     else:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import Repr
+from typing import Any
 
 __all__ = [
-    "LONGEST", "SearchLimit", "TooManyFaults", "levels_to_the_caller", "shown", "unknown",
+    "LONGEST", "SearchLimit", "TooManyFaults", "levels_to_the_caller", "nearest", "shown",
+    "unknown",
 ]  # fmt: skip
 
 LONGEST = 2000  # characters of a string that is parsed
@@ -66,23 +70,54 @@ class SearchLimit(RuntimeError):
         return type(self), (self.rule, self.n, self.f, self.nodes)
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """Return the error for a `name` that is not among the `known` ones of its `kind`."""
-    names = sorted(known)
-    close = get_close_matches(str(name)[:READABLE], names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "known: " + (", ".join(names) or "none")
-    return ValueError(f"unknown {kind} {shown(name)}: {hint}")
+class _Short(Repr):
+    """Writes a value: an array as its shape, and of what is long the beginning and the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, READABLE, READABLE
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = 20
+
+    def repr1(self, x: Any, level: int) -> str:
+        try:
+            shape = tuple(x.shape)
+        except Exception:  # it is no array
+            shape = ()
+        # Not even the repr of an array is asked for: that of one on a GPU would wait for it.
+        return f"<{type(x).__name__} of shape {shape}>" if shape else super().repr1(x, level)
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write very long ones.
+        return repr(x) if x.bit_length() <= 64 else f"an integer of {x.bit_length()} bits"
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: so much of it as a reader can take in."""
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"an integer of {value.bit_length()} bits"
-    try:
-        text = repr(value)
-    except ValueError:  # it holds an integer of more digits than Python writes
-        return f"a {type(value).__name__}"
-    return text if len(text) <= READABLE else f"{text[:READABLE]}..."
+    """Return what a message says of a value: its repr, but arrays by shape and never a long one."""
+    text = _Short().repr(value)
+    return text if len(text) <= READABLE else f"{text[: READABLE // 2]}...{text[-READABLE // 4 :]}"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return which of the `known` names is meant, or None if there is no telling.
+
+    >>> nearest("Trimmed-Mean", ["mean", "trimmed_mean"]), nearest("kurm", ["krum", "mean"])
+    ('trimmed_mean', 'krum')
+    """
+    plain = {_letters(each): each for each in sorted(known, reverse=True)}
+    close = get_close_matches(_letters(name[:READABLE]), plain, n=1, cutoff=cutoff)
+    return plain[close[0]] if close else None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
+    """Return the error for a `name` that is not among the `known` ones of its `kind`."""
+    names = sorted(known)
+    close = nearest(name, names) if isinstance(name, str) else None
+    hint = f"did you mean {close!r}?" if close else "known: " + (", ".join(names) or "none")
+    return ValueError(f"unknown {kind} {shown(name)}: {hint}")
 
 
 def levels_to_the_caller() -> int:

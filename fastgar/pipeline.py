@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import primitives
 from .arrays import Out, Table, reference, table
-from .errors import TooManyFaults
+from .errors import TooManyFaults, shown
 from .geometry import Decision, Geometry, rescaling
 from .libraries import SIZES
 from .primitives import Selection, Statistic
@@ -125,7 +125,7 @@ class Rule:
 
     def check(self, n: int) -> str | None:
         """Return None if `n` rows can be aggregated, else the sentence that says what is wrong."""
-        rows, before = n, ""
+        rows, before = whole("n", n) or 0, ""
         for stage in self.stages:
             complaint = stage.spec.complaint(rows, stage.f(self.f, rows), stage.options)
             if complaint is not None:
@@ -332,7 +332,8 @@ class Rule:
         else:
             if not callable(distance_on):
                 raise TypeError(
-                    f"distance_on must be 'all' or a function of a leaf's path, got {distance_on!r}"
+                    f"distance_on must be 'all' or a function of a leaf's path, "
+                    f"got {shown(distance_on)}"
                 )
             part = T.select(distance_on)
             near = tuple(p if isinstance(p, str) else p.select(distance_on) for p in points)
@@ -365,7 +366,7 @@ class Rule:
             return None
         if self._centre is None:
             return primitives.sqdist(T, points, start=start)
-        centre = self._centre(T.n, self._last.f(self.f, T.n))
+        centre = self._centre(T.n, self._last.f(self.f, T.n), self._last.options)
         return primitives.sqdist_to(T, centre, start)
 
     def wants_inner(self, D: Array | None) -> tuple[int, Array] | None:

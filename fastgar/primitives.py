@@ -24,7 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ __all__ = [
 
 WIDE = 4 << 20  # bytes of float64 in which `usage` sorts at a time
 Matrix = NDArray[np.float64]
+Middle = Literal["mean", "lower", "upper"]  # what a median takes of the two middle values
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,9 @@ def phocas(X: npt.ArrayLike, f: int) -> Rows:
     return _positive(np.where(lost, np.nan, value))
 
 
-def condense(X: npt.ArrayLike, f: int, *, p: float = 0.9, seed: int = 0, step: int = 0) -> Rows:
+def condense(
+    X: npt.ArrayLike, f: int, *, p: float = 0.9, middle: str = "mean", seed: int = 0, step: int = 0
+) -> Rows:
     """Column j is its median if ``uniform(seed, step, j) < p``, else the entry of row 0.
 
     n >= 2f + 2 (Guerraoui et al., Garfield, DSN 2021). Row 0 is trusted: where it is taken, its
@@ -278,8 +280,8 @@ def condense(X: npt.ArrayLike, f: int, *, p: float = 0.9, seed: int = 0, step: i
         raise ValueError(f"p is a probability, got {p}")
     ranked, lost = _ranked(x, f)
     take_median = uniform(seed, step, np.arange(x.shape[1])) < p
-    middle = np.where(lost, np.nan, _middle(ranked, "mean"))
-    return _positive(np.where(take_median, middle, x[0]))
+    medians = np.where(lost, np.nan, _middle(ranked, middle))
+    return _positive(np.where(take_median, medians, x[0]))
 
 
 def sign_majority(X: npt.ArrayLike, f: int | None = None) -> Rows:
@@ -466,7 +468,7 @@ def smea(X: npt.ArrayLike, f: int) -> Rows:
 def cge(X: npt.ArrayLike, f: int) -> Rows:
     """Comparative gradient elimination: mean of the n - f rows of least norm; n > f.
 
-    Gupta, Liu and Vaidya, 2021. Faulty rows are infinitely long.
+    Gupta, Liu and Vaidya, arXiv 2008.04699. Faulty rows are infinitely long.
     """
     x, finite, f = _vectors("cge", X, f, (1, 1))
     lengths = np.full(len(x), np.inf, dtype=np.longdouble)
@@ -480,7 +482,7 @@ def _nearest(x: Wide, finite: Mask, centre: Wide, k: int) -> list[int]:
     return _least(distances, k)
 
 
-def aksel(X: npt.ArrayLike, f: int, *, mode: str = "mid") -> Rows:
+def aksel(X: npt.ArrayLike, f: int, *, mode: str = "mid", middle: str = "mean") -> Rows:
     """Mean of the c rows closest to the coordinate-wise median; n >= 2f + 1.
 
     c is (n + 1) // 2 with ``mode="mid"`` and n - f with ``mode="n-f"``. The finite entries of a
@@ -489,7 +491,7 @@ def aksel(X: npt.ArrayLike, f: int, *, mode: str = "mid") -> Rows:
     """
     _choose("mode", mode, ("mid", "n-f"))
     x, finite, f = _vectors("aksel", X, f, (2, 1))
-    centre = _middle(_ranked(x, f)[0], "mean")
+    centre = _middle(_ranked(x, f)[0], middle)
     c = (len(x) + 1) // 2 if mode == "mid" else len(x) - f
     return _out(_average(x, _nearest(x, finite, centre, c)))
 

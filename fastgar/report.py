@@ -13,7 +13,9 @@ from .arrays import table
 from .geometry import Decision
 from .pipeline import DistanceOn, Rule, rule
 
-__all__ = ["Report", "inspect"]
+__all__ = ["Report", "inspect", "on_a_screen"]
+
+HALF = 20  # lines that a repr has at the beginning, and at the end
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,17 @@ class Report:
             lines.append(f"{name}: {weight:.3f}")
         return "\n".join(lines)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return on_a_screen(str(self))
+
+
+def on_a_screen(table: str) -> str:
+    """Return a table of rows without its middle, if it has more lines than a screen."""
+    lines = table.split("\n")
+    more = len(lines) - 2 * HALF
+    if more <= 1:
+        return table
+    return "\n".join([*lines[:HALF], f"... {more} lines more: print it ...", *lines[-HALF:]])
 
 
 def inspect(
@@ -93,7 +105,7 @@ def inspect(
     Returns
     -------
     Report
-        It prints as a table.
+        It prints as a table; its repr leaves out the middle of a long one.
 
     Notes
     -----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import LONGEST, shown
+from .errors import LONGEST, nearest, shown
 from .geometry import Decision, Geometry
 from .primitives import Statistic
 from .rules.options import GREATEST
-from .rules.registry import lookup
+from .rules.registry import lookup, registered
 from .rules.spec import Guarantee, Spec
 
 __all__ = ["Stage", "as_decision", "as_mixing", "as_statistic", "argument_for", "parse", "whole"]
@@ -79,7 +80,7 @@ class Stage:
         return self.spec.mathematics(*arguments, **keywords)
 
     def __str__(self) -> str:
-        named = ", ".join(f"{name}={value!r}" for name, value in self.given.items())
+        named = ", ".join(f"{name}={shown(value)}" for name, value in self.given.items())
         return f"{self.name}({named})" if named else self.name
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -165,7 +166,7 @@ def whole(name: str, value: Any) -> int | None:
     if value is None:
         return None
     if type(value).__name__ in ("bool", "bool_"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     try:
         whole = operator.index(value)
     except TypeError:
@@ -188,7 +189,7 @@ def _parse(spec: str) -> tuple[tuple[str, dict[str, Any]], ...]:
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(f"{what}: write name(option=value) | name") from None
+        raise ValueError(f"{what}: {_meant(spec)}") from None
     stages: list[ast.expr] = []
     while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
         stages.insert(0, tree.right)
@@ -199,7 +200,7 @@ def _parse(spec: str) -> tuple[tuple[str, dict[str, Any]], ...]:
         options = {}
         name = stage.func if isinstance(stage, ast.Call) else stage
         if not isinstance(name, ast.Name):
-            raise ValueError(f"{what}: write name(option=value) | name")
+            raise ValueError(f"{what}: {_meant(spec)}")
         if isinstance(stage, ast.Call):
             if stage.args or any(keyword.arg is None for keyword in stage.keywords):
                 raise ValueError(f"{what}: name the options of {name.id}, as in option=value")
@@ -217,6 +218,17 @@ def _parse(spec: str) -> tuple[tuple[str, dict[str, Any]], ...]:
                     ) from None
         found.append((name.id, options))
     return tuple(found)
+
+
+def _meant(spec: str) -> str:
+    """Return what to write instead of a string such as "trimmed-mean" or "nnm, krum"."""
+    known = {each.name: each.kind for each in registered()}
+    words = [spec] if nearest(spec, known, 1.0) else re.findall(r"[^\W\d][\w-]*", spec)
+    names = [name for name in (nearest(word, known) for word in words) if name is not None]
+    mixing = all(known[name] == "mixing" for name in names[:-1])
+    if "(" in spec or not names or len(names) < len(words) or not mixing:
+        return "write name(option=value) | name"
+    return f"did you mean {' | '.join(names)!r}?"
 
 
 def parse(spec: str) -> tuple[Stage, ...]:

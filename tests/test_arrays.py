@@ -236,7 +236,7 @@ def numbers(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (4,), (3, 2, 3), (2, 0), (2, 3, 0), (5, 1, 7)])
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (4, 1), (3, 2, 3), (2, 0), (2, 3, 0), (5, 1, 7)])
 def test_array_there_and_back(library: Any, dtype: str, shape: tuple[int, ...]) -> None:
     values = numbers(*shape)
     X = library.make(values, dtype)
@@ -321,7 +321,7 @@ def test_row_strides_are_read_in_place(kind: Any, view: str) -> None:
         pytest.param(numbers(6, 4, 5)[::-2, 1:3], id="blocks of rows"),
         pytest.param(numbers(6, 4, 5)[:, ::2][:, :1], id="an axis of one"),
         pytest.param(np.broadcast_to(numbers(5), (4, 5)), id="one row n times"),
-        pytest.param(numbers(6)[::-2], id="1-D backwards"),
+        pytest.param(numbers(6)[::-2, None], id="numbers backwards"),
         pytest.param(numbers(6, 1).T[:, ::-1].T, id="one column backwards"),
     ],
 )
@@ -348,7 +348,7 @@ COPIED = {
     "other byte order": numbers(4, 6).astype(">f8"),
     "other byte order, float16": numbers(4, 6).astype(">f2"),
     "unaligned": unaligned(numbers(4, 6).astype(np.float32)),
-    "field of a record": np.rec.fromarrays([numbers(4).astype("f4"), numbers(4)])["f1"],
+    "field of a record": np.rec.fromarrays([numbers(4, 1).astype("f4"), numbers(4, 1)])["f1"],
 }
 
 
@@ -673,7 +673,7 @@ def test_references_that_need_a_copy_or_are_numbers() -> None:
     np.testing.assert_array_equal(
         read(reference(T, numbers(4, 4)[:, 1]).blocks[0]), [numbers(4, 4)[:, 1]]
     )
-    T = table(numbers(3))
+    T = table([row.reshape(()) for row in numbers(3, 1)])
     np.testing.assert_array_equal(read(reference(T, numbers(3)[1]).blocks[0]), [numbers(3)[1:2]])
     rows = [{"w": np.ones(2), "steps": np.array(i)} for i in range(3)]
     R = reference(table(rows), rows[1])
@@ -714,6 +714,13 @@ def test_wrong_reference_structures() -> None:
 
 # ------------------------------------------------------------------------------------------ errors
 
+
+def frame(library: str) -> Any:
+    """Return what looks like a DataFrame of a library."""
+    methods = {name: lambda self: np.ones((3, 2)) for name in ("to_numpy", "__array__", "keys")}
+    return type("DataFrame", (), {"__module__": f"{library}.core", "shape": (3, 2), **methods})()
+
+
 ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "integers": (np.ones((2, 3), int), TypeError, r"X is int64, but only float16.*X.astype\(np"),
     "bool": (np.ones((2, 3), bool), TypeError, "X is bool, but only float16"),
@@ -746,6 +753,11 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "only None": ([None, None], TypeError, "row 0 is a NoneType, not an array"),
     "text": ("abc", TypeError, "X is a str, not an array"),
     "text rows": (["abc"], TypeError, "row 0 is a str, not an array"),
+    "one vector": (np.ones(5), ValueError, r"one vector .*X\[:, None\] for 5 rows .*a list of vec"),
+    "frame": (frame("pandas"), TypeError, r"is a DataFrame, .* pass X.to_numpy\(np.float32\)"),
+    "frame of polars": (frame("polars"), TypeError, r"a DataFrame, .* pass X.to_numpy\(\)"),
+    "rows of a frame": ([frame("pandas")], TypeError, r"row 0 .* pass row.to_numpy\(np.float32\)"),
+    "generator in a list": ([iter("a")], TypeError, r"row 0 .* pass a list: list\(row\)"),
     "generator": ((x for x in [np.ones(2)]), TypeError, r"pass a list: list\(X\)"),
     "values": ({"a": np.ones(2)}.values(), TypeError, r"pass a list: list\(X\)"),
     "set": ({1.0}, TypeError, "X is a set, not an array"),

@@ -361,7 +361,7 @@ def test_liars_who_cancel_each_other_in_a_bucket(rule: str, length: float, dtype
         X[0], X[1] = lie, -lie + (X[5] if seed % 2 else 0.0)
         marks = np.zeros(18)
         marks[:2] = 1.5
-        together += fg.bucketing(marks, s=3, seed=seed).max() == 1.0
+        together += fg.bucketing(marks[:, None], s=3, seed=seed).max() == 1.0
         check_within_bound(f"bucketing(s=3, seed={seed}) | {rule}", X.astype(dtype), 2, [0, 1])
     assert together
 

@@ -253,6 +253,8 @@ def test_without_cupy_nothing_else_is_tried(pretend, tmp_path, capsys):
     assert third == "Speed: not measured (CuPy cannot be imported).  "
     assert text.count("**not run**: CuPy cannot be imported.") == 4
     assert "ModuleNotFoundError" in text.partition("## Errors")[2]
+    assert "attach" not in text and "nothing to send yet: install what is missing" in text
+    assert "Please attach" not in capsys.readouterr().out
 
 
 def test_without_nvrtc_the_full_error_is_there(pretend, tmp_path):
@@ -710,7 +712,7 @@ def test_without_the_sanitizer_it_says_so_and_nothing_failed(pretend, tmp_path, 
     [
         (0, "...\n3 passed in 1s\n", "passed"),
         (1, "F\n1 failed, 3 passed\n", "FAILED"),
-        (0, "s\n3 skipped in 1s\n", "FAILED"),  # it looked at nothing
+        (0, "s\n3 skipped in 1s\n", "not run"),  # it looked at nothing, and so knows nothing
         (None, "....", "out of time"),
     ],
 )
@@ -718,9 +720,28 @@ def test_the_tests_passed_or_not(pretend, tmp_path, monkeypatch, status, text, v
     pretend()
     monkeypatch.setattr(gpu_tools, "limited", lambda command, seconds: (status, text))
     code, report, words = command(tmp_path, "--only", "tests")
-    assert report["stages"]["tests"]["verdict"] == verdict and code == (verdict != "passed")
+    assert report["stages"]["tests"]["verdict"] == verdict
+    assert code == (verdict in ("FAILED", "out of time"))
+    assert ("does not work" in words) == (verdict == "FAILED")
     errors = words.partition("## Errors")[2]
     assert (text.strip() in errors) == (verdict != "passed")
+
+
+def test_ctrl_c_while_modules_are_loaded_is_no_traceback():
+    text = """
+import os, runpy, signal, sys, time
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if name == "asv_benchmarks.gpu_figures":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+sys.meta_path.insert(0, Slow())
+runpy.run_module("asv_benchmarks.gpu", run_name="__main__")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", text], cwd=gpu_process.ROOT, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (130, "")
 
 
 def test_a_command_is_ended_at_its_limit():

@@ -285,14 +285,14 @@ def test_picked_rows_are_read_where_they_are(theta, table):
 # ---------------------------------------------------------------- condense and those without order
 
 
-@pytest.mark.parametrize("n", [6, 140])
-def test_condense_takes_the_median_or_the_first_row(n):
+@pytest.mark.parametrize(("n", "middle"), [(6, "mean"), (140, "mean"), (6, "lower")])
+def test_condense_takes_the_median_or_the_first_row(n, middle):
     from dataclasses import replace
 
     key = primitives.hash_key(12345, 3)
     assert key >> 63  # does not fit a signed integer
     X = sample(n, 333 if n == 6 else 60, seed=2, faults=1)
-    statistic = replace(Statistic.median(n), kind="condense", probability=0.7, key=key)
+    statistic = replace(Statistic.median(n, middle), kind="condense", probability=0.7, key=key)
     got = emulated(X, statistic, offset=10**10)
     assert bits(got) == bits(on_cpu(X, statistic, offset=10**10))
 

@@ -62,6 +62,8 @@ ONE_DIMENSION = [
     ("meamed", 1, {}, (0, 1, 6, 7, 10), 24 / 4),
     ("condense", 1, {"p": 1.0}, (9, 1, 2, 3), 2.5),
     ("condense", 1, {"p": 0.0}, (9, 1, 2, 3), 9),
+    ("condense", 1, {"p": 1.0, "middle": "lower"}, (9, 1, 2, 3), 2),
+    ("condense", 1, {"p": 1.0, "middle": "upper"}, (9, 1, 2, 3), 3),
     ("sign_majority", 1, {}, (5, 1, -9), 1),
     ("sign_majority", 1, {}, (5, -1, 0), 0),
     ("sign_majority", 1, {}, (-3, -INF, -1), -1),
@@ -107,6 +109,10 @@ ONE_DIMENSION = [
     ("cge", 1, {}, (-2, 1, 2), -0.5),  # -2 and 2 tie
     ("aksel", 1, {}, (0, 1, 2, 3, 50), 2),
     ("aksel", 1, {"mode": "n-f"}, (0, 1, 2, 3, 50), 1.5),
+    # The medians 1, 4, 5.5 and 7 are 1 to 0 and 1; 3 to 1 and 7; 1.5 to 7 and 4; 3 to 7 and 4.
+    ("aksel", 1, {}, (0, 1, 7, 90), 4),
+    ("aksel", 1, {"middle": "lower"}, (0, 1, 7, 90), 0.5),
+    ("aksel", 1, {"middle": "upper"}, (0, 1, 7, 10), 8.5),
     ("monna", 2, {"pivot": 4}, (0, 1, 2, 3, 5), 10 / 3),
     ("monna", 1, {}, (1, 0, 2), 0.5),  # 0 and 2 tie
     # Mean 2, tau 4, 4, 4, 4, 64: weights 15/16 and 0 for the last; then mean 0, variance 0.
@@ -626,6 +632,10 @@ FAULTY = [
     ("cge", 1, {}, (5, 2, NAN), 3.5),
     ("aksel", 1, {}, (0, 1, NAN, 3, 50), 4 / 3),  # the median is 3: it keeps 3, 1, 0
     ("aksel", 2, {"mode": "n-f"}, (0, 1, NAN, 3, 50), 4 / 3),
+    # The medians 1, 4, 5.5 and 7 are 1 to 0 and 1; 3 to 1 and 7; 1.5 to 7 and 4; 3 to 7 and 4.
+    ("aksel", 1, {}, (0, 1, 7, 90), 4),
+    ("aksel", 1, {"middle": "lower"}, (0, 1, 7, 90), 0.5),
+    ("aksel", 1, {"middle": "upper"}, (0, 1, 7, 10), 8.5),
     ("monna", 2, {"pivot": 4}, (0, 1, NAN, 3, 5), 3),
     # Weights 1, 1, 1, 0 and n - 2f = 2: mean 4, tau 16, 4, 36, weights 5/9, 8/9, 0: the sum 13/9
     # is not above 2, so the first mean it is. With n = 3, n - 2f = 1, it would be 16/13.

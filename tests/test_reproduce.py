@@ -26,9 +26,10 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from fastgar import train  # noqa: E402
+from fastgar.train import origin  # noqa: E402
 from fastgar.train.reproduce import momentum, published_bulyan, resilience, zeno  # noqa: E402
 from fastgar.train.reproduce.execute import check, execute  # noqa: E402
-from fastgar.train.reproduce.figures import band  # noqa: E402
+from fastgar.train.reproduce.figures import band, panels  # noqa: E402
 from fastgar.train.reproduce.outcome import Pair, pairs, summary  # noqa: E402
 from fastgar.train.reproduce.report import figures, tables  # noqa: E402
 from fastgar.train.reproduce.runner import ProcessesDied, run_all  # noqa: E402
@@ -102,6 +103,13 @@ def test_the_papers_grids_have_184_settings_each(data: str) -> None:
     assert rules.pop("bulyan") == 16
     assert rules == dict.fromkeys(("krum", "median", "trimmed_mean", "phocas", "meamed"), 32)
     assert {s.tags["f"] for s in attacked if s.tags["rule"] == "bulyan"} == {min(_sizes(grid))}
+
+
+def test_parity_takes_the_published_deviation_in_little() -> None:
+    for parity, options in ((False, "k=1.5"), (True, "k=1.5, ddof=1")):
+        for made in (momentum.grid("mnist", parity=parity), momentum.appendix(parity=parity)):
+            attacks = {s.config["attack"] for s in made.settings if s.tags["attack"] == "little"}
+            assert attacks == {f"little({options})"}
 
 
 def test_the_paper_has_736_settings_and_its_appendix_22() -> None:
@@ -581,41 +589,84 @@ def test_figures_of_the_momentum_grid_are_written_with_their_labels(tmp_path: Pa
 
 def test_the_zeno_curves_and_their_table(tmp_path: Path) -> None:
     grid = zeno.grid()
-    assert len(grid.settings) == 20
+    assert len(grid.settings) == 7 * 5
+    assert len(zeno.grid("cifar10").settings) == 7 * 4  # with the paper's number of samples alone
+    best = "zeno (64 samples)"
     records = [
-        {"tags": s.tags, "late": 0.9 if s.tags["rule"] == "zeno" else 0.5, "stopped": None,
+        {"tags": s.tags, "late": 0.9 if s.tags["rule"] == best else 0.5, "stopped": None, "seed": 1,
          "accuracy": [[0, 0.1], [10, 0.9]], "best": 0.9}
         for s in grid.settings
     ]  # fmt: skip
     (table,) = tables(grid, records)
     assert [row[0] for row in table.rows] == [
-        "no attack", "label flip, 8 of 20", "label flip, 12 of 20", "sign flip, 8 of 20",
-        "sign flip, 12 of 20",
+        "no attack", "label flip, 8 of 20", "label flip, 12 of 20", "bit flip, 8 of 20",
+        "bit flip, 12 of 20", "sign flip, 8 of 20", "sign flip, 12 of 20",
     ]  # fmt: skip
-    assert all(
-        dict(zip(table.heads, row, strict=True))["zeno"] == "90.0 ± 0.0" for row in table.rows
-    )
+    for row in table.rows:
+        cells = dict(zip(table.heads, row, strict=True))
+        assert (cells[best], cells["zeno (4 samples)"]) == ("90.0 ± 0.0", "50.0 ± 0.0")
     png, svg = figures(grid, records, tmp_path)
     text = text_of(svg)
-    assert png.exists() and all(word in text for word in ("zeno", "label flip, 12 of 20", "krum"))
+    assert png.exists() and all(word in text for word in (best, "bit flip, 12 of 20", "krum"))
 
 
 def test_the_heat_map_has_the_worst_case_in_its_margin(tmp_path: Path) -> None:
     grid = resilience.grid(quick=True)
-    records = [
-        {"tags": s.tags, "late": 0.11 if s.tags["attack"] == "little" else 0.77, "stopped": None}
+    late = {"little": 0.2, "sign_flip": 0.77, "none": 0.9, "nan": None}
+    records: list[dict[str, Any]] = [
+        {"tags": s.tags, "seed": seed, "late": late[str(s.tags["attack"])], "stopped": None}
         for s in grid.settings
+        for seed in (1, 2)
     ]
-    records[0]["late"] = None  # stopped before its first evaluation
+    for record in records:
+        if record["tags"]["attack"] == "little" and record["seed"] == 2:
+            record["late"] = 0.1
+        if record["late"] is None and record["tags"]["rule"] == "mean":
+            record["stopped"] = "loss not finite at step 2"  # it learnt nothing
+        elif record["late"] is None:
+            record["stopped"] = "step 1: the search came to its limit"  # and nobody knows
     (table,) = tables(grid, records)
     assert table.heads == ["rule", "f = 2, iid", "f = 2, extreme"]
     cells = {row[0]: row[1:] for row in table.rows}
-    assert cells["median"] == ["11 (little)", "11 (little)"]
-    assert cells["mean"][0] == "0 (none)"
-    _, svg = figures(grid, records, tmp_path)
-    text = text_of(svg)
-    for label in ("worst", "nnm | krum", "sign_flip", "f = 2, extreme", "77", "11"):
-        assert label in text
+    assert cells["median"] == ["15 ± 5 (little)"] * 2
+    assert cells["mean"] == ["0 ± 0 (nan)"] * 2
+    assert "Could not run, and do not count: median under nan, nnm | krum under nan." in table.note
+    png, svg, _, whole = figures(grid, records, tmp_path)
+    for label in ("worst", "nnm | krum", "sign_flip", "f = 2, extreme", "77", "15", "grey could"):
+        assert label in text_of(whole)
+    for label in ("worst attack by f = 2 of 20", "no attack", "nnm | krum", "extreme"):
+        assert label in text_of(svg)
+    facts = json.loads(png.with_suffix(".json").read_text())
+    assert facts["command"] == "fastgar reproduce resilience --quick" and facts["seeds"] == [1, 2]
+
+
+def test_a_picture_says_where_it_comes_from_and_whether_its_code_has_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = {**origin.sources(drawing=False), "rules/krum.py": "before", "rules/gone.py": "before"}
+    for name, ran in (("new", None), ("old", old)):
+        figure, _ = panels(1, 1)
+        origin.Origin("title", "fastgar reproduce zeno", (1, 2, 7), ran).save(
+            figure, tmp_path / f"{name}.png", "bands"
+        )
+    assert origin.changed(tmp_path / "new.png") == []
+    assert origin.changed(tmp_path / "old.png") == ["rules/gone.py", "rules/krum.py"]
+    assert origin.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path / 'new.png'}: as new as its code",
+        f"{tmp_path / 'old.png'}: older than rules/gone.py, rules/krum.py",
+    ]
+    assert origin.holds(tmp_path / "new.png")
+    with (tmp_path / "new.png").open("ab") as picture:
+        picture.write(b"other")
+    (tmp_path / "old.json").unlink()
+    assert not origin.holds(tmp_path / "new.png") and not origin.holds(tmp_path / "old.png")
+    (caption,) = (text.get_text() for text in figure.texts)
+    assert re.fullmatch(
+        rf"fastgar reproduce zeno   fastgar {re.escape(fg.__version__)}( \(\S+\))?   "
+        r"seeds 1, 2, 7: bands",
+        caption,
+    )
 
 
 # ----------------------------------------------------------------------------------- command

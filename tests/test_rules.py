@@ -19,13 +19,15 @@ ROWS = ((5, 1), (7, 1), (7, 2), (11, 2), (12, 3), (15, 3))
 COLUMN = [
     "mean", "nan_mean", "median", "median(middle='lower')", "median(middle='upper')",
     "trimmed_mean", "meamed", "meamed(middle='lower')", "meamed(variant='aggregathor')",
-    "phocas", "condense", "condense(p=0.3, seed=7)", "sign_majority",
+    "phocas", "condense", "condense(p=0.3, seed=7)",
+    "condense(middle='lower')", "condense(middle='upper', p=0.5)", "sign_majority",
 ]  # fmt: skip
 SELECTING = [
     "krum", "krum(neighbours='n-f-1')", "krum(squared=False)", "krum(variant='epfl')",
     "multi_krum", "multi_krum(m=2)", "multi_krum(variant='byzfl')",
     "bulyan", "bulyan(variant='epfl')", "bulyan(middle='lower')",
     "mda", "cge", "aksel", "aksel(mode='n-f')", "monna", "monna(pivot=3)",
+    "aksel(variant='epfl')", "aksel(middle='upper', mode='n-f')",
 ]  # fmt: skip
 WEIGHING = [
     "geometric_median", "rfa", "rfa(T=1, nu=3.0)", "centered_clipping(tau=2.0)",
@@ -146,11 +148,14 @@ def test_no_columns(spec: str) -> None:
         assert np.size(fg.rule(spec, 1)(X, **at_call)) == 0
 
 
-def test_one_dimensional_input_gives_one_number() -> None:
+def test_rows_may_be_numbers_but_a_vector_is_no_rows() -> None:
     X = np.array([1.0, 2.0, 3.0, 50.0, 2.5])
-    assert fg.median(X).shape == ()
-    assert fg.krum(X, f=1) == 2.5
-    assert fg.nnm(X, f=1).shape == (5,)
+    assert fg.median(X[:, None]).shape == (1,)
+    assert fg.krum(X[:, None], f=1) == [2.5]
+    assert fg.krum([x.reshape(()) for x in np.split(X, 5)], f=1) == 2.5  # 0-d arrays, one per row
+    for call in (fg.median, fg.sqdist, lambda x: fg.columns(x, "mean"), lambda x: fg.nnm(x, f=1)):
+        with pytest.raises(ValueError, match=r"one vector and not rows: pass X\[:, None\] for 5"):
+            call(X)
 
 
 # These depend on which row is which, on a draw, or on ties (of the nearest pair: Bulyan).
@@ -524,7 +529,7 @@ def test_fall_of_empires_flips_the_median() -> None:
     seen = honest[:3]
     attacked = np.concatenate([seen, [-seen.mean()] * 2])
     assert attacked[-1] == pytest.approx(-0.9)
-    assert fg.median(attacked) == pytest.approx(-0.3)
+    assert fg.median(attacked[:, None]) == pytest.approx(-0.3)
 
 
 @pytest.mark.parametrize("q", [1, 2, 4])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from fastgar.train.config import schedule  # noqa: E402
 from fastgar.train.gradients import Batched, LayerByLayer, Layout, OneByOne, choose  # noqa: E402
 from fastgar.train.models import build  # noqa: E402
 from fastgar.train.ranks import Ranks  # noqa: E402
+from fastgar.train.reproduce.execute import execute  # noqa: E402
 from fastgar.train.results import Results  # noqa: E402
 from fastgar.train.roles import Roles  # noqa: E402
 from fastgar.train.rundir import Mismatch  # noqa: E402
@@ -907,6 +909,42 @@ def test_every_setting_is_an_option_of_the_command() -> None:
     for name, help_ in flags.items():
         if defaults[name] is not None and name != "metrics":
             assert help_.endswith(f"(default: {defaults[name]})"), name
+
+
+@pytest.mark.parametrize("how", ["run", "command", "grid"])
+def test_steps_of_a_small_network_have_one_thread_however_they_are_started(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    step = Training._step
+
+    def watched(self: Training, number: int) -> None:
+        seen.append(torch.get_num_threads())
+        if how == "run" and number == 2:
+            raise ArithmeticError
+        step(self, number)
+
+    monkeypatch.setattr(Training, "_step", watched)
+    torch.set_num_threads(3)
+    try:
+        if how == "run":
+            with pytest.raises(ArithmeticError):
+                digits(steps=2, out=tmp_path)
+            facts = json.loads((tmp_path / "environment.json").read_text())
+            assert facts["threads"]["torch"] == 1
+        elif how == "command":
+            assert main([*SMALL, "--quiet", "--out", str(tmp_path)]) == 0
+        else:
+            options = {"steps": 2, "data": "digits", "rule": "mean", "attack": "none"}
+            assert execute(options, seed=1)["steps"] == 2
+        assert torch.get_num_threads() == 3
+        monkeypatch.setattr("fastgar.train.threads.SMALL", 1)
+        few = len(seen)
+        with suppress(ArithmeticError):
+            digits(steps=2)
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen[:few]) == {1} and seen[few:] == [3, 3]
 
 
 def test_the_command_writes_results_a_table_and_a_picture(

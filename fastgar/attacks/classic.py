@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from ..rules.options import Positive
+from ..rules.options import Positive, Range
 from .registry import register
 from .rows import like, moments
 from .view import View, own_rows
 
 __all__ = ["bit_flip", "bulyan", "empire", "empire_strict", "little", "reverse", "sign_flip"]
 
+Divisor = Annotated[int, Range(0, 1)]
 
-def _minus_deviation(honest: Any) -> tuple[Any, Any]:
-    mean, deviation = moments(honest)
+
+def _minus_deviation(honest: Any, ddof: int) -> tuple[Any, Any]:
+    if len(honest) <= ddof:
+        raise ValueError("little: ddof=1 needs two honest rows, of one there is no deviation")
+    mean, deviation = moments(honest, ddof)
     return mean, -deviation
 
 
 @register(factor="k", line=_minus_deviation)
-def little(honest: Any, q: int, *, k: float | Literal["auto"] = 1.5) -> Any:
+def little(honest: Any, q: int, *, k: float | Literal["auto"] = 1.5, ddof: Divisor = 0) -> Any:
     """Send the honest mean minus k standard deviations in every coordinate.
 
     Parameters
@@ -35,6 +39,9 @@ def little(honest: Any, q: int, *, k: float | Literal["auto"] = 1.5) -> Any:
         to form a majority with the attackers, were the rows normal: the quantile of
         (n - floor(n/2 + 1)) / (n - q), with n = h + q, without its sign. It needs a minority of
         attackers.
+    ddof : {0, 1}
+        The standard deviation divides by h - ddof: 0 as the authors' code does, 1 as that of
+        "Distributed Momentum for Byzantine-resilient SGD", ICLR 2021.
 
     Returns
     -------
@@ -42,9 +49,8 @@ def little(honest: Any, q: int, *, k: float | Literal["auto"] = 1.5) -> Any:
 
     Notes
     -----
-    The standard deviation divides by h, as the authors' code does. Baruch, Baruch and Goldberg,
-    "A Little Is Enough: Circumventing Defenses For Distributed Learning", NeurIPS 2019,
-    algorithm 3.
+    Baruch, Baruch and Goldberg, "A Little Is Enough: Circumventing Defenses For Distributed
+    Learning", NeurIPS 2019, algorithm 3.
 
     Examples
     --------
@@ -53,7 +59,7 @@ def little(honest: Any, q: int, *, k: float | Literal["auto"] = 1.5) -> Any:
     array([-0.5])
     """
     factor = _auto_factor(len(honest), q) if isinstance(k, str) else k
-    mean, direction = _minus_deviation(honest)
+    mean, direction = _minus_deviation(honest, ddof)
     return mean + factor * direction
 
 

@@ -233,7 +233,7 @@ def drop(
     -----
     Guirguis et al., "Garfield: System Support for Byzantine Machine Learning", DSN 2021; NaN for
     what a lossy link loses: Damaskinos et al., "AggregaThor: Byzantine Machine Learning via Robust
-    Gradient Aggregation", SysML 2019.
+    Gradient Aggregation", MLSys 2019.
 
     Examples
     --------

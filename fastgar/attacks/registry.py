@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import unknown
+from ..errors import shown, unknown
 from ..rules.options import Count, Option, read_options
 from .rows import as_matrix, cast, narrow, widen
 from .view import View
@@ -158,7 +158,7 @@ def register(
         options = dict(read_options(function))
         takes_view = options.pop("view", None) is not None
         if factor is not None and factor not in options:
-            raise ValueError(f"factor={factor!r}: {name} has no such option")
+            raise ValueError(f"factor={shown(factor)}: {name} has no such option")
         declared = Declared(name, function, options, factor, line, poisons, wide, takes_view)
         _declared[name] = declared
         return _public_labels(declared) if poisons else _public(declared)

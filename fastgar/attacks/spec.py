@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import LONGEST, shown
+from ..errors import LONGEST, nearest, shown
 from . import registry
 from .registry import Declared, lookup
 from .view import View
@@ -94,7 +94,7 @@ class Attack:
 
     def __str__(self) -> str:
         named = [
-            str(value) if option == "inner" else f"{option}={value!r}"
+            str(value) if option == "inner" else f"{option}={shown(value)}"
             for option, value in sorted(self.options.items(), key=lambda item: item[0] != "inner")
         ]
         return f"{self.name}({', '.join(named)})" if named else self.name
@@ -171,7 +171,9 @@ def list_attacks() -> list[str]:
 
 
 def _no_attack(spec: str) -> ValueError:
-    return ValueError(f"{shown(spec)} is no attack: write name or name(option=value)")
+    close = None if "(" in spec else nearest(spec, registry.names())
+    meant = "write name or name(option=value)" if close is None else f"did you mean {close!r}?"
+    return ValueError(f"{shown(spec)} is no attack: {meant}")
 
 
 def _configured(tree: ast.expr, spec: str) -> Attack:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import shown
 from ..primitives import hash_key
 from .rows import cast
 
 __all__ = ["View", "generator", "own_rows", "tolerated"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class View:
     """What the adversary sees at one step, beyond the rows that the honest workers send.
 
@@ -67,18 +68,24 @@ class View:
     positions: tuple[int, ...] | None = None
     seed: int = 0
 
+    def __repr__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = (f"{name}={shown(value)}" for name, value in values.items() if value is not None)
+        return f"View({', '.join(named)})"
+
     def __post_init__(self) -> None:
         if self.q < 1:
-            raise ValueError(f"a view is that of at least one attacker, got q={self.q}")
+            raise ValueError(f"a view is that of at least one attacker, got q={shown(self.q)}")
         if isinstance(self.rule, str):
             raise TypeError(
-                f"a view's rule must be ready to be called: pass fastgar.rule({self.rule!r}, f)"
+                "a view's rule must be ready to be called: pass "
+                f"fastgar.rule({shown(self.rule)}, f)"
             )
         if self.positions is not None:
             rows = set(self.positions)
             if len(rows) != self.q or len(self.positions) != self.q or min(rows) < 0:
                 raise ValueError(
-                    f"positions must name {self.q} different rows, got {self.positions}"
+                    f"positions must name {self.q} different rows, got {shown(self.positions)}"
                 )
 
     def places(self, n: int) -> list[int]:
@@ -86,7 +93,7 @@ class View:
         if self.positions is None:
             return list(range(n - self.q, n))
         if max(self.positions) >= n:
-            raise ValueError(f"positions must be below n = {n}, got {self.positions}")
+            raise ValueError(f"positions must be below n = {n}, got {shown(self.positions)}")
         return list(self.positions)
 
     def like(self, honest: Any) -> View:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         close = get_close_matches(odd[0], command._option_string_actions, n=1)
         hint = f": did you mean {close[0]}?" if close else ""
         command.error(f"unrecognized arguments: {' '.join(odd)}{hint}")
+    options.command = shlex.join(["fastgar", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         status: int = options.run(options)
         if sys.stdout is not None:

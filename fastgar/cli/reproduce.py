@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("grid", choices=GRIDS, help="which results")
     add("--data", default="digits", help="data set; all but the digits are downloaded")
-    add("--seeds", metavar="S", help="such as 1..5 or 1,2,7 (default: 1..5, for resilience 1)")
+    add("--seeds", metavar="S", help="such as 1..5 or 1,2,7 (default: 1..5, for resilience 1..3)")
     add("--out", type=Path, metavar="DIR", help="for the results (default: named after the grid)")
     add("--processes", type=int, metavar="N", help="runs at a time (default: the cores there are)")
     add("--device", default="cpu", help="where gradients are computed, as torch calls it")
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     with refusing(extra="train"):
         from ..train.reproduce.setting import read_seeds
 
-        seeds = read_seeds(options.seeds or ("1" if options.grid == "resilience" else "1..5"))
+        seeds = read_seeds(options.seeds or ("1..3" if options.grid == "resilience" else "1..5"))
         grid = _grid(options)
         if options.device != "cpu":
             grid = grid.with_option("device", options.device)
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     if status == 130:
         return status
     asked = {one.key for one in runs}
-    _report(grid, [store.records[key] for key in store.records if key in asked], folder)
+    _report(grid, [store.records[key] for key in store.records if key in asked], store, folder)
     return status
 
 
@@ -145,19 +145,21 @@ def _work(
     if not missing:
         return 0
     processes = min(options.processes or cores(), len(missing))
+    done = len(runs) - len(missing)
     store.session(_session(processes))
     if not options.quiet:
-        before = f", {len(runs) - len(missing)} of them done" if len(missing) < len(runs) else ""
+        before = f", {done} of them done" if done else ""
         print(f"{grid.title}: {len(runs)} runs{before}; {processes} at a time", file=sys.stderr)
-    with Progress(len(runs), len(runs) - len(missing), quiet=options.quiet) as progress:
+    with Progress(missing, done, processes, quiet=options.quiet) as progress:
         try:
             for outcome in run_all(missing, EXECUTE, processes):
                 name = f"{outcome.run.setting.name}, seed {outcome.run.seed}"
                 if outcome.result is None:
                     failures.append(outcome)
-                    progress.ended(f"{name}: failed, {_last_line(outcome.failure)}")
+                    progress.ended(outcome.run, f"{name}: failed, {_last_line(outcome.failure)}")
                 else:
-                    progress.ended(f"{name}: {_words(store.add(outcome.run, outcome.result))}")
+                    record = store.add(outcome.run, outcome.result)
+                    progress.ended(outcome.run, f"{name}: {_words(record)}", record["seconds"])
         except ProcessesDied as error:
             progress.say(f"given up: {error}")
         except KeyboardInterrupt:
@@ -174,6 +176,7 @@ def _session(processes: int) -> dict[str, Any]:
     import numpy
     import torch
 
+    from ..train.origin import sources
     from ..train.reproduce.runner import cores
 
     return {
@@ -185,6 +188,7 @@ def _session(processes: int) -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": cores(),
         "processes": processes,
+        "sources": sources(drawing=False),
     }
 
 
@@ -208,7 +212,7 @@ def _complain(failures: Sequence[Outcome]) -> None:
     )
 
 
-def _report(grid: Grid, records: Sequence[dict[str, Any]], folder: Path) -> None:
+def _report(grid: Grid, records: Sequence[dict[str, Any]], store: Store, folder: Path) -> None:
     """Print the tables, write them as Markdown too, and draw the figures."""
     from ..train.reproduce.report import figures, tables
 
@@ -224,7 +228,7 @@ def _report(grid: Grid, records: Sequence[dict[str, Any]], folder: Path) -> None
     stopped = sum(record["stopped"] is not None for record in records)
     if stopped:
         print(f"\n{stopped} runs stopped early; what they reached until then counts")
-    pictures = figures(grid, records, folder)
+    pictures = figures(grid, records, folder, store.sources)
     names = ", ".join(sorted({picture.stem for picture in pictures}))
     print(f"\nIn {folder}{os.sep}: results.jsonl, tables.md, and as PNG and SVG: {names}")
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .refuse import Refused, refusing
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..train import Config, Data
+    from ..train.estimate import Estimate, Kind
     from ..train.results import Results
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     """Do every run that the results do not have yet, then print the table and draw the plot."""
     with refusing(extra="train"):
         import matplotlib  # noqa: F401  (a missing extra is to be told before the work)
-        import torch
+        import torch  # noqa: F401
         import tqdm  # noqa: F401
 
         from ..train.prepare import shared
@@ -64,9 +66,6 @@ def run(options: argparse.Namespace) -> int:
     if first.byzantine > first.f:
         _note(f"{first.byzantine} workers attack and the rules expect {first.f}")
     status = 0
-    threads = torch.get_num_threads()
-    if _small(model, first):  # too small to share, and waiting threads spin
-        torch.set_num_threads(1)
     table: list[dict[str, Any]] = []
     try:
         _train(configs, model, data, results, table, options)
@@ -74,11 +73,9 @@ def run(options: argparse.Namespace) -> int:
         status = 130
         kept = f"{options.out} keeps what was done"
         print(f"\ninterrupted: {kept}; the same command goes on from there", file=sys.stderr)
-    finally:
-        torch.set_num_threads(threads)
     if results is not None:
         with results:
-            report(table, first, results, options.out, worst)
+            report(table, first, results, options.out, worst, options.command)
     return status
 
 
@@ -145,11 +142,6 @@ def _results(options: argparse.Namespace, config: Config) -> Results:
         raise Refused(f"{error}: take another --out, or --fresh to forget them") from None
 
 
-def _small(model: nn.Module, config: Config) -> bool:
-    samples = config.workers * config.batch * config.local_steps
-    return samples * sum(p.numel() for p in model.parameters()) < 100_000_000
-
-
 def _leads() -> bool:
     """Whether this process is the one that writes and speaks, if each worker is a process."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -166,21 +158,27 @@ def _train(
     table: list[dict[str, Any]],
     options: argparse.Namespace,
 ) -> None:
+    from ..train.estimate import Estimate
+
     quiet = options.quiet or results is None
     live = sys.stderr.isatty() and not quiet
     steps = configs[0].steps
+    estimate = Estimate((_kind(config), steps) for config in configs)
     with _bar(len(configs) * steps, live) as bar:
         for number, config in enumerate(configs, start=1):
             done = None if results is None else results.finished(config.rule, config.attack)
             if done is None or not _alone():
                 bar.set_description(f"{config.rule} under {config.attack}")
-                line, again = _one(config, model, data, results, table, bar, options), ""
+                line = _one(config, model, data, results, table, bar, estimate, options)
+                again = ""
             else:
                 line, again = done, " (from an earlier run)"
+                estimate.done(_kind(config), steps)
             table.append(done or line)
             bar.update(number * steps - bar.n)
             if not quiet:
-                _say(bar, f"[{number}/{len(configs)}] {_words(line)}{again}", live)
+                said = f"[{number}/{len(configs)}] {_words(line)}{again}"
+                _say(bar, "; ".join(filter(None, (said, estimate.words()))), live)
 
 
 def _one(
@@ -190,6 +188,7 @@ def _one(
     results: Results | None,
     table: list[dict[str, Any]],
     bar: Any,
+    estimate: Estimate,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Do one run, in a directory of its own, and return what it has come to."""
@@ -209,11 +208,17 @@ def _one(
     before, seen = bar.n, 0
     known = results is None or results.finished(config.rule, config.attack) is not None
     bar.update(training.done)
+    estimate.done(_kind(config), training.done)
+    first, began = training.done + 1, perf_counter()
     try:
         for step in training:
+            now = perf_counter()  # of a first step, which compiles, it says nothing of the others
+            estimate.done(_kind(config), 1, None if step == first else now - began)
+            began = now
             bar.update(before + step - bar.n)
-            seen = _tell(training.result, seen, None if known else results, bar)
-        _tell(training.result, seen, None if known else results, bar)
+            seen = _tell(training.result, seen, None if known else results, bar, estimate)
+        _tell(training.result, seen, None if known else results, bar, estimate)
+        estimate.done(_kind(config), config.steps - training.done)  # if it stopped early
     except KeyboardInterrupt:
         training.result.stopped = f"interrupted at step {training.done}"
         if training.result.evaluations:
@@ -224,12 +229,13 @@ def _one(
     return results.run(training.result)
 
 
-def _tell(result: Any, seen: int, results: Results | None, bar: Any) -> int:
+def _tell(result: Any, seen: int, results: Results | None, bar: Any, estimate: Estimate) -> int:
     """Write down the evaluations that have not been, and return how many there are."""
     for evaluation in result.evaluations[seen:]:
         if results is not None:
             results.evaluation(result.config, evaluation)
-        bar.set_postfix_str(f"accuracy {evaluation.accuracy:.1%}")
+        accuracy = f"accuracy {evaluation.accuracy:.1%}"
+        bar.set_postfix_str("; ".join(filter(None, (accuracy, estimate.words()))))
     return len(result.evaluations)
 
 
@@ -241,7 +247,17 @@ def _alone() -> bool:
 def _bar(total: int, live: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=total, unit="step", disable=not live, leave=False, dynamic_ncols=True)
+    from ..train.estimate import BAR
+
+    return tqdm(
+        total=total, unit="step", disable=not live, leave=False, dynamic_ncols=True, bar_format=BAR
+    )
+
+
+def _kind(config: Config) -> Kind:
+    from ..train.estimate import Kind
+
+    return Kind(config.rule, config.attack)
 
 
 # --------------------------------------------------------------------------- what is to be said

@@ -16,8 +16,9 @@ __all__ = ["percent", "report"]
 
 
 def report(
-    table: list[dict[str, Any]], config: Config, results: Results, out: Path, worst: bool
-) -> None:
+    table: list[dict[str, Any]], config: Config, results: Results, out: Path, worst: bool,
+    command: str,
+) -> None:  # fmt: skip
     """Print the table of what was asked for, and draw everything that the file has."""
     if not table:
         return
@@ -40,13 +41,14 @@ def report(
         )
     )
     print(text_table(heads, rows, right=range(2, 6 + worst)))
+    from ..train.origin import Origin
     from ..train.plot import plot_accuracy
 
     picture = out / "accuracy.png"
     evaluations = [line for line in results.evaluations if line["accuracy"] is not None]
     if evaluations:
         title = f"{n} workers, {q} of them Byzantine, momentum at the {config.momentum_at}"
-        plot_accuracy(evaluations, picture, title)
+        plot_accuracy(evaluations, picture, Origin(title, command, (config.seed,)))
         print(f"\n{os.path.join(out, 'results.jsonl')}, {picture}")
 
 

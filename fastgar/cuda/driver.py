@@ -118,8 +118,12 @@ class CupyDevice:
                 f"the NVIDIA driver has CUDA {versions[0]} and this CuPy is built for CUDA "
                 f"{versions[1]}: update the driver, or {older}"
             )
-        if "InsufficientDriver" in str(error) or "NoDevice" in str(error):
-            return f"no GPU can be used: there is no NVIDIA driver, or it sees none ({error})"
+        if "InsufficientDriver" in str(error):  # CUDA's words for none at all, and misleading ones
+            return "no GPU can be used: there is no NVIDIA driver"
+        if "NoDevice" in str(error):
+            return (
+                "no GPU can be used: the NVIDIA driver sees none, or CUDA_VISIBLE_DEVICES hides it"
+            )
         return f"no GPU can be used ({error})"
 
     def _stream(self, stream: int) -> _Stream:

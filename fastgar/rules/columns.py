@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import sqrt
-from typing import Literal
 
-from ..primitives import Statistic, hash_key
+from ..primitives import Middle, Statistic, hash_key
 from . import proofs
 from .options import Probability, Seed
 from .registry import column_rule
@@ -19,8 +18,6 @@ from .registry import column_rule
 __all__ = [
     "condense", "mean", "meamed", "median", "nan_mean", "phocas", "sign_majority", "trimmed_mean",
 ]  # fmt: skip
-
-Middle = Literal["mean", "lower", "upper"]
 
 
 @column_rule()
@@ -145,8 +142,11 @@ def phocas(n: int, f: int) -> Statistic:
     needs="2f + 2",
     paper="Guerraoui et al., Garfield, DSN 2021",
     guarantee=lambda options: "trusted" if options["p"] < 1 else "(f, kappa)",
+    variants={"epfl": {"middle": "lower"}},
 )
-def condense(n: int, f: int, *, p: Probability = 0.9, seed: Seed = 0, step: int = 0) -> Statistic:
+def condense(
+    n: int, f: int, *, p: Probability = 0.9, middle: Middle = "mean", seed: Seed = 0, step: int = 0
+) -> Statistic:
     """Return, for each coordinate, the median with probability p, else the value of row 0.
 
     Row 0 is trusted, unless p is 1.
@@ -155,6 +155,8 @@ def condense(n: int, f: int, *, p: Probability = 0.9, seed: Seed = 0, step: int 
     -------
     p : float
         Probability of the median, between 0 and 1.
+    middle : {"mean", "lower", "upper"}
+        Which median, when n is even.
     seed : int
         Of the draw, which also depends on the step and the coordinate (and on nothing else).
 
@@ -163,7 +165,7 @@ def condense(n: int, f: int, *, p: Probability = 0.9, seed: Seed = 0, step: int 
     >>> fg.condense(np.array([[1.0], [2.0], [3.0], [5.0]]), f=1, p=1.0)
     array([2.5])
     """
-    median = Statistic.median(n, faults=f)
+    median = Statistic.median(n, middle, f)
     return replace(median, kind="condense", probability=p, key=hash_key(seed, step))
 
 

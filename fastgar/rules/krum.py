@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import Decision
-from ..primitives import Selection, Statistic
+from ..primitives import Middle, Selection, Statistic
 from . import proofs
-from .columns import Middle
 from .options import Count
 from .registry import distance_rule
 

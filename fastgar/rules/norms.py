@@ -28,7 +28,8 @@ def _cge_selection(n: int, f: int, options: Any) -> Selection:
     selection=_cge_selection,
     queued=True,
     guarantee="bounded",
-    paper="Gupta, Liu and Vaidya, Byzantine fault-tolerant SGD by norm filtering, 2021",
+    paper="Gupta, Liu and Vaidya, Byzantine fault-tolerant distributed machine learning using SGD "
+    "and norm-based comparative gradient elimination, arXiv 2008.04699",
 )
 def cge(g: Geometry, f: int) -> Decision:
     """Return the mean of the n-f shortest rows (comparative gradient elimination).

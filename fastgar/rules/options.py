@@ -98,6 +98,7 @@ def _plain(base: Any, value: Any) -> Any:
             return None
     if base is float:
         is_number = not isinstance(value, str | bytes) and hasattr(value, "__float__")
+        is_number &= getattr(value, "shape", ()) == ()
         try:
             return float(value) if is_number else None
         except OverflowError:

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
-from ..errors import unknown
+from ..errors import shown, unknown
 from .describe import document
 from .options import read_options
 from .spec import GUARANTEES, Guarantee, Kind, Needs, Options, Spec, terms
@@ -136,6 +136,8 @@ def _call(spec: Spec, X: Any, f: Any, keywords: dict[str, Any]) -> Any:
         if key in keywords
     }
     step = at_call.pop("step", 0)
+    if hasattr(f, "__len__") and not isinstance(f, str) and not hasattr(X, "__len__"):
+        raise TypeError(f"X and f are swapped: the rows come first, as in {spec.name}(X, f=2)")
     try:
         rule = _configured(spec.name, f, **keywords)
     except TypeError:  # an unhashable value: let its own check complain
@@ -213,7 +215,7 @@ def _decorator(kind: Kind, needs: Needs, f: str | None, declared: dict[str, Any]
         if isinstance(needs, str):
             strange = {variable for _, variable in terms(needs)} - {"", "f", *options}
             if strange:
-                raise ValueError(f"needs={needs!r}: {name} has no option {min(strange)!r}")
+                raise ValueError(f"needs={shown(needs)}: {name} has no option {min(strange)!r}")
         guarantee = declared["guarantee"]
         if not callable(guarantee) and guarantee not in GUARANTEES:
             raise unknown("guarantee", guarantee, GUARANTEES)

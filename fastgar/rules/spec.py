@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from ..errors import unknown
+from ..errors import shown, unknown
 from .options import Option
 
 __all__ = ["GUARANTEES", "Bound", "Guarantee", "Kind", "Needs", "Options", "Spec", "least", "terms"]
@@ -182,7 +182,7 @@ def terms(needs: str) -> Iterator[tuple[int, str]]:
     for term in needs.split("+"):
         match = re.fullmatch(r"(\d*)([a-z_]*)", term.strip())
         if match is None or not match[0]:
-            raise ValueError(f"needs must be a sum such as '2f + 3', got {needs!r}")
+            raise ValueError(f"needs must be a sum such as '2f + 3', got {shown(needs)}")
         yield int(match[1] or 1), match[2]
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..geometry import Decision
-from ..primitives import Selection, Statistic
+from ..primitives import Middle, Selection, Statistic
 from . import proofs
 from .options import Index
 from .registry import distance_rule
+from .spec import Options
 
 if TYPE_CHECKING:
     from ..geometry import Geometry
@@ -50,8 +51,8 @@ def monna(g: Geometry, f: int, *, pivot: Index = 0) -> Decision:
     return g.mean_of(g.nearest()[pivot, : g.n - f], distances)
 
 
-def _median(n: int, f: int) -> Statistic:
-    return Statistic.median(n, faults=f)
+def _median(n: int, f: int, options: Options) -> Statistic:
+    return Statistic.median(n, options["middle"], f)
 
 
 @distance_rule(
@@ -61,14 +62,19 @@ def _median(n: int, f: int) -> Statistic:
     centre=_median,
     kappa=proofs.aksel,
     paper="Boussetta et al., AKSEL: fast Byzantine SGD, OPODIS 2020",
+    variants={"epfl": {"middle": "lower"}},
 )
-def aksel(g: Geometry, f: int, *, mode: Literal["mid", "n-f"] = "mid") -> Decision:
+def aksel(
+    g: Geometry, f: int, *, mode: Literal["mid", "n-f"] = "mid", middle: Middle = "mean"
+) -> Decision:
     """Return the mean of the rows nearest to the median of each coordinate.
 
     Options
     -------
     mode : {"mid", "n-f"}
         How many rows: (n+1)//2, or n-f.
+    middle : {"mean", "lower", "upper"}
+        Which median, when n is even; it has been taken when the distances to it are known.
 
     Examples
     --------

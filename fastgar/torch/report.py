@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..report import on_a_screen
+
 __all__ = ["RankReport", "Tally"]
 
 Array = NDArray[np.float64]
@@ -59,7 +61,8 @@ class RankReport:
             lines.append(line)
         return "\n".join(lines)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return on_a_screen(str(self))
 
 
 @dataclass

@@ -39,6 +39,13 @@ class Data(NamedTuple):
     classes: int
     name: str = ""
 
+    def __repr__(self) -> str:
+        return (
+            f"<Data{f' {self.name}' * bool(self.name)}: {len(self.x)} samples of shape "
+            f"{tuple(self.x.shape[1:])} to train on, {len(self.x_test)} to test on, "
+            f"{self.classes} classes>"
+        )
+
     def require(self, workers: int) -> None:
         """Raise a ValueError unless each worker can have a share of the training samples."""
         if workers > len(self.x):

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import unknown
+from ..errors import shown, unknown
 
 __all__ = ["imported"]
 
@@ -36,7 +36,9 @@ def imported(spec: str, shape: tuple[int, ...], classes: int) -> Callable[[], nn
     """
     module, _, path = spec.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), *path.split("."))):
-        raise ValueError(f"{spec!r} is no model: write module:factory, as in mypackage.nets:small")
+        raise ValueError(
+            f"{shown(spec)} is no model: write module:factory, as in mypackage.nets:small"
+        )
     with _working_directory():
         factory = _found(module, path)
     arguments = _arguments(spec, factory, shape, classes)

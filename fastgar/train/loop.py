@@ -53,6 +53,7 @@ from .resume import resume, state_of
 from .roles import Part, Roles
 from .server import Server, read_rule
 from .split import split
+from .threads import threads_for
 from .workers import Batches, Workers, hold_back, on
 
 __all__ = ["Training", "run"]
@@ -196,7 +197,8 @@ class Training:
         """Train."""
         config, result, saved = self.config, self.result, perf_counter()
         while self.done < config.steps and not result.stopped:
-            self._step(self.done + 1)
+            with threads_for(len(self.theta), config):
+                self._step(self.done + 1)
             self.done += 1
             over = result.stopped or self.done == config.steps
             late = not config.checkpoint_every and perf_counter() - saved > PATIENCE

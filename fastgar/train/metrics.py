@@ -41,6 +41,7 @@ from torch import Tensor
 
 import fastgar as fg
 
+from ..errors import shown
 from .products import by_algebra, cosine, inner_products, mean_of, spread
 
 __all__ = ["METRICS", "Distances", "Recorder"]
@@ -102,7 +103,7 @@ class Recorder:
 
     def __init__(self, rule: object, n: int, f: int, mu: float) -> None:
         if not 0 <= mu < 1:
-            raise ValueError(f"mu must be at least 0 and below 1, got {mu!r}")
+            raise ValueError(f"mu must be at least 0 and below 1, got {shown(mu)}")
         self.mu = mu
         self.bound = _bound(rule, n, f)
         self._past: Tensor | None = None  # sum over k of mu^k times the mean k + 1 steps ago

@@ -83,7 +83,7 @@ def cnn_cifar(shape: Shape, classes: int) -> nn.Module:
 
 
 def cnn_aggregathor(shape: Shape, classes: int) -> nn.Module:
-    """The CNN of Damaskinos et al., "AggregaThor", SysML 2019, with its initial weights."""
+    """The CNN of Damaskinos et al., "AggregaThor", MLSys 2019, with its initial weights."""
     _require("cnn-aggregathor", shape, (3, 32, 32))
     # With ceil_mode, windows that hang over the edge do so at the end, as TensorFlow's "SAME".
     model = nn.Sequential(

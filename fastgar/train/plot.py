@@ -9,6 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from .origin import Origin
+
 __all__ = ["plot_accuracy"]
 
 # Okabe and Ito's colours, told apart with any colour vision; dashes tell the lines apart in grey.
@@ -18,7 +20,7 @@ MEAN = {"color": "#000000", "linestyle": "--"}  # plain averaging looks the same
 PER_ROW = 4
 
 
-def plot_accuracy(evaluations: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+def plot_accuracy(evaluations: Sequence[dict[str, Any]], path: Path, origin: Origin) -> None:
     """Write a picture of accuracy over steps.
 
     Parameters
@@ -26,8 +28,8 @@ def plot_accuracy(evaluations: Sequence[dict[str, Any]], path: Path, title: str)
     evaluations : sequence of dict
         Records with rule, attack, step, loss and accuracy; at least one.
     path : Path
-        Where to; the ending says in which format.
-    title : str
+        Where to, as PNG.
+    origin : Origin
     """
     attacks = list(dict.fromkeys(e["attack"] for e in evaluations))
     rules = list(dict.fromkeys(e["rule"] for e in evaluations))
@@ -69,8 +71,8 @@ def plot_accuracy(evaluations: Sequence[dict[str, Any]], path: Path, title: str)
         handles, labels, loc="outside lower center", ncols=per_row, frameon=False,
         handlelength=3,
     )  # fmt: skip
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150)
+    figure.suptitle(origin.title, fontsize=11)
+    origin.save(figure, path, "one run each")
 
 
 def _look(rule: str, rules: Sequence[str]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import shown
+
 __all__ = ["Ranks", "device_of"]
 
 
@@ -82,7 +84,9 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device must be cpu, cuda or cuda:0, ..., got {name!r}") from None
+        raise ValueError(f"device must be cpu, cuda or cuda:0, ..., got {shown(name)}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {name!r}, and torch sees {torch.cuda.device_count()} GPUs")
+        raise ValueError(
+            f"device is {shown(name)}, and torch sees {torch.cuda.device_count()} GPUs"
+        )
     return device

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..errors import shown
 from .config import Config
 
 __all__ = ["Evaluation", "Result", "Seconds"]
@@ -45,7 +46,7 @@ class Seconds(NamedTuple):
     aggregation: float
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """What has come of a run so far.
 
@@ -81,6 +82,21 @@ class Result:
     times: list[Seconds] = field(default_factory=list)
     stopped: str | None = None
     path: Path | None = None
+
+    def __repr__(self) -> str:
+        config = self.config
+        facts = [
+            f"{config.rule} under {config.attack}",
+            f"{len(self.losses)} of {config.steps} steps",
+            f"{len(self.parameters):,} parameters",
+        ]
+        if self.evaluations:
+            facts.append(f"accuracy {self.accuracy:.1%}, at best {self.best:.1%}")
+        if self.stopped:
+            facts.append(f"stopped: {shown(self.stopped)}")
+        if self.path is not None:
+            facts.append(f"in {self.path}")
+        return f"<Result: {'; '.join(facts)}>"
 
     @property
     def late(self) -> list[float]:

@@ -9,6 +9,7 @@ import torch
 
 from .result import Seconds
 from .rundir import CHECKPOINT, Mismatch, RunDirectory, open_directory
+from .threads import threads_for
 
 if TYPE_CHECKING:
     from .loop import Training
@@ -42,7 +43,8 @@ def resume(training: Training, path: Path, fresh: bool) -> RunDirectory | None:
     Mismatch, OSError
         If it is that of another run, or cannot be written.
     """
-    directory, state, records = open_directory(path, training.config, fresh, training.ranks)
+    with threads_for(len(training.theta), training.config):  # which the directory records
+        directory, state, records = open_directory(path, training.config, fresh, training.ranks)
     result = training.result
     result.path = path
     if state:

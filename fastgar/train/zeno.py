@@ -20,6 +20,7 @@ from torch.func import vmap
 
 import fastgar as fg
 
+from ..errors import shown
 from ..rules.options import Count, Index, Range, read_options
 from .spec import configured
 
@@ -196,7 +197,7 @@ class Zeno:
                 f"{tuple(rows.shape)} of {rows.dtype} and {tuple(theta.shape)} of {theta.dtype}"
             )
         if not (math.isfinite(lr) and lr >= 0):
-            raise ValueError(f"lr must be a finite number of at least 0, got {lr!r}")
+            raise ValueError(f"lr must be a finite number of at least 0, got {shown(lr)}")
         if not bool(torch.isfinite(theta).all()):
             raise ValueError("theta holds NaN or infinity: no step from there can be judged")
 

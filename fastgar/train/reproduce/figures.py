@@ -11,7 +11,12 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-__all__ = ["CLEAN", "Line", "accuracies", "band", "draw", "legend_below", "look", "panels", "save"]
+from ..origin import Origin
+
+__all__ = [
+    "CLEAN", "DEVIATION", "LEGEND", "Line", "accuracies", "band", "draw", "legend_below", "look",
+    "panels", "save",
+]  # fmt: skip
 
 Curve = Sequence[tuple[int, float | None]]
 Record = dict[str, Any]
@@ -21,6 +26,8 @@ Style = Mapping[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 QUARTILES = (0.25, 0.5, 0.75)
+DEVIATION = "mean, and a band of one deviation to both sides"
+LEGEND: dict[str, Any] = {"frameon": False, "handlelength": 3.2, "fontsize": 9}
 CLEAN: dict[str, Any] = {"color": "#000000", "linestyle": "-", "linewidth": 1.1}
 
 
@@ -105,19 +112,21 @@ def panels(
     return figure, axes
 
 
-def legend_below(figure: Figure, handles: Mapping[str, Any], across: int = 8) -> None:
-    """Put the legend below all panels, where it hides nothing."""
+def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """Put the legend below all panels, where it hides nothing, in as many lines as it needs."""
+    width = figure.get_size_inches()[0]
+    longest = max(map(len, handles), default=1)
+    across = max(1, min(len(handles), int(width / (0.75 + 0.07 * longest))))
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center",
-        ncols=min(across, len(handles)), frameon=False, handlelength=3.2, fontsize=9,
-    )  # fmt: skip
+        list(handles.values()), list(handles), loc="outside lower center", ncols=across, **LEGEND
+    )
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and as SVG, and return where."""
+def save(figure: Figure, folder: Path, name: str, origin: Origin, spread: str) -> list[Path]:
+    """Write a figure as PNG and as SVG, with a line on where it comes from, and return where."""
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    figure.savefig(png, dpi=150)
+    origin.save(figure, png, spread)
     # Text stays text, to be searched and read aloud; and the same picture is the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastgar"}):
-        figure.savefig(svg, metadata={"Date": None})
+        figure.savefig(svg, metadata={"Date": None}, bbox_inches="tight")
     return [png, svg]

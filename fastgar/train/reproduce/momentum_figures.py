@@ -10,7 +10,8 @@ import numpy as np
 
 import fastgar as fg
 
-from .figures import CLEAN, accuracies, band, draw, legend_below, look, panels, save
+from ..origin import Origin
+from .figures import CLEAN, DEVIATION, accuracies, band, draw, legend_below, look, panels, save
 from .momentum import ATTACKS, PLACES, RULES
 
 __all__ = ["accuracy", "boxes", "ratios"]
@@ -30,7 +31,7 @@ SENT = {
 }
 
 
-def accuracy(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
+def accuracy(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path]:
     """Draw the mean accuracy over steps of each setting, with a deviation over the seeds.
 
     One figure for each learning rate and Nesterov; one row of panels for each f; a column for each
@@ -62,12 +63,13 @@ def accuracy(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
         for panel in axes[-1]:
             panel.set_xlabel("step", fontsize=9)
         legend_below(figure, handles)
-        figure.suptitle(f"{title}, {_speed(rate, nesterov)}", fontsize=11)
-        paths += save(figure, folder, f"accuracy-lr_{rate}{'-nesterov' if nesterov else ''}")
+        figure.suptitle(f"{origin.title}, {_speed(rate, nesterov)}", fontsize=11)
+        name = f"accuracy-lr_{rate}{'-nesterov' if nesterov else ''}"
+        paths += save(figure, folder, name, origin, DEVIATION)
     return paths
 
 
-def boxes(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
+def boxes(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path]:
     """Draw the highest accuracies of all rules and seeds, by attack and place of the momentum.
 
     One row of panels for each f, a column for each learning rate and Nesterov; a line where the
@@ -99,12 +101,12 @@ def boxes(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
             if f == sizes[0]:
                 panel.set_title(_speed(rate, nesterov), fontsize=9)
         row[0].set_ylabel(f"f = {f}\nhighest test accuracy (%)", fontsize=9)
-    legend_below(figure, handles, 3)
-    figure.suptitle(title, fontsize=11)
-    return save(figure, folder, "best-accuracy")
+    legend_below(figure, handles)
+    figure.suptitle(origin.title, fontsize=11)
+    return save(figure, folder, "best-accuracy", origin, "boxes of quartiles, over all rules too")
 
 
-def ratios(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
+def ratios(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path]:
     """Draw the variance-to-norm ratio in runs with momentum at the workers, and rules' bounds.
 
     Of their gradients and of what they send instead; below the bound a rule is proved to resist.
@@ -138,9 +140,12 @@ def ratios(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
             row[0].set_ylabel(f"f = {f}\nvariance-to-norm ratio", fontsize=9)
         for panel in axes[-1]:
             panel.set_xlabel("step", fontsize=9)
-        legend_below(figure, handles, 3)
-        figure.suptitle(f"{title}, {_speed(rate, nesterov)}, momentum at the workers", fontsize=11)
-        paths += save(figure, folder, f"ratio-lr_{rate}{'-nesterov' if nesterov else ''}")
+        legend_below(figure, handles)
+        figure.suptitle(
+            f"{origin.title}, {_speed(rate, nesterov)}, momentum at the workers", fontsize=11
+        )
+        name = f"ratio-lr_{rate}{'-nesterov' if nesterov else ''}"
+        paths += save(figure, folder, name, origin, "median and quartiles, over both attacks too")
     return paths
 
 

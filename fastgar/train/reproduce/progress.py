@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
-from time import monotonic
+from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
-__all__ = ["Progress", "duration"]
+from ..estimate import BAR, Estimate, Kind
+from .setting import Run
+
+__all__ = ["Progress"]
 
 
 class Progress:
@@ -14,22 +18,25 @@ class Progress:
 
     Parameters
     ----------
-    total : int
-        How many runs there are.
+    missing : sequence of Run
+        What is to be done.
     done : int
-        How many of them had ended before.
+        How many runs had ended before.
+    processes : int
+        How many runs there are at a time.
     quiet : bool
     """
 
-    def __init__(self, total: int, done: int, *, quiet: bool) -> None:
+    def __init__(self, missing: Sequence[Run], done: int, processes: int, *, quiet: bool) -> None:
         from tqdm import tqdm
 
-        self._total, self._done, self._before = total, done, done
+        self._total, self._done = done + len(missing), done
+        self._warm_up = processes  # the first run of each compiles, and says nothing of the others
+        self._estimate = Estimate(((_kind(run), _size(run)) for run in missing), processes)
         self._lines = not quiet and not sys.stderr.isatty()
-        self._began = monotonic()
         self._bar = tqdm(
-            total=total, initial=done, unit="run", disable=quiet or self._lines, leave=False,
-            dynamic_ncols=True, smoothing=0,
+            total=self._total, initial=done, unit="run", disable=quiet or self._lines, leave=False,
+            dynamic_ncols=True, bar_format=BAR,
         )  # fmt: skip
 
     def __enter__(self) -> Progress:
@@ -43,16 +50,16 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def ended(self, words: str) -> None:
-        """Count a run, and show how it ended."""
+    def ended(self, run: Run, words: str, seconds: float | None = None) -> None:
+        """Count a run, and show how it ended, after so many seconds if it did its work."""
         self._done += 1
-        self._bar.set_postfix_str(words, refresh=False)
+        self._warm_up -= 1
+        self._estimate.done(_kind(run), _size(run), None if self._warm_up >= 0 else seconds)
+        text = "; ".join(filter(None, (words, self._estimate.words())))
+        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
         if self._lines:
-            each = (monotonic() - self._began) / (self._done - self._before)
-            left = (self._total - self._done) * each
-            rest = f"; about {duration(left)} left" if self._done < self._total else ""
-            self.say(f"[{self._done}/{self._total}] {words}{rest}")
+            self.say(f"[{self._done}/{self._total}] {text}")
 
     def say(self, text: str) -> None:
         """Print a line on the standard error, above the bar where there is one."""
@@ -62,15 +69,11 @@ class Progress:
             self._bar.write(text, file=sys.stderr)
 
 
-def duration(seconds: float) -> str:
-    """Return a time in words.
+def _kind(run: Run) -> Kind:
+    return Kind(str(run.setting.config["rule"]), str(run.setting.config["attack"]))
 
-    Examples
-    --------
-    >>> duration(42.4), duration(700), duration(9000)
-    ('42 s', '12 min', '2 h 30 min')
-    """
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+def _size(run: Run) -> float:
+    """Return how many samples a run goes through."""
+    config: Any = run.setting.config
+    return float(config["steps"] * config["workers"] * config["batch"])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..origin import Origin
 from .setting import Grid
 from .tables import Table, by_rule, overview
 
@@ -27,21 +28,27 @@ def tables(grid: Grid, records: Records) -> list[Table]:
     return [worst_cases(records)]
 
 
-def figures(grid: Grid, records: Records, folder: Path) -> list[Path]:
-    """Draw the figures of a grid, and return where they are: each as PNG and SVG."""
-    title = grid.title
+def figures(
+    grid: Grid, records: Records, folder: Path, sources: dict[str, str] | None = None
+) -> list[Path]:
+    """Draw the figures of a grid, and return where they are: each as PNG and SVG.
+
+    `sources`: of the code that made the records, if that was not just now.
+    """
+    seeds = tuple(sorted({record["seed"] for record in records}))
+    origin = Origin(grid.title, grid.command, seeds, sources)
     if grid.name == "momentum":
         from . import momentum_figures as momentum
 
         return [
-            *momentum.accuracy(records, folder, title),
-            *momentum.boxes(records, folder, title),
-            *momentum.ratios(records, folder, title),
+            *momentum.accuracy(records, folder, origin),
+            *momentum.boxes(records, folder, origin),
+            *momentum.ratios(records, folder, origin),
         ]
     if grid.name == "zeno":
         from .zeno_results import curves
 
-        return curves(records, folder, title)
-    from .resilience_results import heat_map
+        return curves(records, folder, origin)
+    from .resilience_results import heat_map, worst_map
 
-    return heat_map(records, folder, title)
+    return [*worst_map(records, folder, origin), *heat_map(records, folder, origin)]

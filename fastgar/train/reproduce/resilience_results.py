@@ -1,35 +1,88 @@
-"""The heat map of every rule under every attack, and the table of worst cases."""
+"""The heat map of every rule under every attack; worst cases, as a picture and a table.
+
+A run that an error ended before its first evaluation has no accuracy and is nobody's worst case: a
+rule that searches may come to its limit, an attack may not work on a rule. But where the loss was
+not finite by then, nothing was learnt: 0.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, pstdev
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from .figures import save
+from ..origin import Origin
+from .figures import COLOURS as SIZE_COLOURS
+from .figures import LEGEND, panels, save
 from .resilience import ATTACKS, RULES
 from .tables import Table
 
-__all__ = ["heat_map", "worst_cases"]
+__all__ = ["heat_map", "worst_cases", "worst_map"]
 
 Record = dict[str, Any]
+Case = tuple[int, str, str, str]  # f, split, rule, attack
 COLOURS = "cividis"  # the same to any colour vision, and lighter is better in grey too
 CELL = 0.27  # inches
+MARKS = ("o", "s", "D", "v")
 
 
-def heat_map(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
+class Accuracy(NamedTuple):
+    """Of some runs that differ in their seeds alone."""
+
+    mean: float
+    deviation: float
+
+
+def worst_map(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path]:
+    """Draw the worst accuracy of each rule over all attacks: a panel for each split, a mark for f.
+
+    A bar is a deviation over the seeds to both sides, a tick the accuracy without an attack.
+    """
+    found = _accuracies(records)
+    sizes, splits, rules, _ = _axes(found)
+    figure, axes = panels(1, len(splits), width=2.2, height=0.17 * len(rules), extra=1.2)
+    handles: dict[str, Any] = {}
+    for split, panel in zip(splits, axes[0], strict=True):
+        for number, f in enumerate(sizes):
+            shift = 0.34 * (number / max(1, len(sizes) - 1) - 0.5)
+            for row, rule in enumerate(rules):
+                colour, worst = SIZE_COLOURS[number], _worst(found, f, split, rule)
+                if worst is not None:
+                    accuracy = found[f, split, rule, worst]
+                    assert accuracy is not None
+                    handles[f"worst attack by f = {f} of 20"] = panel.errorbar(
+                        100 * accuracy.mean, row + shift, xerr=100 * accuracy.deviation,
+                        fmt=MARKS[number], color=colour, markersize=4, elinewidth=1.2,
+                    )  # fmt: skip
+        for row, rule in enumerate(rules):
+            clean = found.get((sizes[0], split, rule, "none"))
+            if clean is not None:
+                handles["no attack"] = panel.plot(
+                    100 * clean.mean, row, "|", color="black", markersize=8
+                )[0]
+        panel.set_title(split, fontsize=10)
+        panel.set_xlim(0, 100)
+        panel.set_xlabel("test accuracy (%)", fontsize=9)
+    axes[0, 0].set_yticks(range(len(rules)), labels=rules, fontsize=8.5)
+    axes[0, 0].set_ylim(len(rules) - 0.5, -0.5)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles),
+        **LEGEND,
+    )  # fmt: skip
+    figure.suptitle(f"{origin.title}: the worst of {len(_axes(found)[3]) - 1} attacks", fontsize=11)
+    return save(figure, folder, "resilience", origin, "mean, and bars of one deviation")
+
+
+def heat_map(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path]:
     """Draw accuracies late in the runs, a panel for each f and split; the worst in the margin."""
     found = _accuracies(records)
-    sizes = sorted({f for f, _, _, _ in found})
-    splits = list(dict.fromkeys(split for _, split, _, _ in found))
-    rules = [rule for rule in RULES if any(key[2] == rule for key in found)]
-    attacks = [attack for attack in ATTACKS if any(key[3] == attack for key in found)]
+    sizes, splits, rules, attacks = _axes(found)
     width = CELL * (len(attacks) + 2) * len(splits) + 3.2
     height = CELL * 0.8 * len(rules) * len(sizes) + 2.4
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -37,9 +90,8 @@ def heat_map(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
     image: Any = None
     for f, row in zip(sizes, axes, strict=True):
         for split, panel in zip(splits, row, strict=True):
-            cells = np.array(
-                [[found.get((f, split, r, a), np.nan) for a in attacks] for r in rules]
-            )
+            cases = [[found.get((f, split, rule, a)) for a in attacks] for rule in rules]
+            cells = np.array([[np.nan if c is None else c.mean for c in case] for case in cases])
             image = _panel(panel, cells)
             panel.set_title(f"f = {f}, {split}", fontsize=10)
             panel.set_yticks(range(len(rules)), labels=rules, fontsize=8)
@@ -49,8 +101,8 @@ def heat_map(records: Iterable[Record], folder: Path, title: str) -> list[Path]:
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01)
     bar.set_label("test accuracy (%)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(title, fontsize=12)
-    return save(figure, folder, "resilience")
+    figure.suptitle(origin.title, fontsize=12)
+    return save(figure, folder, "resilience-map", origin, "means; grey could not run")
 
 
 def worst_cases(records: Iterable[Record]) -> Table:
@@ -58,29 +110,56 @@ def worst_cases(records: Iterable[Record]) -> Table:
     found = _accuracies(records)
     columns = sorted(dict.fromkeys(key[:2] for key in found), key=lambda column: column[0])
     rows = []
-    for rule in [rule for rule in RULES if any(key[2] == rule for key in found)]:
+    for rule in _axes(found)[2]:
         cells = []
         for f, split in columns:
-            here = {key[3]: value for key, value in found.items() if key[:3] == (f, split, rule)}
-            worst = min(here, key=lambda attack: here[attack], default=None)
-            cells.append("-" if worst is None else f"{100 * here[worst]:.0f} ({worst})")
+            worst = _worst(found, f, split, rule)
+            accuracy = None if worst is None else found[f, split, rule, worst]
+            cells.append("-" if accuracy is None else f"{_percent(accuracy)} ({worst})")
         rows.append([rule, *cells])
     heads = ["rule", *(f"f = {f}, {split}" for f, split in columns)]
-    note = "Test accuracy in %, mean over the last third of a run and over seeds."
+    lacking = sorted(
+        {f"{rule} under {attack}" for (_, _, rule, attack), a in found.items() if not a}
+    )
+    note = (
+        "Test accuracy in %, mean over the last third of a run; mean and deviation over seeds, of "
+        "the attack that is worst on average."
+    )
+    if lacking:
+        note += f" Could not run, and do not count: {', '.join(lacking)}."
     return Table("The worst attack on each rule", heads, rows, len(heads), note)
 
 
-def _accuracies(records: Iterable[Record]) -> dict[tuple[int, str, str, str], float]:
-    """Return accuracies late in the runs, by f, split, rule and attack; means over seeds.
-
-    A run that stopped before its first evaluation has none, and learnt nothing: 0.
-    """
-    values: dict[tuple[int, str, str, str], list[float]] = {}
+def _accuracies(records: Iterable[Record]) -> dict[Case, Accuracy | None]:
+    """Return accuracies late in the runs of each case, or None where none could run."""
+    values: dict[Case, list[float]] = {}
     for record in records:
-        tags = record["tags"]
-        key = tags["f"], tags["split"], tags["rule"], tags["attack"]
-        values.setdefault(key, []).append(record["late"] or 0.0)
-    return {key: fmean(each) for key, each in values.items()}
+        tags, late = record["tags"], record["late"]
+        found = values.setdefault((tags["f"], tags["split"], tags["rule"], tags["attack"]), [])
+        if late is not None:
+            found.append(late)
+        elif record["stopped"].startswith("loss not finite"):
+            found.append(0.0)
+    return {key: Accuracy(fmean(a), pstdev(a)) if a else None for key, a in values.items()}
+
+
+def _axes(found: Iterable[Case]) -> tuple[list[int], list[str], list[str], list[str]]:
+    """Return sizes, splits, rules and attacks that there are, in order."""
+    sizes, splits, rules, attacks = (dict.fromkeys(each) for each in zip(*found, strict=True))
+    known = [rule for rule in RULES if rule in rules], [a for a in ATTACKS if a in attacks]
+    return sorted(sizes), list(splits), *known
+
+
+def _worst(found: Mapping[Case, Accuracy | None], f: int, split: str, rule: str) -> str | None:
+    """Return the attack that leaves a rule the least accuracy."""
+    here = {
+        key[3]: each.mean for key, each in found.items() if each and key[:3] == (f, split, rule)
+    }
+    return min(here, key=lambda attack: here[attack], default=None)
+
+
+def _percent(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.mean:.0f} ± {100 * accuracy.deviation:.0f}"
 
 
 def _panel(panel: Any, cells: NDArray[np.float64]) -> Any:

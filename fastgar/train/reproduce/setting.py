@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ...errors import shown
+
 __all__ = ["Grid", "Run", "Setting", "read_seeds"]
 
 Plain = str | int | float | bool | None
@@ -79,6 +81,13 @@ class Grid:
         variant = f" ({self.variant})" if self.variant else ""
         return f"{self.name} on {self.data}{variant}"
 
+    @property
+    def command(self) -> str:
+        """What does its runs."""
+        flags = [f"--{word}" for word in self.variant.split()]
+        data = [] if self.data == "digits" or "--appendix" in flags else ["--data", self.data]
+        return " ".join(["fastgar", "reproduce", self.name, *data, *flags])
+
     def with_option(self, name: str, value: Plain) -> Grid:
         """Return the same settings, with one more option."""
         changed = (replace(each, config={**each.config, name: value}) for each in self.settings)
@@ -102,7 +111,7 @@ def read_seeds(text: str) -> Sequence[int]:
     >>> list(read_seeds("1..3")), list(read_seeds("4,2"))
     ([1, 2, 3], [4, 2])
     """
-    wanted = f"seeds are written 1..5 or 1,2,7, got {text!r}"
+    wanted = f"seeds are written 1..5 or 1,2,7, got {shown(text)}"
     first, dots, last = text.partition("..")
     try:
         seeds = (

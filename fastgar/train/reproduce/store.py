@@ -40,6 +40,8 @@ class Store(Lines):
     ----------
     records : dict
         The record of each run that ended, by (name of its setting, seed).
+    sources : dict or None
+        Digests of the code that the first of its runs were made with.
 
     Raises
     ------
@@ -58,6 +60,7 @@ class Store(Lines):
             _compare(path, lines[0], head)
         settings = {setting.name: setting for setting in grid.settings}
         self.records: dict[tuple[str, int], Record] = {}
+        self.sources = next((each["sources"] for each in lines if "sources" in each), None)
         for record in lines:
             if record["kind"] == "run":
                 setting = settings.get(record["name"])
@@ -75,6 +78,7 @@ class Store(Lines):
     def session(self, facts: Mapping[str, Any]) -> None:
         """Append what is known of the process that is about to work."""
         self.append({"kind": "session", **facts})
+        self.sources = self.sources or facts.get("sources")
 
     def add(self, run: Run, outcome: Mapping[str, Any]) -> Record:
         """Append how a run ended, and return its record."""

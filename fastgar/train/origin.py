@@ -1,0 +1,157 @@
+"""Where a picture comes from: which command drew it, of which seeds, and from which code.
+
+    python -m fastgar.train.origin docs      which pictures of a folder are older than their code
+
+Beside each picture lies a file that says so, with a digest of every source file that results rest
+on. A picture that is older than its code may still be right: what has changed may be a comment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fastgar as fg
+
+__all__ = ["Origin", "changed", "holds", "main", "sources"]
+
+PACKAGE = Path(fg.__file__).parent
+FOLDERS = ("attacks", "rules", "train")  # of the package: what decides on the results of a run
+DRAWING = {  # modules there that only show results: a picture is as new as what drew it
+    "estimate", "figures", "momentum_figures", "origin", "outcome", "plot", "progress", "report",
+    "resilience_results", "tables", "zeno_results",
+}  # fmt: skip
+SMALL: dict[str, Any] = {"fontsize": 7.5, "color": "#555555", "ha": "left", "va": "top"}
+
+
+class Origin(NamedTuple):
+    """What is to be said with a picture.
+
+    Attributes
+    ----------
+    title : str
+        What it shows.
+    command : str
+        What draws it.
+    seeds : tuple of int
+        Of the runs that are in it.
+    sources : dict, optional
+        What `sources` gave when they were made; None: they have been made just now.
+    """
+
+    title: str
+    command: str
+    seeds: tuple[int, ...]
+    sources: dict[str, str] | None = None
+
+    def save(self, figure: Any, picture: Path, spread: str) -> None:
+        """Write a figure as PNG, with a line below on where it comes from, and a file beside it.
+
+        Parameters
+        ----------
+        figure : matplotlib Figure
+        picture : Path
+        spread : str
+            How the figure shows that runs of several seeds differ.
+        """
+        commit = _commit()
+        version = f"fastgar {fg.__version__}" + (f" ({commit})" if commit else "")
+        text = f"{self.command}   {version}   {_listed(self.seeds)}: {spread}"
+        figure.text(0.004, -0.004, text, **SMALL)
+        figure.savefig(picture, dpi=150, bbox_inches="tight")
+        ran = sources(drawing=False) if self.sources is None else self.sources
+        facts = {
+            "command": self.command,
+            "fastgar": fg.__version__,
+            "commit": commit,
+            "date": date.today().isoformat(),
+            "seeds": list(self.seeds),
+            "picture": _digest(picture),
+            "sources": {**sources(drawing=True), **ran},
+        }
+        _beside(picture).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def sources(*, drawing: bool) -> dict[str, str]:
+    """Return digests of the files that draw, or of those that results rest on, by their paths."""
+    files = [path for folder in FOLDERS for path in sorted((PACKAGE / folder).rglob("*.py"))]
+    return {
+        path.relative_to(PACKAGE).as_posix(): _digest(path)[:12]
+        for path in files
+        if (path.stem in DRAWING) == drawing
+    }
+
+
+def holds(picture: Path) -> bool:
+    """Return whether the file beside a picture is there, and is about this very picture."""
+    facts = _facts(picture)
+    return facts is not None and facts["picture"] == _digest(picture)
+
+
+def changed(picture: Path) -> list[str]:
+    """Return the source files that are not what they were when a picture was drawn."""
+    facts = _facts(picture) or {"sources": {}}
+    then, now = facts["sources"], {**sources(drawing=True), **sources(drawing=False)}
+    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+
+
+def main(folders: Sequence[str]) -> int:
+    """Print for each picture of some folders whether it is as new as its code; 1 if one is not."""
+    status = 0
+    for picture in sorted(path for folder in folders for path in Path(folder).glob("*.png")):
+        files = changed(picture)
+        if not holds(picture):
+            words = f"not the picture that {_beside(picture).name} is about, or there is none"
+        elif files:
+            more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+            words = f"older than {', '.join(files[:3])}{more}"
+        else:
+            words = "as new as its code"
+        status |= bool(files) or not holds(picture)
+        print(f"{picture}: {words}")
+    return status
+
+
+def _beside(picture: Path) -> Path:
+    return picture.with_suffix(".json")
+
+
+def _facts(picture: Path) -> dict[str, Any] | None:
+    path = _beside(picture)
+    facts: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return facts
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    """Return seeds in words."""
+    ordered = sorted(seeds)
+    if len(ordered) == 1:
+        return f"seed {ordered[0]}"
+    if ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"seeds {ordered[0]} to {ordered[-1]}"
+    return f"seeds {', '.join(map(str, ordered))}"
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that the package lies in, if it lies in one."""
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
