@@ -136,8 +136,8 @@ def kappa(name: str | Rule, n: int, f: int) -> float:
 
     For every set S of n-f rows, |aggregate - mean of S|^2 is at most kappa times the average over S
     of |x - mean of S|^2 (for `smea`, even times the top eigenvalue of the covariance of S). No rule
-    is below f/(n-2f), which is that of `trimmed_mean`. Each is proved in `fastgar.rules.proofs`, for
-    exact arithmetic; that of `geometric_median` where it converged, and it warns where it did not.
+    is below f/(n-2f), which is that of `trimmed_mean`. Each is proved in `fastgar.rules.proofs`,
+    for exact arithmetic; that of `geometric_median` where it converged, and it warns if not.
 
     Parameters
     ----------

@@ -28,8 +28,9 @@ SELECTING = [
     "mda", "cge", "aksel", "aksel(mode='n-f')", "monna", "monna(pivot=3)",
 ]  # fmt: skip
 WEIGHING = [
-    "geometric_median", "rfa", "rfa(T=1, nu=3.0)", "centered_clipping(tau=2.0)",
-    "centered_clipping(tau=0.5, iters=20)", "caf", "dnc", "fltrust",
+    "geometric_median", "rfa", "rfa(T=1, nu=3.0)", "rfa(relative=False)",
+    "centered_clipping(tau=2.0)", "centered_clipping(tau=0.5, iters=20)", "caf", "dnc",
+    "dnc(removal='at once')", "fltrust",
 ]  # fmt: skip
 MIXING = ["nnm", "bucketing", "bucketing(s=3, seed=4)", "clip(c=3.0)", "arc"]
 PIPELINES = [
