@@ -660,7 +660,7 @@ def test_a_picture_says_where_it_comes_from_and_whether_its_code_has_changed(
         picture.write(b"other")
     (tmp_path / "old.json").unlink()
     assert not origin.holds(tmp_path / "new.png") and not origin.holds(tmp_path / "old.png")
-    (caption,) = (text.get_text() for text in figure.texts)
+    caption = origin.Origin("title", "fastgar reproduce zeno", (1, 2, 7)).caption("bands")
     assert re.fullmatch(
         rf"fastgar reproduce zeno   fastgar {re.escape(fg.__version__)}( \(\S+\))?   "
         r"seeds 1, 2, 7: bands",

@@ -17,6 +17,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import fastgar as fg
 
 __all__ = ["Origin", "changed", "holds", "main", "sources"]
@@ -27,7 +29,7 @@ DRAWING = {  # modules there that only show results: a picture is as new as what
     "estimate", "figures", "momentum_figures", "origin", "outcome", "plot", "progress", "report",
     "resilience_results", "tables", "zeno_results",
 }  # fmt: skip
-SMALL: dict[str, Any] = {"fontsize": 7.5, "color": "#555555", "ha": "left", "va": "top"}
+DPI = 150
 
 
 class Origin(NamedTuple):
@@ -50,6 +52,12 @@ class Origin(NamedTuple):
     seeds: tuple[int, ...]
     sources: dict[str, str] | None = None
 
+    def caption(self, spread: str) -> str:
+        """Return the line below the picture."""
+        commit = _commit()
+        version = f"fastgar {fg.__version__}" + (f" ({commit})" if commit else "")
+        return f"{self.command}   {version}   {_listed(self.seeds)}: {spread}"
+
     def save(self, figure: Any, picture: Path, spread: str) -> None:
         """Write a figure as PNG, with a line below on where it comes from, and a file beside it.
 
@@ -60,16 +68,13 @@ class Origin(NamedTuple):
         spread : str
             How the figure shows that runs of several seeds differ.
         """
-        commit = _commit()
-        version = f"fastgar {fg.__version__}" + (f" ({commit})" if commit else "")
-        text = f"{self.command}   {version}   {_listed(self.seeds)}: {spread}"
-        figure.text(0.004, -0.004, text, **SMALL)
-        figure.savefig(picture, dpi=150, bbox_inches="tight")
+        figure.savefig(picture, dpi=DPI)
+        _write_below(picture, self.caption(spread))
         ran = sources(drawing=False) if self.sources is None else self.sources
         facts = {
             "command": self.command,
             "fastgar": fg.__version__,
-            "commit": commit,
+            "commit": _commit(),
             "date": date.today().isoformat(),
             "seeds": list(self.seeds),
             "picture": _digest(picture),
@@ -116,6 +121,20 @@ def main(folders: Sequence[str]) -> int:
         status |= bool(files) or not holds(picture)
         print(f"{picture}: {words}")
     return status
+
+
+def _write_below(picture: Path, text: str) -> None:
+    """Put a strip with a line of text below a picture, where no legend can meet it."""
+    from matplotlib import image
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    above = (255 * image.imread(picture)).astype(np.uint8)
+    strip = Figure(figsize=(above.shape[1] / DPI, 0.2), dpi=DPI)
+    strip.text(0.1 / strip.get_figwidth(), 0.5, text, fontsize=7.5, color="#555555", va="center")
+    canvas = FigureCanvasAgg(strip)
+    canvas.draw()
+    image.imsave(picture, np.concatenate([above, np.asarray(canvas.buffer_rgba())]), dpi=DPI)
 
 
 def _beside(picture: Path) -> Path:

@@ -128,5 +128,5 @@ def save(figure: Figure, folder: Path, name: str, origin: Origin, spread: str) -
     origin.save(figure, png, spread)
     # Text stays text, to be searched and read aloud; and the same picture is the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastgar"}):
-        figure.savefig(svg, metadata={"Date": None}, bbox_inches="tight")
+        figure.savefig(svg, metadata={"Date": None})
     return [png, svg]
