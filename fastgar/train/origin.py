@@ -12,6 +12,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
@@ -124,14 +125,16 @@ def main(folders: Sequence[str]) -> int:
 
 
 def _write_below(picture: Path, text: str) -> None:
-    """Put a strip with a line of text below a picture, where no legend can meet it."""
+    """Put a strip with a small text below a picture, where no legend can meet it."""
     from matplotlib import image
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     above = (255 * image.imread(picture)).astype(np.uint8)
-    strip = Figure(figsize=(above.shape[1] / DPI, 0.2), dpi=DPI)
-    strip.text(0.1 / strip.get_figwidth(), 0.5, text, fontsize=7.5, color="#555555", va="center")
+    width = above.shape[1] / DPI
+    lines = textwrap.wrap(text, int(16 * width))  # letters of 7.5 points: 16 to an inch
+    strip = Figure(figsize=(width, 0.08 + 0.13 * len(lines)), dpi=DPI)
+    strip.text(0.1 / width, 0.5, "\n".join(lines), fontsize=7.5, color="#555555", va="center")
     canvas = FigureCanvasAgg(strip)
     canvas.draw()
     image.imsave(picture, np.concatenate([above, np.asarray(canvas.buffer_rgba())]), dpi=DPI)
