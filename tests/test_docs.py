@@ -118,6 +118,13 @@ def listed(seeds: list[int]) -> str:
     return f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
 
 
+def test_venues_and_numbers_of_papers() -> None:
+    text = " ".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    assert set(re.findall(r'AggregaThor[^."]{0,60}?",? (\w+ 20\d\d)', text)) <= {"MLSys 2019"}
+    assert "SysML" not in text.replace("MLSys", "")
+    assert "arXiv 2008.04699" in next(r.paper for r in fg.list_rules() if r.name == "cge")
+
+
 def test_texts_are_in_plain_characters() -> None:
     for path in (*ROOT.glob("*.md"), *ROOT.glob("kernels/*.md")):
         assert path.read_text().isascii(), path

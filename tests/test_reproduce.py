@@ -29,7 +29,7 @@ from fastgar import train  # noqa: E402
 from fastgar.train import origin  # noqa: E402
 from fastgar.train.reproduce import momentum, published_bulyan, resilience, zeno  # noqa: E402
 from fastgar.train.reproduce.execute import check, execute  # noqa: E402
-from fastgar.train.reproduce.figures import band, panels  # noqa: E402
+from fastgar.train.reproduce.figures import band, legend_below, panels  # noqa: E402
 from fastgar.train.reproduce.outcome import Pair, pairs, summary  # noqa: E402
 from fastgar.train.reproduce.report import figures, tables  # noqa: E402
 from fastgar.train.reproduce.runner import ProcessesDied, run_all  # noqa: E402
@@ -637,6 +637,18 @@ def test_the_heat_map_has_the_worst_case_in_its_margin(tmp_path: Path) -> None:
         assert label in text_of(svg)
     facts = json.loads(png.with_suffix(".json").read_text())
     assert facts["command"] == "fastgar reproduce resilience --quick" and facts["seeds"] == [1, 2]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_no_legend_is_cut_off(columns: int) -> None:
+    figure, axes = panels(2, columns, width=2.3)
+    (line,) = axes[0, 0].plot([0, 1])
+    names = ("bound under which the rule is proved to resist", "what they send: momentum", "mean")
+    legend_below(figure, dict.fromkeys(names, line))
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert all(panel.get_tightbbox().y0 >= box.y1 for panel in axes.flat)
 
 
 def test_a_picture_says_where_it_comes_from_and_whether_its_code_has_changed(
