@@ -135,7 +135,7 @@ def _write_below(picture: Path, text: str) -> None:
     lines = textwrap.wrap(text, int(16 * width))  # letters of 7.5 points: 16 to an inch
     strip = Figure(figsize=(width, 0.08 + 0.13 * len(lines)), dpi=DPI)
     strip.text(0.1 / width, 0.5, "\n".join(lines), fontsize=7.5, color="#555555", va="center")
-    canvas = FigureCanvasAgg(strip)
+    canvas: Any = FigureCanvasAgg(strip)
     canvas.draw()
     image.imsave(picture, np.concatenate([above, np.asarray(canvas.buffer_rgba())]), dpi=DPI)
 
