@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import os
 import pkgutil
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,33 @@ def test_links_and_pictures_of_the_readme_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("picture", sorted(ROOT.glob("docs/*.png")), ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("default")
+def test_the_readme_says_where_each_picture_comes_from(picture: Path) -> None:
+    """That its code has changed is a warning: it may be a comment, and some take long to redraw."""
+    origin = pytest.importorskip("fastgar.train.origin", reason="needs torch")
+    assert origin.holds(picture)
+    facts = json.loads(picture.with_suffix(".json").read_text())
+    below = re.search(rf"\(docs/{picture.name}\)\n\n(.*?)\n\n", README, re.DOTALL)
+    assert below
+    for words in (f"`{facts['command']}`", facts["fastgar"], facts["date"], listed(facts["seeds"])):
+        assert words in below[1].replace("\n", " ")
+    if origin.changed(picture):
+        again = "python -m fastgar.train.origin docs"
+        warnings.warn(f"docs/{picture.name} may be old: {again}", stacklevel=1)
+
+
+def listed(seeds: list[int]) -> str:
+    return f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
+
+
+def test_venues_and_numbers_of_papers() -> None:
+    text = " ".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    assert set(re.findall(r'AggregaThor[^."]{0,60}?",? (\w+ 20\d\d)', text)) <= {"MLSys 2019"}
+    assert "SysML" not in text.replace("MLSys", "")
+    assert "arXiv 2008.04699" in next(r.paper for r in fg.list_rules() if r.name == "cge")
 
 
 def test_texts_are_in_plain_characters() -> None:

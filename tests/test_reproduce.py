@@ -29,7 +29,7 @@ from fastgar import train  # noqa: E402
 from fastgar.train import origin  # noqa: E402
 from fastgar.train.reproduce import momentum, published_bulyan, resilience, zeno  # noqa: E402
 from fastgar.train.reproduce.execute import check, execute  # noqa: E402
-from fastgar.train.reproduce.figures import band, panels  # noqa: E402
+from fastgar.train.reproduce.figures import band, legend_below, panels  # noqa: E402
 from fastgar.train.reproduce.outcome import Pair, pairs, summary  # noqa: E402
 from fastgar.train.reproduce.report import figures, tables  # noqa: E402
 from fastgar.train.reproduce.runner import ProcessesDied, run_all  # noqa: E402
@@ -595,9 +595,10 @@ def test_the_zeno_curves_and_their_table(tmp_path: Path) -> None:
     records = [
         {"tags": s.tags, "late": 0.9 if s.tags["rule"] == best else 0.5, "stopped": None, "seed": 1,
          "accuracy": [[0, 0.1], [10, 0.9]], "best": 0.9}
-        for s in grid.settings
+        for s in reversed(grid.settings)  # as runs may end
     ]  # fmt: skip
     (table,) = tables(grid, records)
+    assert table.heads == ["", "mean", "krum", "median", "zeno (4 samples)", best]
     assert [row[0] for row in table.rows] == [
         "no attack", "label flip, 8 of 20", "label flip, 12 of 20", "bit flip, 8 of 20",
         "bit flip, 12 of 20", "sign flip, 8 of 20", "sign flip, 12 of 20",
@@ -640,6 +641,18 @@ def test_the_heat_map_has_the_worst_case_in_its_margin(tmp_path: Path) -> None:
     assert facts["command"] == "fastgar reproduce resilience --quick" and facts["seeds"] == [1, 2]
 
 
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_no_legend_is_cut_off(columns: int) -> None:
+    figure, axes = panels(2, columns, width=2.3)
+    (line,) = axes[0, 0].plot([0, 1])
+    names = ("bound under which the rule is proved to resist", "what they send: momentum", "mean")
+    legend_below(figure, dict.fromkeys(names, line))
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert all(panel.get_tightbbox().y0 >= box.y1 for panel in axes.flat)
+
+
 def test_a_picture_says_where_it_comes_from_and_whether_its_code_has_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -661,7 +674,7 @@ def test_a_picture_says_where_it_comes_from_and_whether_its_code_has_changed(
         picture.write(b"other")
     (tmp_path / "old.json").unlink()
     assert not origin.holds(tmp_path / "new.png") and not origin.holds(tmp_path / "old.png")
-    (caption,) = (text.get_text() for text in figure.texts)
+    caption = origin.Origin("title", "fastgar reproduce zeno", (1, 2, 7)).caption("bands")
     assert re.fullmatch(
         rf"fastgar reproduce zeno   fastgar {re.escape(fg.__version__)}( \(\S+\))?   "
         r"seeds 1, 2, 7: bands",

@@ -12,10 +12,13 @@ import hashlib
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 import fastgar as fg
 
@@ -27,7 +30,7 @@ DRAWING = {  # modules there that only show results: a picture is as new as what
     "estimate", "figures", "momentum_figures", "origin", "outcome", "plot", "progress", "report",
     "resilience_results", "tables", "zeno_results",
 }  # fmt: skip
-SMALL: dict[str, Any] = {"fontsize": 7.5, "color": "#555555", "ha": "left", "va": "top"}
+DPI = 150
 
 
 class Origin(NamedTuple):
@@ -50,6 +53,12 @@ class Origin(NamedTuple):
     seeds: tuple[int, ...]
     sources: dict[str, str] | None = None
 
+    def caption(self, spread: str) -> str:
+        """Return the line below the picture."""
+        commit = _commit()
+        version = f"fastgar {fg.__version__}" + (f" ({commit})" if commit else "")
+        return f"{self.command}   {version}   {_listed(self.seeds)}: {spread}"
+
     def save(self, figure: Any, picture: Path, spread: str) -> None:
         """Write a figure as PNG, with a line below on where it comes from, and a file beside it.
 
@@ -60,16 +69,13 @@ class Origin(NamedTuple):
         spread : str
             How the figure shows that runs of several seeds differ.
         """
-        commit = _commit()
-        version = f"fastgar {fg.__version__}" + (f" ({commit})" if commit else "")
-        text = f"{self.command}   {version}   {_listed(self.seeds)}: {spread}"
-        figure.text(0.004, -0.004, text, **SMALL)
-        figure.savefig(picture, dpi=150, bbox_inches="tight")
+        figure.savefig(picture, dpi=DPI)
+        _write_below(picture, self.caption(spread))
         ran = sources(drawing=False) if self.sources is None else self.sources
         facts = {
             "command": self.command,
             "fastgar": fg.__version__,
-            "commit": commit,
+            "commit": _commit(),
             "date": date.today().isoformat(),
             "seeds": list(self.seeds),
             "picture": _digest(picture),
@@ -116,6 +122,22 @@ def main(folders: Sequence[str]) -> int:
         status |= bool(files) or not holds(picture)
         print(f"{picture}: {words}")
     return status
+
+
+def _write_below(picture: Path, text: str) -> None:
+    """Put a strip with a small text below a picture, where no legend can meet it."""
+    from matplotlib import image
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    above = (255 * image.imread(picture)).astype(np.uint8)
+    width = above.shape[1] / DPI
+    lines = textwrap.wrap(text, int(16 * width))  # letters of 7.5 points: 16 to an inch
+    strip = Figure(figsize=(width, 0.08 + 0.13 * len(lines)), dpi=DPI)
+    strip.text(0.1 / width, 0.5, "\n".join(lines), fontsize=7.5, color="#555555", va="center")
+    canvas: Any = FigureCanvasAgg(strip)
+    canvas.draw()
+    image.imsave(picture, np.concatenate([above, np.asarray(canvas.buffer_rgba())]), dpi=DPI)
 
 
 def _beside(picture: Path) -> Path:

@@ -27,6 +27,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 QUARTILES = (0.25, 0.5, 0.75)
 DEVIATION = "mean, and a band of one deviation to both sides"
+LEAST_WIDTH = 4.2  # inches, so that there is room for any line of a legend
 LEGEND: dict[str, Any] = {"frameon": False, "handlelength": 3.2, "fontsize": 9}
 CLEAN: dict[str, Any] = {"color": "#000000", "linestyle": "-", "linewidth": 1.1}
 
@@ -103,7 +104,8 @@ def panels(
     down: int, across: int, *, width: float = 2.7, height: float = 2.2, extra: float = 0.9
 ) -> tuple[Figure, Any]:
     """Return a figure and its panels, an array of so many rows and columns, with equal axes."""
-    figure = Figure(figsize=(width * across + 0.6, height * down + extra), layout="constrained")
+    wide = max(LEAST_WIDTH, width * across + 0.6)
+    figure = Figure(figsize=(wide, height * down + extra), layout="constrained")
     axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for panel in axes.flat:
         panel.grid(alpha=0.25, linewidth=0.6)
@@ -128,5 +130,5 @@ def save(figure: Figure, folder: Path, name: str, origin: Origin, spread: str) -
     origin.save(figure, png, spread)
     # Text stays text, to be searched and read aloud; and the same picture is the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastgar"}):
-        figure.savefig(svg, metadata={"Date": None}, bbox_inches="tight")
+        figure.savefig(svg, metadata={"Date": None})
     return [png, svg]

@@ -99,10 +99,10 @@ def heat_map(records: Iterable[Record], folder: Path, origin: Origin) -> list[Pa
         at = [*range(len(attacks)), len(attacks) + 0.5]
         panel.set_xticks(at, labels=[*attacks, "worst"], fontsize=8, rotation=90)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01)
-    bar.set_label("test accuracy (%)", fontsize=9)
+    bar.set_label("test accuracy (%); grey could not run", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(origin.title, fontsize=12)
-    return save(figure, folder, "resilience-map", origin, "means; grey could not run")
+    return save(figure, folder, "resilience-map", origin, "means")
 
 
 def worst_cases(records: Iterable[Record]) -> Table:

@@ -10,7 +10,7 @@ from typing import Any
 from ..origin import Origin
 from .figures import CLEAN, DEVIATION, LEGEND, accuracies, look, panels, save
 from .tables import Table
-from .zeno import ATTACKS, SCENARIOS, SIZES
+from .zeno import ATTACKS, RULES, SCENARIOS, SIZES
 
 __all__ = ["curves", "table"]
 
@@ -77,7 +77,10 @@ def _groups(records: Iterable[Record]) -> dict[tuple[str, int, str], list[Record
 
 
 def _rules(groups: Iterable[tuple[str, int, str]]) -> list[str]:
-    return list(dict.fromkeys(rule for _, _, rule in groups))
+    """Return the rules in their order, and then Zeno with ever more samples; runs end in any."""
+    found = {rule for _, _, rule in groups}
+    zenos = sorted(found.difference(RULES), key=lambda name: (len(name), name))
+    return [*(rule for rule in RULES if rule in found), *zenos]
 
 
 def _words(attack: str, q: int) -> str:
