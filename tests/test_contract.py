@@ -385,38 +385,65 @@ def test_the_same_bits_for_any_number_of_threads(spec: str) -> None:
 # ------------------------------------------------------------------- 6: errors before any work
 
 BAD = [
-    (np.arange(6).reshape(3, 2), TypeError),
-    (np.ones((3, 2), complex), TypeError),
-    ([1.0, 2.0, 3.0], TypeError),
-    (np.ones((0, 4)), ValueError),
-    ([], ValueError),
-    (np.float64(3.0), (TypeError, ValueError)),
-    ([np.ones(3), np.ones(4)], ValueError),
-    ([np.ones(3), np.ones(3, np.float32)], TypeError),
-    ([{"a": np.ones(2)}, {"b": np.ones(2)}], ValueError),
-    ({"a": np.ones(2)}, TypeError),
-    (None, TypeError),
-    ("rows", TypeError),
+    (np.arange(6).reshape(3, 2), TypeError, "X is int64, but only"),
+    (np.ones((3, 2), complex), TypeError, "X is complex128, but only"),
+    ([1.0, 2.0, 3.0], TypeError, "X is a list of numbers"),
+    (np.ones((0, 4)), ValueError, "n = 0"),
+    ([], ValueError, "n = 0"),
+    (np.float64(3.0), TypeError, "X is a float64, not an array"),
+    ([np.ones(3), np.ones(4)], ValueError, "row 1 has shape"),
+    ([np.ones(3), np.ones(3, np.float32)], TypeError, "row 1 is float32, row 0 is float64"),
+    ([{"a": np.ones(2)}, {"b": np.ones(2)}], ValueError, "must have one structure"),
+    ({"a": np.ones(2)}, TypeError, "X is one dict"),
+    (None, TypeError, "X is a NoneType, not an array"),
+    ("rows", TypeError, "X is a str, not an array"),
 ]
+EVERY = [*ROBUST, *FRAIL, *specs("mixing")]
 
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make any read of the data fail the test."""
+    """Make any read of the data fail the test: whatever reads asks for a backend first."""
 
-    def refuse(*args: Any, **keywords: Any) -> None:
+    def refuse(T: Any) -> None:
         raise AssertionError("the data was read before the error")
 
-    for name in ("sqdist", "inner", "combine", "columns", "usage", "sqdist_to"):
-        monkeypatch.setattr(f"fastgar.primitives.{name}", refuse)
+    monkeypatch.setattr("fastgar.primitives._on", refuse)
 
 
 @pytest.mark.usefixtures("no_work")
-@pytest.mark.parametrize("spec", [*COLUMN, *DISTANCE, "nnm | krum"])
+@pytest.mark.parametrize("spec", EVERY)
+def test_a_read_before_an_error_would_be_noticed(spec: str) -> None:
+    """With rows that are right there is work, and none that the fixture does not see."""
+    X = rows(11, 5, np.float32)
+    at_call = {"reference": X[-1]} if "fltrust" in spec else {}
+    for call in (fg.rule(spec, 2), lambda X, **more: fg.inspect(spec, X, 2, **more)):
+        with pytest.raises(AssertionError, match="the data was read"):
+            call(X, **at_call)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("spec", EVERY)
 def test_bad_rows_are_refused_before_any_work(spec: str) -> None:
-    for X, error in BAD:
-        with pytest.raises(error):
-            fg.rule(spec, 0 if fg.rules.lookup(fg.rule(spec, 0).stages[0].name) else None)(X)
+    for X, error, message in BAD:
+        with pytest.raises(error, match=message):
+            fg.rule(spec, 0)(X)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("spec", EVERY)
+def test_calls_that_do_not_fit_the_rule_are_refused_before_any_work(spec: str) -> None:
+    rule, X = fg.rule(spec, 2), rows(11, 5, np.float32)
+    few = X[: rule.min_n - 1] if rule.min_n > 1 else X[:0]
+    with pytest.raises(ValueError, match=r"needs n >= |n = 0"):
+        rule(few)
+    for name in ("start", "reference"):
+        wrong = "has shape" if name in rule.refs else f"takes no {name}"
+        with pytest.raises(ValueError, match=wrong):
+            rule(X, **{name: X[0, :3]})
+    if "reference" in rule.refs:
+        with pytest.raises(TypeError, match="needs reference="):
+            rule(X)
 
 
 @pytest.mark.usefixtures("no_work")
