@@ -9,7 +9,7 @@ from typing import Any
 from .pipeline import Rule, rule
 from .rules import RULES
 from .rules.registry import registered
-from .rules.spec import Spec
+from .rules.spec import Guarantee, Spec
 
 __all__ = ["Listing", "kappa", "list_rules", "max_f", "min_n", "variance_ratio"]
 
@@ -25,11 +25,13 @@ class Listing:
     needs : str
         Such as "n >= 2f + 3".
     breakdown : str
-        The largest share of rows that may lie, "0" for a rule that survives none.
+        The largest share of rows that may lie under that guarantee.
     reads : int
         Passes over the data, standing alone.
-    robust : bool
-        Whether it survives f rows of anything.
+    guarantee : {"(f, kappa)", "bounded", "trusted", "none"}
+        What holds whatever f rows hold, with default options: within sqrt(kappa) times the honest
+        spread; bounded by something else; bounded if a row or a reference that it trusts is honest;
+        nothing. Of a mixing rule: what is left of the guarantee of the rule after it.
     options : str
         As in a signature.
     summary, paper : str
@@ -40,7 +42,7 @@ class Listing:
     needs: str
     breakdown: str
     reads: int
-    robust: bool
+    guarantee: Guarantee
     options: str
     summary: str
     paper: str
@@ -69,7 +71,7 @@ def list_rules() -> list[Listing]:
                 needs=spec.needs_text(),
                 breakdown=spec.breakdown,
                 reads=spec.reads,
-                robust=spec.robust,
+                guarantee=spec.guaranteed(spec.defaults),
                 options=options,
                 summary=summary,
                 paper=spec.paper,

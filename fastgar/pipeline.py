@@ -19,6 +19,7 @@ from .errors import TooManyFaults
 from .geometry import Decision, Geometry, rescaling
 from .libraries import SIZES
 from .primitives import Selection, Statistic
+from .rules.spec import GUARANTEES, Guarantee
 from .stages import Stage, argument_for, as_decision, as_mixing, as_statistic, parse, whole
 
 __all__ = ["Rule", "rule"]
@@ -122,6 +123,14 @@ class Rule:
                 before += f"{stage} makes {after} of {rows} rows, and "
                 rows = after
         return None
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What holds whatever f rows hold: the guarantee of the weakest stage.
+
+        One of "(f, kappa)", "bounded", "trusted" and "none" (see `fastgar.rules.Spec`).
+        """
+        return max((stage.guarantee for stage in self.stages), key=GUARANTEES.index)
 
     @property
     def min_n(self) -> int:

@@ -263,7 +263,7 @@ def phocas(X: npt.ArrayLike, f: int) -> Rows:
 def condense(X: npt.ArrayLike, f: int, *, p: float = 0.9, seed: int = 0, step: int = 0) -> Rows:
     """Column j is its median if ``uniform(seed, step, j) < p``, else the entry of row 0.
 
-    n >= 2f + 2 (Guerraoui et al., Garfield, DSN 2021). Not robust: where row 0 is taken, its
+    n >= 2f + 2 (Guerraoui et al., Garfield, DSN 2021). Row 0 is trusted: where it is taken, its
     entry goes through as it is (but -0 as +0).
     """
     x, f = _rows("condense", X, f, (2, 2))
@@ -278,11 +278,10 @@ def condense(X: npt.ArrayLike, f: int, *, p: float = 0.9, seed: int = 0, step: i
 def sign_majority(X: npt.ArrayLike, f: int | None = None) -> Rows:
     """Sign of the sum of signs, 0 for a tie (Bernstein et al., signSGD, ICLR 2019).
 
-    NaN ranks as +Inf and so votes +1, which is no more than any attacker can do. A column is NaN
-    where half of the entries or more are non-finite, whatever f is.
+    NaN ranks as +Inf and so votes +1, which is no more than any attacker can do. n >= 2f + 1.
     """
-    x, _ = _rows("sign_majority", X, f, (0, 1))
-    ranked, lost = _ranked(x, (len(x) - 1) // 2)
+    x, f = _rows("sign_majority", X, f, (2, 1))
+    ranked, lost = _ranked(x, f)
     return _positive(np.where(lost, np.nan, np.sign(np.sign(ranked).sum(axis=0))))
 
 

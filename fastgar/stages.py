@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .geometry import Decision, Geometry
 from .primitives import Statistic
 from .rules.registry import lookup
-from .rules.spec import Spec
+from .rules.spec import Guarantee, Spec
 
 __all__ = ["Stage", "as_decision", "as_mixing", "as_statistic", "argument_for", "parse", "whole"]
 
@@ -51,6 +51,11 @@ class Stage:
         """Whether it forms inner products."""
         inner = self.spec.inner
         return inner(self.options) if callable(inner) else inner
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What holds whatever f rows hold (see `Spec`)."""
+        return self.spec.guaranteed(self.options)
 
     def f(self, f: int | None, n: int) -> int:
         """Return the f that this stage works with among n rows."""

@@ -102,7 +102,7 @@ def bytes_written() -> int:
     return int(next(line.split()[1] for line in lines if line.startswith("wchar")))
 
 
-@distance_rule(needs="2f + 1", paper="of your own", robust=True)
+@distance_rule(needs="2f + 1", paper="of your own")
 def least_sum(D: Any, f: int) -> Any:
     """Return the mean of the n-f rows with the least sum of distances."""
     sums = np.where(D.diagonal() == 0, np.where(np.isfinite(D), D, 0.0).sum(axis=1), np.inf)

@@ -172,7 +172,8 @@ def test_rules_lists_every_rule_in_100_columns(
     assert max(map(len, lines)) <= 100
     for rule in fg.list_rules():
         (line,) = [line for line in lines if line.split()[:1] == [rule.name]]
-        assert rule.needs in line and f" {rule.breakdown} " in line and f" {rule.reads} " in line
+        assert rule.needs in line and rule.guarantee in line
+        assert f" {rule.breakdown} " in line and f" {rule.reads} " in line
         assert not rule.paper or rule.paper.split()[0] in line
 
 
@@ -181,7 +182,8 @@ def test_rules_as_json_has_everything(capsys: pytest.CaptureFixture[str]) -> Non
     records = {record["name"]: record for record in json.loads(capsys.readouterr().out)}
     assert set(records) == {rule.name for rule in fg.list_rules()}
     krum = records["krum"]
-    assert krum["needs"] == "n >= 2f + 3" and krum["reads"] == 2 and krum["robust"] is True
+    assert krum["needs"] == "n >= 2f + 3" and krum["reads"] == 2
+    assert krum["guarantee"] == "(f, kappa)"
     assert "Blanchard" in krum["paper"]
 
 

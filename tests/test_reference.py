@@ -27,7 +27,7 @@ REQUIRED: dict[str, Callable[[np.ndarray], dict[str, Any]]] = {
     "clip": lambda X: {"c": 1.5},
 }
 # Rules under the whole contract; the others only promise never to crash or hang.
-FRAGILE = ("mean", "nan_mean", "sign_majority", "condense", "cge")
+FRAGILE = ("mean", "nan_mean", "dnc")
 ROBUST = [rule for rule in (*reference.COLUMN, *reference.DISTANCE) if rule not in FRAGILE]
 
 
@@ -599,7 +599,7 @@ def test_bad_entries_rank_as_the_most_extreme():
     assert np.isnan(reference.mean(column(1, INF, -INF)))
     assert np.isnan(reference.mean(column(1, NAN, 2)))
     assert np.isnan(reference.sign_majority(column(NAN, NAN, 1, 1), 0))
-    assert reference.sign_majority(column(NAN, NAN, 1, -1, -1), 0) == [1]
+    assert reference.sign_majority(column(NAN, NAN, 1, -1, -1), 2) == [1]
     assert reference.condense(column(INF, NAN, NAN, 1), 1, p=0.0) == [INF]
     assert np.isnan(reference.nan_mean(column(NAN, INF)))
     assert np.isnan(reference.median(column(NAN, INF, 1)))  # f defaults to 1
@@ -707,7 +707,7 @@ def test_too_few_rows_and_unknown_options():
 # Long rows -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [*ROBUST, "cge"])
+@pytest.mark.parametrize("rule", ROBUST)
 def test_long_rows_hardly_matter_how_long(rule):
     honest = honest_rows()
     direction = np.random.default_rng(8).normal(size=(2, 6))

@@ -32,7 +32,7 @@ def rows(n: int = 9, d: int = 13) -> np.ndarray:
 
 
 def test_a_distance_rule_from_distances() -> None:
-    @distance_rule(needs="2f + 1", paper="Rousseeuw, 1985", robust=True)
+    @distance_rule(needs="2f + 1", paper="Rousseeuw, 1985", guarantee="(f, kappa)")
     def central_rows(D, f, *, power: float = 1.0):  # type: ignore[no-untyped-def]
         """Return the mean of the n-f rows with the least median distance to the others.
 
@@ -54,7 +54,8 @@ def test_a_distance_rule_from_distances() -> None:
     assert fg.inspect("nnm | central_rows", X, f=2).weights.sum() == pytest.approx(1.0)
     assert fg.min_n("central_rows", 3) == 7
     listed = {rule.name: rule for rule in fg.list_rules()}["central_rows"]
-    assert listed.needs == "n >= 2f + 1" and listed.robust and listed.options == "power=1.0"
+    assert listed.needs == "n >= 2f + 1" and listed.options == "power=1.0"
+    assert listed.guarantee == "(f, kappa)" and listed.breakdown == "1/2"
     assert listed.summary.startswith("Return the mean of the n-f rows")
     streaming = fg.Streaming("central_rows", n=9, f=2)
     streaming.observe(X[:, :5])
@@ -62,6 +63,8 @@ def test_a_distance_rule_from_distances() -> None:
     np.testing.assert_allclose(streaming.apply(X), X[best].mean(axis=0))
     with pytest.raises(ValueError, match="central_rows needs n >= 2f"):
         central_rows(X, f=5)
+    with pytest.raises(ValueError, match=r"unknown guarantee 'kappa': did you mean '\(f, kappa\)'"):
+        distance_rule(guarantee="kappa")(lambda D: D[0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="power must be a finite number, got inf"):
         central_rows(X, 2, power=np.inf)
     X[3] = np.nan
@@ -106,7 +109,7 @@ def test_a_mixing_rule() -> None:
 
 
 def test_column_rules() -> None:
-    @column_rule(needs="2f + 1", robust=True)
+    @column_rule(needs="2f + 1", guarantee="(f, kappa)")
     def tent(n: int, f: int) -> np.ndarray:
         """Weigh the middle values more."""
         weights = np.minimum(np.arange(n) - f + 1.0, n - f - np.arange(n))
@@ -243,7 +246,7 @@ def test_the_list_of_rules() -> None:
     assert list(listed) == [rule.__name__ for rule in fg.rules.RULES]
     assert listed["krum"].needs == "n >= 2f + 3"
     assert listed["bulyan"].breakdown == "1/4"
-    assert listed["mean"].breakdown == "0" and not listed["mean"].robust
+    assert listed["mean"].breakdown == "0" and listed["mean"].guarantee == "none"
     assert listed["krum"].reads == 2 and listed["median"].reads == 1
     assert listed["centered_clipping"].options == "tau, iters=1"
     for rule in listed.values():

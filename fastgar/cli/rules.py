@@ -10,6 +10,8 @@ from textwrap import fill
 
 import fastgar as fg
 
+from ..bounds import Listing
+from ..rules.spec import GUARANTEES
 from .tables import markdown_table, text_table
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
-    rules = sorted(fg.list_rules(), key=lambda rule: (ORDER.index(rule.kind), not rule.robust))
+    rules = _sorted()
     if options.json:
         print(json.dumps([asdict(rule) for rule in rules], indent=1))
         return 0
@@ -40,7 +42,13 @@ def run(options: argparse.Namespace) -> int:
     print(fill(BEFORE, width))
     for kind, title in zip(ORDER, TITLES, strict=True):
         rows = [
-            (rule.name, rule.needs, rule.breakdown, str(rule.reads), rule.paper)
+            (
+                rule.name,
+                rule.needs,
+                f"{rule.guarantee} {rule.breakdown}",
+                str(rule.reads),
+                rule.paper,
+            )
             for rule in rules
             if rule.kind == kind
         ]
@@ -60,16 +68,37 @@ BEFORE = (
     "n rows, of which f may hold anything. Cost: passes over the data (a mixing step adds none to "
     "the rule that follows it, and makes a column rule cost 2)."
 )
-AFTER = "Breakdown 0: not robust. `fastgar rules --json` has summaries and options as well."
-HEADS = ("rule", "needs", "breakdown", "cost", "paper")
+AFTER = (
+    "Guarantee, whatever f rows hold: (f, kappa): within sqrt(kappa) times the honest spread; "
+    "bounded: by something else, such as a length; trusted: if the row or the reference that it "
+    "trusts is honest; none. Of a mixing step: what is left of the guarantee of the rule after it. "
+    "Behind it the share of rows that may lie. `fastgar rules --json` has summaries and options as "
+    "well."
+)
+HEADS = ("rule", "needs", "guarantee", "cost", "paper")
+
+
+def _sorted() -> list[Listing]:
+    """Return the rules by kind, and of a kind the strongest first."""
+    return sorted(
+        fg.list_rules(),
+        key=lambda rule: (ORDER.index(rule.kind), GUARANTEES.index(rule.guarantee)),
+    )
 
 
 def markdown() -> str:
     """Return the table of the README."""
-    rules = sorted(fg.list_rules(), key=lambda rule: (ORDER.index(rule.kind), not rule.robust))
     rows = [
-        (f"`{rule.name}`", rule.kind, rule.summary, rule.needs, rule.breakdown, str(rule.reads))
-        for rule in rules
+        (
+            f"`{rule.name}`",
+            rule.kind,
+            rule.summary,
+            rule.needs,
+            rule.guarantee,
+            rule.breakdown,
+            str(rule.reads),
+        )
+        for rule in _sorted()
     ]
-    heads = ("rule", "kind", "what it returns", "needs", "breakdown", "passes")
-    return markdown_table(heads, rows, right=(5,))
+    heads = ("rule", "kind", "what it returns", "needs", "guarantee", "breakdown", "passes")
+    return markdown_table(heads, rows, right=(6,))

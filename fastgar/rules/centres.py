@@ -36,7 +36,7 @@ def _median_selection(n: int, f: int, options: Any) -> Selection:
 @distance_rule(
     needs="2f + 1",
     f="optional",
-    robust=True,
+    guarantee="bounded",
     references=("start",),
     selection=_clipping_selection,
     inner=lambda options: options["iters"] > 1,
@@ -49,6 +49,9 @@ def centered_clipping(g: Geometry, *, tau: Positive, iters: Count = 1) -> Decisi
 
     v becomes v + the mean over the rows of (x - v) * min(1, tau/|x - v|). A faulty row adds 0 to a
     sum that is still divided by n.
+
+    However many rows lie, the result is within iters * tau of the start. How near the honest mean
+    that is depends on tau and the start: Karimireddy et al. prove a bound for f of up to n/10 rows.
 
     Options
     -------
@@ -77,7 +80,7 @@ def centered_clipping(g: Geometry, *, tau: Positive, iters: Count = 1) -> Decisi
 @distance_rule(
     needs="2f + 1",
     f="optional",
-    robust=True,
+    guarantee="bounded",
     references=("origin",),
     inner=True,
     keeps_far=True,
@@ -115,7 +118,7 @@ def rfa(g: Geometry, *, T: Count = 3, nu: Positive = 0.1) -> Decision:
 @distance_rule(
     needs="2f + 1",
     f="optional",
-    robust=True,
+    guarantee="(f, kappa)",
     selection=_median_selection,
     inner=True,
     keeps_far=True,

@@ -55,7 +55,7 @@ def nan_mean(n: int) -> Statistic:
     needs="2f + 1",
     f="optional",
     paper="Yin et al., Byzantine-robust distributed learning, ICML 2018, definition 1",
-    robust=True,
+    guarantee="(f, kappa)",
     kappa=lambda n, f: 4 * (1 + f / (n - 2 * f)) ** 2,
     variance_ratio=lambda n, f: 1 / sqrt(n - f),
 )
@@ -79,7 +79,7 @@ def median(n: int, f: int, *, middle: Middle = "mean") -> Statistic:
 @column_rule(
     needs="2f + 1",
     paper="Yin et al., Byzantine-robust distributed learning, ICML 2018, definition 2",
-    robust=True,
+    guarantee="(f, kappa)",
     kappa=lambda n, f: 6 * f / (n - 2 * f) * (1 + f / (n - 2 * f)),
 )
 def trimmed_mean(n: int, f: int) -> Statistic:
@@ -99,7 +99,7 @@ def trimmed_mean(n: int, f: int) -> Statistic:
 @column_rule(
     needs="2f + 1",
     paper="Xie et al., Generalized Byzantine-tolerant SGD, 2018 (mean around median)",
-    robust=True,
+    guarantee="(f, kappa)",
     variants={"aggregathor": {"middle": "upper"}},
 )
 def meamed(n: int, f: int, *, middle: Middle = "mean") -> Statistic:
@@ -123,7 +123,7 @@ def meamed(n: int, f: int, *, middle: Middle = "mean") -> Statistic:
 @column_rule(
     needs="2f + 1",
     paper="Xie et al., Phocas: dimensional Byzantine-resilient SGD, 2018",
-    robust=True,
+    guarantee="(f, kappa)",
 )
 def phocas(n: int, f: int) -> Statistic:
     """Return, for each coordinate, the mean of the n-f values closest to the trimmed mean.
@@ -141,9 +141,12 @@ def phocas(n: int, f: int) -> Statistic:
 @column_rule(
     needs="2f + 2",
     paper="Guerraoui et al., Garfield, DSN 2021",
+    guarantee=lambda options: "trusted" if options["p"] < 1 else "(f, kappa)",
 )
 def condense(n: int, f: int, *, p: Probability = 0.9, seed: Seed = 0, step: int = 0) -> Statistic:
     """Return, for each coordinate, the median with probability p, else the value of row 0.
+
+    Row 0 is trusted, unless p is 1.
 
     Options
     -------
@@ -161,15 +164,21 @@ def condense(n: int, f: int, *, p: Probability = 0.9, seed: Seed = 0, step: int 
     return replace(median, kind="condense", probability=p, key=hash_key(seed, step))
 
 
-@column_rule(paper="Bernstein et al., signSGD with majority vote, ICLR 2019, algorithm 1")
-def sign_majority(n: int) -> Statistic:
+@column_rule(
+    needs="2f + 1",
+    f="optional",
+    paper="Bernstein et al., signSGD with majority vote, ICLR 2019, algorithm 1",
+    guarantee="bounded",
+)
+def sign_majority(n: int, f: int) -> Statistic:
     """Return, for each coordinate, the sign that most rows have: -1, 0 or 1.
 
-    That is the sign of the sum of signs: 0 for a draw.
+    That is the sign of the sum of signs: 0 for a draw. So it is bounded by 1, and by nothing else:
+    where the honest rows disagree, f rows decide.
 
     Examples
     --------
     >>> fg.sign_majority(np.array([[1.0, -1.0], [5.0, 2.0], [-2.0, -9.0]]))
     array([ 1., -1.])
     """
-    return replace(Statistic.between(n, 0, n, (n - 1) // 2), kind="sign")
+    return replace(Statistic.between(n, 0, n, f), kind="sign")

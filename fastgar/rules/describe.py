@@ -55,7 +55,14 @@ NON_FINITE = {
     "coordinate with more than f of them is NaN.",
     "other": "A row with a non-finite value is infinitely far from all others and gets no weight. "
     "More than f such rows raise `TooManyFaults`.",
-    "open": "Not robust: non-finite values may reach the result.",
+    "open": "Non-finite values may reach the result.",
+}
+GUARANTEE = {
+    "(f, kappa)": "within sqrt(kappa) times the root-mean-square distance of the honest rows from "
+    "their mean, whatever f rows hold",
+    "bounded": "finite and bounded whatever f rows hold, but not by the spread of the honest rows",
+    "trusted": "bounded where the row or the reference that it trusts is honest",
+    "none": "lies may pass",
 }
 ZERO = " A coordinate that is zero is +0.0, whatever the signs of the zeros in it."
 
@@ -120,14 +127,13 @@ def document(spec: Spec) -> str:
     raises = "TypeError, ValueError\n    Where X, f or an option cannot be right; before any work."
     if spec.kind != "column":
         raises += "\nTooManyFaults\n    More than f rows hold a non-finite value."
-    if not spec.robust and spec.kind == "column":
+    guarantee = spec.guaranteed(spec.defaults)
+    if guarantee == "none" and spec.kind == "column":
         handling = NON_FINITE["open"]
     else:
         handling = NON_FINITE["column" if spec.kind == "column" else "other"]
     if spec.kind == "column" and spec.name != "mean":  # which is a weighted sum
         handling += ZERO
-    if not spec.robust and spec.kind == "distance":
-        handling += " Not robust all the same: finite lies may pass."
     third = (
         " (one more where a row is over 1000 times as far away as is usual)" if spec.inner else ""
     )
@@ -135,6 +141,7 @@ def document(spec: Spec) -> str:
     reads = "1 pass" if spec.reads == 1 else f"{spec.reads} passes"
     facts = [
         f"Needs {needs}. Breakdown point {spec.breakdown}.",
+        f"Guarantee {guarantee}: {GUARANTEE[guarantee]}.",
         f"Cost: {reads} over X{third}.",
         handling,
         f"Reference: {spec.paper}." if spec.paper else "",

@@ -79,7 +79,7 @@ def _scores(g: Geometry, f: int, neighbours: Neighbours, squared: bool) -> NDArr
 @distance_rule(
     needs=_needs,
     paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017, section 4",
-    robust=True,
+    guarantee="(f, kappa)",
     selection=_krum_selection,
     queued=True,
     variants=PUBLISHED,
@@ -114,7 +114,7 @@ def krum(
 @distance_rule(
     needs=_needs_for_m,
     paper="Blanchard et al., Machine learning with adversaries, NeurIPS 2017",
-    robust=True,
+    guarantee="(f, kappa)",
     selection=_krum_selection,
     queued=True,
     variants=PUBLISHED,
@@ -153,7 +153,7 @@ def multi_krum(
     needs="4f + 3",
     paper="El Mhamdi, Guerraoui and Rouault, The hidden vulnerability of distributed learning in "
     "Byzantium, ICML 2018, section 4",
-    robust=True,
+    guarantee="(f, kappa)",
     selection=_bulyan_selection,
     queued=True,
     variants={"epfl": {"selection": "averaged", "middle": "upper"}},

@@ -23,7 +23,7 @@ def _nnm_selection(n: int, f: int, options: Any) -> Selection:
 
 @mixing_rule(
     needs="2f + 1",
-    robust=True,
+    guarantee="(f, kappa)",
     selection=_nnm_selection,
     queued=True,
     inner=False,  # a far row is the neighbour of no other, so it is never mixed into one
@@ -55,7 +55,7 @@ def _after_bucketing(n: int, options: Any) -> int:
 @mixing_rule(
     needs="f + 1",
     f="optional",
-    robust=True,
+    guarantee="(f, kappa)",
     rows_after=_after_bucketing,
     breakdown="1/(2s)",
     paper="Karimireddy, He and Jaggi, Byzantine-robust learning on heterogeneous datasets via "

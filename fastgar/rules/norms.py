@@ -26,12 +26,13 @@ def _cge_selection(n: int, f: int, options: Any) -> Selection:
     references=("origin",),
     selection=_cge_selection,
     queued=True,
+    guarantee="bounded",
     paper="Gupta, Liu and Vaidya, Byzantine fault-tolerant SGD by norm filtering, 2021",
 )
 def cge(g: Geometry, f: int) -> Decision:
     """Return the mean of the n-f shortest rows (comparative gradient elimination).
 
-    Short lies go through, so it survives no arbitrary rows.
+    Lies no longer than the longest honest row go through: its length is all that bounds the result.
 
     Examples
     --------
@@ -59,12 +60,13 @@ def _shortened(g: Geometry, lengths: NDArray[np.float64], limit: float) -> NDArr
     references=("origin",),
     inner=True,
     keeps_far=True,
-    robust=True,
-    breakdown="1",
+    guarantee="bounded",
     paper="Allouah et al., Adaptive gradient clipping for robust federated learning, ICLR 2025",
 )
 def clip(g: Geometry, *, c: Positive) -> NDArray[np.float64]:
     """Scale every row that is longer than c to length c.
+
+    Honest rows too, so a rule that comes after it is bounded by c, not by their spread.
 
     Options
     -------
@@ -85,7 +87,7 @@ def clip(g: Geometry, *, c: Positive) -> NDArray[np.float64]:
     references=("origin",),
     inner=True,
     keeps_far=True,
-    robust=True,
+    guarantee="(f, kappa)",
     paper="Allouah et al., Adaptive gradient clipping for robust federated learning, ICLR 2025",
 )
 def arc(g: Geometry, f: int) -> NDArray[np.float64]:

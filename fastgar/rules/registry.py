@@ -11,7 +11,7 @@ distance rule  weights of the rows, or of the rows and references
 mixing rule    a matrix W: row i of the next stage is the sum over j of W[i, j] * row j
 
 >>> import fastgar as fg
->>> @fg.rules.column_rule(needs="2f + 1", paper="of your own", robust=True)
+>>> @fg.rules.column_rule(needs="2f + 1", paper="of your own", guarantee="(f, kappa)")
 ... def second_smallest(n: int, f: int) -> list[float]:
 ...     "Return the second smallest value of each column."
 ...     return [0.0, 1.0] + [0.0] * (n - 2)
@@ -33,7 +33,7 @@ from typing import Any, Literal, Protocol
 from ..errors import unknown
 from .describe import document
 from .options import read_options
-from .spec import Kind, Needs, Spec, terms
+from .spec import GUARANTEES, Guarantee, Kind, Needs, Options, Spec, terms
 
 __all__ = [
     "PublicRule",
@@ -214,7 +214,10 @@ def _decorator(kind: Kind, needs: Needs, f: str | None, declared: dict[str, Any]
             strange = {variable for _, variable in terms(needs)} - {"", "f", *options}
             if strange:
                 raise ValueError(f"needs={needs!r}: {name} has no option {min(strange)!r}")
-        known = {"breakdown": _breakdown(needs) if declared["robust"] else "0", **declared}
+        guarantee = declared["guarantee"]
+        if not callable(guarantee) and guarantee not in GUARANTEES:
+            raise unknown("guarantee", guarantee, GUARANTEES)
+        known = {"breakdown": "0" if guarantee == "none" else _breakdown(needs), **declared}
         spec = Spec(
             name=name,
             kind=kind,
@@ -239,7 +242,7 @@ def _breakdown(needs: Needs) -> str:
     if isinstance(needs, str):
         for count, name in terms(needs):
             if name == "f":
-                return f"1/{count}"
+                return f"1/{count}" if count > 1 else "1"
     return "1/2"
 
 
@@ -248,7 +251,7 @@ def column_rule(
     needs: Needs = "1",
     f: Literal["required", "optional", "no"] | None = None,
     paper: str = "",
-    robust: bool = False,
+    guarantee: Guarantee | Callable[[Options], Guarantee] = "none",
     **declared: Any,
 ) -> Decorator:
     """Register a rule that treats every coordinate on its own.
@@ -261,9 +264,9 @@ def column_rule(
         Whether the rule takes f; by default, whether the function has a parameter `f`.
     paper : str
         Where the rule comes from.
-    robust : bool
-        Whether it survives f rows of anything; then a column with more than f non-finite entries
-        gives NaN.
+    guarantee : {"(f, kappa)", "bounded", "trusted", "none"} or callable
+        What holds whatever f rows hold (see `Spec`), or a function of the options to it. With any
+        but "none", a column with more than f non-finite entries gives NaN.
     **declared
         Further attributes of `Spec`: breakdown, kappa, variance_ratio, variants.
 
@@ -279,7 +282,7 @@ def column_rule(
     ValueError
         If the name is taken.
     """
-    return _decorator("column", needs, f, {"paper": paper, "robust": robust, **declared})
+    return _decorator("column", needs, f, {"paper": paper, "guarantee": guarantee, **declared})
 
 
 def distance_rule(
@@ -287,14 +290,14 @@ def distance_rule(
     needs: Needs = "1",
     f: Literal["required", "optional", "no"] | None = None,
     paper: str = "",
-    robust: bool = False,
+    guarantee: Guarantee | Callable[[Options], Guarantee] = "none",
     **declared: Any,
 ) -> Decorator:
     """Register a rule that weighs rows by what it knows of their distances.
 
     Parameters
     ----------
-    needs, f, paper, robust
+    needs, f, paper, guarantee
         As for `column_rule`.
     **declared
         Further attributes of `Spec`: references, inner, keeps_far, breakdown, kappa,
@@ -312,7 +315,7 @@ def distance_rule(
     ValueError
         If the name is taken.
     """
-    return _decorator("distance", needs, f, {"paper": paper, "robust": robust, **declared})
+    return _decorator("distance", needs, f, {"paper": paper, "guarantee": guarantee, **declared})
 
 
 def mixing_rule(
@@ -320,15 +323,17 @@ def mixing_rule(
     needs: Needs = "1",
     f: Literal["required", "optional", "no"] | None = None,
     paper: str = "",
-    robust: bool = False,
+    guarantee: Guarantee | Callable[[Options], Guarantee] = "none",
     **declared: Any,
 ) -> Decorator:
     """Register a step before a rule, that replaces the rows by combinations of them.
 
     Parameters
     ----------
-    needs, f, paper, robust
+    needs, f, paper
         As for `column_rule`.
+    guarantee : {"(f, kappa)", "bounded", "trusted", "none"} or callable
+        What is left of the guarantee of the rule after it.
     **declared
         Further attributes of `Spec`: references, inner, keeps_far, kappa, and `rows_after` for a
         step that changes the number of rows.
@@ -346,4 +351,4 @@ def mixing_rule(
     """
     # Rows that are far may cancel each other in a mixed row, so products are formed by default.
     declared.setdefault("inner", True)
-    return _decorator("mixing", needs, f, {"paper": paper, "robust": robust, **declared})
+    return _decorator("mixing", needs, f, {"paper": paper, "guarantee": guarantee, **declared})

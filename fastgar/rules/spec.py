@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..errors import unknown
 from .options import Option
 
-__all__ = ["Kind", "Needs", "Options", "Spec", "least", "terms"]
+__all__ = ["GUARANTEES", "Guarantee", "Kind", "Needs", "Options", "Spec", "least", "terms"]
 
 Kind = Literal["column", "distance", "mixing"]
 Options = Mapping[str, Any]
 Needs = str | tuple[str, ...] | Callable[[Options], tuple[str, ...]]
+Guarantee = Literal["(f, kappa)", "bounded", "trusted", "none"]
+
+GUARANTEES: tuple[Guarantee, ...] = get_args(Guarantee)  # the strongest first
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +46,22 @@ class Spec:
         a third read.
     keeps_far
         Whether a row that far may keep a weight.
-    robust
-        Whether it survives f rows of anything.
-    breakdown, paper : str
+    guarantee
+        What holds whatever f rows hold, or a function of the options to it. Of a mixing rule: what
+        is left of the guarantee of the rule after it.
+
+        "(f, kappa)"
+            |F - mean of S|^2 <= kappa times the average over S of |x - mean of S|^2, for every set
+            S of n-f rows, with a finite kappa of n, f and the options alone.
+        "bounded"
+            The result is finite and bounded, but by something else: a length, tau, the origin.
+        "trusted"
+            The result is so if the row or the reference that the rule trusts is honest.
+        "none"
+            None of these.
+    breakdown : str
+        The largest share of rows that may hold anything under that guarantee.
+    paper : str
     kappa, variance_ratio
         Functions of (n, f) where a bound is known.
     variants
@@ -72,7 +88,7 @@ class Spec:
     needs: Needs
     breakdown: str
     paper: str
-    robust: bool
+    guarantee: Guarantee | Callable[[Options], Guarantee]
     references: tuple[str, ...] = ()
     centre: Callable[..., Any] | None = None
     inner: bool | Callable[[Options], bool] = False
@@ -111,6 +127,15 @@ class Spec:
             values[name] = option.check(self.name, value)
         return values
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options' defaults."""
+        return {name: option.default for name, option in self.options.items()}
+
+    def guaranteed(self, options: Options) -> Guarantee:
+        """Return the guarantee with these options."""
+        return self.guarantee(options) if callable(self.guarantee) else self.guarantee
+
     def conditions(self, options: Options) -> tuple[str, ...]:
         """Return the conditions on n, each as a sum such as "2f + 3"."""
         needs = self.needs(options) if callable(self.needs) else self.needs
@@ -118,8 +143,7 @@ class Spec:
 
     def needs_text(self) -> str:
         """Return what it needs with default options, such as "n >= 2f + 3"."""
-        options = {name: option.default for name, option in self.options.items()}
-        return " and ".join(f"n >= {needs}" for needs in self.conditions(options))
+        return ", ".join(f"n >= {needs}" for needs in self.conditions(self.defaults))
 
     def min_n(self, f: int, options: Options) -> int:
         """Return the least number of rows that the rule can aggregate."""

@@ -31,7 +31,7 @@ def _centred(K: Array, share: Array) -> Array:
 
 @distance_rule(
     needs="2f + 1",
-    robust=True,
+    guarantee="(f, kappa)",
     inner=True,
     keeps_far=True,
     paper="Allouah, Guerraoui and Stephan, Towards trustworthy federated learning with untrusted "
@@ -78,7 +78,6 @@ def caf(g: Geometry, f: int) -> Decision:
 
 @distance_rule(
     needs="2f + 1",
-    robust=True,
     inner=True,
     keeps_far=True,
     paper="Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021 (divide and conquer; "

@@ -26,7 +26,7 @@ def _mva_selection(n: int, f: int, options: Any) -> Selection:
 
 @distance_rule(
     needs="2f + 1",
-    robust=True,
+    guarantee="(f, kappa)",
     selection=_mda_selection,
     paper="El Mhamdi et al., Genuinely distributed Byzantine machine learning, PODC 2020",
     variance_ratio=lambda n, f: (n - f) / (8**0.5 * f) if f else float("inf"),
@@ -53,7 +53,7 @@ def mda(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
 
 @distance_rule(
     needs="2f + 1",
-    robust=True,
+    guarantee="(f, kappa)",
     selection=_mva_selection,
     paper="after Rousseeuw, Multivariate estimation with high breakdown point, 1985",
 )
@@ -77,7 +77,7 @@ def mva(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
 
 @distance_rule(
     needs="2f + 1",
-    robust=True,
+    guarantee="(f, kappa)",
     inner=True,
     paper="Allouah et al., On the privacy-robustness-utility trilemma in distributed learning, "
     "ICML 2023",

@@ -23,7 +23,7 @@ def _monna_selection(n: int, f: int, options: Any) -> Selection:
 
 @distance_rule(
     needs=("2f + 1", "pivot + 1"),
-    robust=True,
+    guarantee="trusted",
     selection=_monna_selection,
     paper="Farhadkhani et al., Robust collaborative learning with linear gradient overhead, "
     "ICML 2023",
@@ -53,7 +53,7 @@ def _median(n: int, f: int) -> Statistic:
 
 @distance_rule(
     needs="2f + 1",
-    robust=True,
+    guarantee="(f, kappa)",
     references=("median",),
     centre=_median,
     paper="Boussetta et al., AKSEL: fast Byzantine SGD, OPODIS 2020",
@@ -79,11 +79,10 @@ def aksel(g: Geometry, f: int, *, mode: Literal["mid", "n-f"] = "mid") -> Decisi
 @distance_rule(
     needs="f + 1",
     f="optional",
-    robust=True,
+    guarantee="trusted",
     references=("origin", "reference"),
     inner=True,
     keeps_far=True,
-    breakdown="1",
     paper="Cao et al., FLTrust, NDSS 2021",
 )
 def fltrust(g: Geometry) -> Decision:

@@ -21,7 +21,7 @@ def register() -> None:
     """Make the rule known by its name, unless it is: only who asks for parity is to see it."""
     if all(spec.name != bulyan_published.__name__ for spec in registered()):
         paper = "the code of El Mhamdi, Guerraoui and Rouault, ICLR 2021: aggregators/bulyan.py"
-        distance_rule(needs="4f + 3", paper=paper, robust=True)(bulyan_published)
+        distance_rule(needs="4f + 3", paper=paper, guarantee="(f, kappa)")(bulyan_published)
 
 
 def bulyan_published(g: Geometry, f: int) -> Decision:
