@@ -207,6 +207,12 @@ def test_the_length_of_fltrust_is_that_of_the_reference() -> None:
         assert np.linalg.norm(got) <= np.linalg.norm(X[-1]) * (1 + 1e-5)
 
 
+def test_fltrust_knows_the_lengths_of_rows_among_very_long_ones() -> None:
+    """Most rows lie, and the distances of some overflow: those of the others are exact."""
+    X = np.array([[1e9, 0], [1e200, 0], [-1e200, 1], [1e200, 2], [1.1e9, 3], [30, 1], [31, 0]])
+    assert np.linalg.norm(fg.fltrust(X, 5, reference=X[-1])) <= 31.0 * (1 + 1e-12)
+
+
 def test_fltrust_lengthens_no_row_beyond_float32() -> None:
     """A row of 1e-45 has a length where most lie, as distances are then formed in float64."""
     X = np.array([[1e-45], [-np.inf], [31.0], [np.nan], [3e38], [30.0]], np.float32)
