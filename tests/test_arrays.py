@@ -866,7 +866,7 @@ def test_tensorflow_tensors_that_cannot_be_read() -> None:
     inside(tf.ones((2, 3)))
     with pytest.raises(TypeError, match=r"X is int32, .*tf.cast\(X, tf.float32\)"):
         table(tf.ones((2, 3), tf.int32))
-    with pytest.raises(TypeError, match="X is a IndexedSlices, not an array"):
+    with pytest.raises(TypeError, match="X is an IndexedSlices, not an array"):
         table(tf.IndexedSlices(tf.ones((1, 2)), tf.constant([0]), tf.constant([2, 2])))
 
 
