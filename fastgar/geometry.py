@@ -289,10 +289,11 @@ class Geometry:
         at = self.n + self.names.index(name)
         squared = self.all_distances[: self.n, at]
         distance: Array = np.sqrt(squared)
-        if self._frame is not None and np.isinf(squared[~self.faulty]).any():
+        overflow = np.isinf(squared) & ~self.faulty
+        if self._frame is not None and overflow.any():
             weights = np.zeros(self.n + len(self.names))
             weights[at] = 1.0
-            distance = self._distance_from_frame(weights)
+            distance[overflow] = self._distance_from_frame(weights)[overflow]
         return distance
 
     def distance_to_point(self, weights: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fastgar as fg
+from fastgar.cpu import backend
 
 # Options that a rule needs; one line for each that cannot be called without.
 OPTIONS = {"centered_clipping": "(tau=2.0)", "clip": "(c=3.0)"}
@@ -47,7 +50,27 @@ DISTANCE = specs("distance")
 ROBUST = [*COLUMN, *DISTANCE, *MIXED]
 FRAIL = [rule.name for rule in fg.list_rules() if rule.guarantee == "none"]
 
-UNBOUNDED = ("fltrust",)  # it has a length of its own (tested below)
+# The rows are this far from the origin, so that what depends on their length is seen.
+AWAY = 30.0
+# How near the honest mean a result stays, in units of the farthest honest row's distance from it.
+NEAR = 2.0
+# How long it may be where something else bounds it. RFA's first step begins at the origin, from
+# which each liar pulls as much as an honest row, and two more steps do not undo all of that.
+LONGEST: dict[str, Callable[[np.ndarray], float]] = {
+    "sign_majority": lambda honest: honest.shape[1] ** 0.5,
+    "centered_clipping(tau=2.0)": lambda honest: 2.0,
+    "centered_clipping(tau=2.0, iters=3)": lambda honest: 6.0,
+    "centered_clipping(tau=1.0, iters=3)": lambda honest: 3.0,
+    "clip(c=3.0) | median": lambda honest: 3.0 * 2**0.5,
+    "clip(c=3.0) | geometric_median": lambda honest: 3.0,
+    "fltrust": lambda honest: np.linalg.norm(honest[-1]),
+    "cge": lambda honest: np.linalg.norm(honest, axis=1).max(),
+    "rfa": lambda honest: 1.7 * np.linalg.norm(honest, axis=1).max(),
+}
+PROVED = [
+    "median", "trimmed_mean", "krum", "geometric_median", "smea", "nnm | krum",
+    "nnm | trimmed_mean", "nnm | median", "nnm | geometric_median",
+]  # fmt: skip
 
 
 def test_the_table_covers_the_registry() -> None:
@@ -109,25 +132,27 @@ def first_liar(spec: str) -> int:
     return int("monna" in spec or "condense" in spec)
 
 
-def honest_bound(honest: np.ndarray) -> float:
-    """Return a distance that no robust rule leaves: some spreads, some lengths (rules that start
-    from the origin, or cut to a length, may end anywhere between it and the rows)."""
-    wide = honest.astype(np.float64)
-    spread = np.linalg.norm(wide - wide.mean(axis=0), axis=1).max()
-    return 4.0 * float(spread + np.linalg.norm(wide, axis=1).max())
-
-
-def check_within_bound(spec: str, X: np.ndarray, f: int, liars: list[int]) -> None:
-    got = aggregate(spec, X, f)
+def check_within_bound(spec: str, X: np.ndarray, f: int, liars: Sequence[int]) -> None:
+    """Check what the rule guarantees where f rows lie."""
+    assert len(liars) == f
+    got = aggregate(spec, X, f).astype(np.float64)
     assert np.isfinite(got).all(), spec
-    if spec not in UNBOUNDED:
-        honest = np.delete(X, liars, axis=0)
-        error = np.linalg.norm(got.astype(np.float64) - honest.astype(np.float64).mean(axis=0))
-        assert error <= honest_bound(honest), spec
+    honest = np.delete(X, liars, axis=0).astype(np.float64)
+    slack = 4 * np.finfo(X.dtype).eps * np.linalg.norm(honest, axis=1).max()
+    if spec == "fltrust" or fg.rule(spec, f).guarantee == "bounded":
+        longest = LONGEST[re.sub(r"^(bucketing\(.*?\)|nnm|arc) \| ", "", spec)](honest)
+        assert np.linalg.norm(got) <= longest + slack, spec
+        return
+    deviations = honest - honest.mean(axis=0)
+    error = np.linalg.norm(got - honest.mean(axis=0)) - slack
+    assert error <= NEAR * np.linalg.norm(deviations, axis=1).max(), spec
+    if spec in PROVED:
+        spread = np.linalg.norm(deviations, 2 if spec == "smea" else None) / len(honest) ** 0.5
+        assert error <= fg.kappa(spec, len(X), f) ** 0.5 * spread, spec
 
 
-def rows(n: int, d: int, dtype: Any, seed: int = 0) -> np.ndarray:
-    return (np.random.default_rng([n, d, seed]).normal(size=(n, d)) + 1.0).astype(dtype)
+def rows(n: int, d: int, dtype: Any, seed: int = 0, shift: float = 1.0) -> np.ndarray:
+    return (np.random.default_rng([n, d, seed]).normal(size=(n, d)) + shift).astype(dtype)
 
 
 # ------------------------------------------------------------------------- 1: up to f of anything
@@ -138,7 +163,7 @@ def rows(n: int, d: int, dtype: Any, seed: int = 0) -> np.ndarray:
 def test_f_liars_of_one_kind(spec: str, kind: str) -> None:
     rng = np.random.default_rng(0)
     for n, f, d in ((11, 2, 17), (12, 2, 5)):
-        X = rows(n, d, np.float32)
+        X = rows(n, d, np.float32, shift=AWAY)
         liars = [first_liar(spec), 4]
         for liar in liars:
             poison(kind, X, liar, rng)
@@ -149,20 +174,18 @@ def test_f_liars_of_one_kind(spec: str, kind: str) -> None:
 @given(data=st.data())
 @pytest.mark.parametrize("spec", ROBUST)
 def test_f_liars_of_any_kinds(spec: str, data: st.DataObject) -> None:
-    n = data.draw(st.integers(5, 13), "n")
-    most = fg.max_f(spec, n) if fg.rule(spec, 0).check(n) is None else -1
-    if most < 0:
-        return
-    f = data.draw(st.integers(0, min(most, (n - 1) // 2)), "f")
+    n = data.draw(st.integers(max(5, fg.min_n(spec, 1)), 13), "n")
+    f = data.draw(st.integers(1, fg.max_f(spec, n)), "f")
     dtype = data.draw(st.sampled_from(["float32", "float64", "float16"]), "dtype")
-    X = rows(n, data.draw(st.sampled_from([1, 3, 16]), "d"), dtype, data.draw(st.integers(0, 99)))
-    liars = data.draw(
-        st.lists(st.integers(first_liar(spec), n - 2), max_size=f, unique=True), "liars"
-    )  # the last row stays honest: copies and references are taken from it
+    d, seed = data.draw(st.sampled_from([1, 3, 16]), "d"), data.draw(st.integers(0, 99), "seed")
+    X = rows(n, d, dtype, seed, AWAY)
+    # The last row stays honest: copies and references are taken from it.
+    liars = data.draw(st.permutations(range(first_liar(spec), n - 1)), "liars")[:f]
     rng = np.random.default_rng(0)
     for liar in liars:
         poison(data.draw(st.sampled_from(KINDS), "kind"), X, liar, rng)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "FIXED_ROWS", 0)  # so that not every n is compiled
         check_within_bound(spec, X, f, liars)
 
 
@@ -182,6 +205,19 @@ def test_the_length_of_fltrust_is_that_of_the_reference() -> None:
         poison(kind, X, 2, np.random.default_rng(0))
         got = fg.fltrust(X, reference=X[-1])
         assert np.linalg.norm(got) <= np.linalg.norm(X[-1]) * (1 + 1e-5)
+
+
+def test_fltrust_knows_the_lengths_of_rows_among_very_long_ones() -> None:
+    """Most rows lie, and the distances of some overflow: those of the others are exact."""
+    X = np.array([[1e9, 0], [1e200, 0], [-1e200, 1], [1e200, 2], [1.1e9, 3], [30, 1], [31, 0]])
+    assert np.linalg.norm(fg.fltrust(X, 5, reference=X[-1])) <= 31.0 * (1 + 1e-12)
+
+
+def test_fltrust_lengthens_no_row_beyond_float32() -> None:
+    """A row of 1e-45 has a length where most lie, as distances are then formed in float64."""
+    X = np.array([[1e-45], [-np.inf], [31.0], [np.nan], [3e38], [30.0]], np.float32)
+    for reference in (X[-1], X[2]):
+        np.testing.assert_allclose(fg.fltrust(X, 5, reference=reference), reference, rtol=1e-6)
 
 
 def test_dnc_forgets_every_long_row_that_shares_a_direction() -> None:
@@ -327,10 +363,13 @@ def test_a_faulty_row_stays_faulty_through_mixing() -> None:
     assert np.isnan(buckets).all(axis=1).sum() == 1
     assert np.isfinite(buckets).all(axis=1).sum() == 5
     # Three buckets lost with f = 3 is fine, and one more row is one too many.
-    with pytest.raises(fg.TooManyFaults):
-        Y = X.copy()
-        Y[:5] = np.nan
-        fg.rule("bucketing(s=1) | median", 3)(Y)
+    rule, Y = fg.rule("bucketing(s=1) | median", 3), X.copy()
+    Y[:2] = np.nan
+    assert np.isfinite(rule(Y)).all()
+    Y[2] = np.nan
+    with pytest.raises(fg.TooManyFaults) as raised:
+        rule(Y)
+    assert len(raised.value.rows) == 4
 
 
 def test_a_mixed_row_never_reads_a_faulty_one() -> None:
@@ -356,7 +395,7 @@ def test_liars_who_cancel_each_other_in_a_bucket(rule: str, length: float, dtype
     rng = np.random.default_rng(0)
     together = 0
     for seed in range(24):
-        X = rows(18, 12, np.float64, seed)
+        X = rows(18, 12, np.float64, seed, AWAY)
         lie = rng.normal(size=12) * length
         X[0], X[1] = lie, -lie + (X[5] if seed % 2 else 0.0)
         marks = np.zeros(18)
@@ -387,38 +426,65 @@ def test_the_same_bits_for_any_number_of_threads(spec: str) -> None:
 # ------------------------------------------------------------------- 6: errors before any work
 
 BAD = [
-    (np.arange(6).reshape(3, 2), TypeError),
-    (np.ones((3, 2), complex), TypeError),
-    ([1.0, 2.0, 3.0], TypeError),
-    (np.ones((0, 4)), ValueError),
-    ([], ValueError),
-    (np.float64(3.0), (TypeError, ValueError)),
-    ([np.ones(3), np.ones(4)], ValueError),
-    ([np.ones(3), np.ones(3, np.float32)], TypeError),
-    ([{"a": np.ones(2)}, {"b": np.ones(2)}], ValueError),
-    ({"a": np.ones(2)}, TypeError),
-    (None, TypeError),
-    ("rows", TypeError),
+    (np.arange(6).reshape(3, 2), TypeError, "X is int64, but only"),
+    (np.ones((3, 2), complex), TypeError, "X is complex128, but only"),
+    ([1.0, 2.0, 3.0], TypeError, "X is a list of numbers"),
+    (np.ones((0, 4)), ValueError, "n = 0"),
+    ([], ValueError, "n = 0"),
+    (np.float64(3.0), TypeError, "X is a float64, not an array"),
+    ([np.ones(3), np.ones(4)], ValueError, "row 1 has shape"),
+    ([np.ones(3), np.ones(3, np.float32)], TypeError, "row 1 is float32, row 0 is float64"),
+    ([{"a": np.ones(2)}, {"b": np.ones(2)}], ValueError, "must have one structure"),
+    ({"a": np.ones(2)}, TypeError, "X is one dict"),
+    (None, TypeError, "X is a NoneType, not an array"),
+    ("rows", TypeError, "X is a str, not an array"),
 ]
+EVERY = [*ROBUST, *FRAIL, *specs("mixing")]
 
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make any read of the data fail the test."""
+    """Make any read of the data fail the test: whatever reads asks for a backend first."""
 
-    def refuse(*args: Any, **keywords: Any) -> None:
+    def refuse(T: Any) -> None:
         raise AssertionError("the data was read before the error")
 
-    for name in ("sqdist", "inner", "combine", "columns", "usage", "sqdist_to"):
-        monkeypatch.setattr(f"fastgar.primitives.{name}", refuse)
+    monkeypatch.setattr("fastgar.primitives._on", refuse)
 
 
 @pytest.mark.usefixtures("no_work")
-@pytest.mark.parametrize("spec", [*COLUMN, *DISTANCE, "nnm | krum"])
+@pytest.mark.parametrize("spec", EVERY)
+def test_a_read_before_an_error_would_be_noticed(spec: str) -> None:
+    """With rows that are right there is work, and none that the fixture does not see."""
+    X = rows(11, 5, np.float32)
+    at_call = {"reference": X[-1]} if "fltrust" in spec else {}
+    for call in (fg.rule(spec, 2), lambda X, **more: fg.inspect(spec, X, 2, **more)):
+        with pytest.raises(AssertionError, match="the data was read"):
+            call(X, **at_call)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("spec", EVERY)
 def test_bad_rows_are_refused_before_any_work(spec: str) -> None:
-    for X, error in BAD:
-        with pytest.raises(error):
-            fg.rule(spec, 0 if fg.rules.lookup(fg.rule(spec, 0).stages[0].name) else None)(X)
+    for X, error, message in BAD:
+        with pytest.raises(error, match=message):
+            fg.rule(spec, 0)(X)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("spec", EVERY)
+def test_calls_that_do_not_fit_the_rule_are_refused_before_any_work(spec: str) -> None:
+    rule, X = fg.rule(spec, 2), rows(11, 5, np.float32)
+    few = X[: rule.min_n - 1] if rule.min_n > 1 else X[:0]
+    with pytest.raises(ValueError, match=r"needs n >= |n = 0"):
+        rule(few)
+    for name in ("start", "reference"):
+        wrong = "has shape" if name in rule.refs else f"takes no {name}"
+        with pytest.raises(ValueError, match=wrong):
+            rule(X, **{name: X[0, :3]})
+    if "reference" in rule.refs:
+        with pytest.raises(TypeError, match="needs reference="):
+            rule(X)
 
 
 @pytest.mark.usefixtures("no_work")

@@ -586,7 +586,7 @@ def test_what_cupy_compiles_keeps_subnormals(cupy, nvrtc, monkeypatch, file, def
     kernel = devices.kernel(file, "any", defines)
     text = device._cubin(kernel).decode()
     assert ".target sm_90" in text and ".ftz" not in text
-    if re.search(r"(add|mul|fma|min|max|sub)\.(rn\.)?f32", text):  # so it would have been seen
+    if file not in ("selection.cu", "table.cu"):  # which have no float32: it would have been seen
         monkeypatch.setattr(driver, "OPTIONS", (*driver.OPTIONS[:-1], "-ftz=true"))
         assert ".ftz" in device._cubin(kernel).decode()
 

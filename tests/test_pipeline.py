@@ -239,62 +239,63 @@ SELECTING = (
 )  # fmt: skip
 
 
+# What the choice is left to the rule for, as it needs more than distances.
+LEFT = {
+    "nothing": (),
+    "faulty rows": ("mda", "mva", "geometric_median", *(s for s in SELECTING if "|" in s)),
+    "far rows": (
+        "mda", "mva", "geometric_median", "centered_clipping", *(s for s in SELECTING if "nnm" in s)
+    ),
+}  # fmt: skip
+WILD = {"nothing": (1.0,), "faulty rows": (np.nan, np.inf, -np.inf), "far rows": (1e200, -1e160)}
+
+
+def of_kind(kind: str, options: str = "", tau: float = 3.0) -> str:
+    """Return the description of a rule of that kind, with what it needs."""
+    if kind == "nnm":
+        return "nnm | trimmed_mean"
+    return f"centered_clipping(tau={tau})" if kind == "centered_clipping" else kind + options
+
+
+@pytest.mark.parametrize("wild", LEFT)
+@pytest.mark.parametrize("kind", SELECTING)
 @given(data=st.data())
-@settings(max_examples=250, deadline=None)
-def test_the_compiled_choice_is_the_rule_s(data: st.DataObject) -> None:
-    n = data.draw(st.integers(5, 40), label="n")
-    f = data.draw(st.integers(0, (n - 3) // 2), label="f")
-    near = data.draw(st.sampled_from([2, 1000]), label="how many values")
-    kind = data.draw(st.sampled_from(SELECTING))
-    tau = data.draw(st.sampled_from([0.01, 3.0, 1000.0]), label="tau")
-    spec = {
-        "nnm": "nnm | trimmed_mean", "centered_clipping": f"centered_clipping(tau={tau})"
-    }.get(kind, kind)  # fmt: skip
+@settings(max_examples=6, deadline=None)
+def test_the_compiled_choice_is_the_rule_s(kind: str, wild: str, data: st.DataObject) -> None:
+    n = data.draw(st.integers(7, 11 if kind[-3:] in ("mda", "mva") else ROWS), label="n")
+    options, pivot = "", data.draw(st.integers(0, n - 1), label="pivot")
     if "krum" in kind:
         neighbours = data.draw(st.sampled_from(["n-f-2", "n-f-1"]))
         squared = data.draw(st.booleans(), label="squared")
-        spec += f"(neighbours={neighbours!r}, squared={squared})"
+        options = f"(neighbours={neighbours!r}, squared={squared})"
     if "monna" in kind:
-        spec += f"(pivot={data.draw(st.integers(0, n - 1), label='pivot')})"
-    f = min(f, fg.max_f(spec, n))
+        options = f"(pivot={pivot})"
+    tau = data.draw(st.sampled_from([0.01, 3.0, 1000.0]), label="tau")
+    spec = of_kind(kind, options, tau)
+    f = data.draw(st.integers(1, fg.max_f(spec, n)), label="f")
     rng = np.random.default_rng(data.draw(st.integers(0, 1000), label="seed"))
-    X = rng.integers(0, near, (n, 3)) / 7
-    for row in data.draw(st.lists(st.integers(0, n - 1), max_size=3), label="wild rows"):
-        X[row] = data.draw(st.sampled_from([np.nan, np.inf, 1e200, -1e160]))
+    near = 1000 if kind == "geometric_median" else data.draw(st.sampled_from([2, 1000]))
+    X = rng.integers(0, near, (n, 3)) / 7  # that tie, or not
+    several = 1 if wild == "nothing" else data.draw(st.integers(1, f), label="how many")
+    for row in rng.permutation(np.delete(np.arange(n), pivot))[:several]:
+        X[row] = data.draw(st.sampled_from(WILD[wild]))
     rule = fg.rule(spec, f)
-    try:
-        decided = rule(X, check=True)
-    except fg.TooManyFaults as error:
-        with pytest.raises(fg.TooManyFaults) as chosen:
-            rule(X)
-        assert chosen.value.rows == error.rows
-        assert str(chosen.value) == str(error)
-        return
-    except ValueError as error:
-        assert "monna" in kind
-        with pytest.raises(ValueError, match="monna trusts row") as chosen:
-            rule(X)
-        assert str(chosen.value) == str(error)
-        return
-    np.testing.assert_array_equal(rule(X), decided)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "FIXED_ROWS", 0)  # so that not every n is compiled
+        np.testing.assert_array_equal(rule(X), rule(X, check=True))
+    assert (chosen(rule, X) is None) == (kind in LEFT[wild])
+
+
+def chosen(rule: fg.Rule, X: np.ndarray) -> np.ndarray | None:
+    """Return what is chosen at once, which must be what the rule decides, or None."""
     T = table(X)
     selection = rule._selection(T)
-    if "mda" in kind or "mva" in kind:
-        assert (selection is None) == (n > ROWS or every(n, n - f) is None)
-    else:
-        assert (selection is None) == (n > ROWS)
-    if selection is None:
-        return
+    assert selection is not None
     decision = rule._decide_on(T, points := rule.points(T), "all")
-    D = primitives.sqdist(T, points)
-    made, whole = backend.select(D.copy(), selection)
+    made, whole = backend.select(primitives.sqdist(T, points), selection)
     if made is None:
-        sound = D.diagonal() == 0
-        assert kind not in ("krum", "multi_krum", "cge", "bulyan", "monna")
-        if kind != "geometric_median":  # which also leaves far rows and copies to the rule
-            faulty_too = ("|" in kind or kind in ("mda", "mva")) and not sound.all()
-            assert faulty_too or np.isinf(D[np.ix_(sound, sound)]).any()
-    elif kind == "bulyan":
+        return None
+    if selection.kind == "bulyan":
         assert decision.mix is not None
         np.testing.assert_array_equal(made, decision.mix.argmax(axis=1))
     elif decision.mix is not None:
@@ -303,6 +304,47 @@ def test_the_compiled_choice_is_the_rule_s(data: st.DataObject) -> None:
     else:
         assert decision.weights is not None
         np.testing.assert_array_equal(made[0], decision.weights[: made.size])
+    return made
+
+
+@pytest.mark.parametrize("kind", SELECTING)
+def test_the_compiled_choice_among_copies_is_the_rule_s(kind: str) -> None:
+    options = "(pivot=10)" if "monna" in kind else ""  # which comes before the rows below it
+    made = chosen(fg.rule(of_kind(kind, options), 2), np.ones((11, 3)))
+    assert (made is None) == (kind == "geometric_median")
+
+
+@pytest.mark.parametrize("kind", SELECTING)
+def test_a_choice_fails_as_the_rule_does(kind: str) -> None:
+    X = rows(11, 5)
+    X[[2, 5, 7]] = np.nan
+    rule = fg.rule(of_kind(kind), 2)
+    errors = []
+    for check in (True, False):
+        with pytest.raises(fg.TooManyFaults) as raised:
+            rule(X, check=check)
+        errors.append((raised.value.rows, str(raised.value)))
+    assert errors[0] == errors[1] and errors[0][0] == (2, 5, 7)
+    if "monna" in kind:
+        rule = fg.rule(of_kind(kind, "(pivot=5)"), 3)
+        for check in (True, False):
+            with pytest.raises(ValueError, match="monna trusts row 5") as refused:
+                rule(X, check=check)
+            errors.append(str(refused.value))
+        assert errors[2] == errors[3]
+
+
+@pytest.mark.parametrize("kind", SELECTING)
+def test_which_rows_a_choice_is_made_among(kind: str) -> None:
+    """Among few; and of few subsets."""
+    cases = [(ROWS, 0, True), (ROWS + 1, 0, False)]
+    if kind[-3:] in ("mda", "mva"):
+        assert every(15, 13) is not None and every(15, 12) is None
+        cases += [(15, 2, True), (15, 3, False)]
+    for n, f, made in cases:
+        X, rule = rows(n, 5), fg.rule(of_kind(kind), f)
+        assert (rule._selection(table(X)) is not None) == made
+        np.testing.assert_array_equal(rule(X), rule(X, check=True))
 
 
 def test_mixing_after_mixing_gives_every_row() -> None:

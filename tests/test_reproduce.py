@@ -395,13 +395,13 @@ def driver(
     places = {"folder": str(fakes), "out": str(tmp_path / "out")}
     script.write_text(DRIVER.format(**places, elsewhere=request.param))
     process = subprocess.Popen(
-        [sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(fg.__file__).parent.parent)},
+    )  # fmt: skip
+    path, deadline = tmp_path / "out" / "results.jsonl", time.monotonic() + 60
     try:
-        for _ in range(600):
-            path = tmp_path / "out" / "results.jsonl"
-            if path.exists() and path.read_text().count('"kind":"run"') == 3:
-                break
+        while not (path.exists() and path.read_text().count('"kind":"run"') == 3):
+            assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(0.3)  # for the last two to be handed out
         yield process
@@ -449,6 +449,7 @@ def test_ctrl_c_ends_all_processes_and_keeps_what_is_done(
 
 
 def test_processes_end_with_a_parent_that_was_killed(driver: subprocess.Popen[str]) -> None:
+    assert len(_members(driver.pid)) >= 3
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     _wait_for_the_end(driver.pid)
@@ -708,7 +709,6 @@ def test_a_dry_run_counts_and_does_nothing(
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "momentum", "--data", data, "--dry-run"]) == 0
     rows = capsys.readouterr().out.splitlines()
-    counts = {row[:32].strip(): row.split()[-4:] for row in rows[2:]}
     counts = {re.split(r"\s{2,}", row)[0]: row.split()[-4:] for row in rows[2:]}
     assert counts[f"momentum on {data}"] == ["176", "8", "184", "920"]
     assert counts["paper: all four"] == ["704", "32", "736", "3,680"]

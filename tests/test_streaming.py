@@ -150,7 +150,7 @@ def test_misuse_is_refused() -> None:
         streaming.apply(X)
     with pytest.raises(ValueError, match="n = 11 rows, got 10"):
         streaming.observe(X[:10])
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="X is int64, but only"):
         streaming.observe(X.astype(int))
     streaming.observe(X)
     streaming.apply(X[:, :200])

@@ -407,7 +407,8 @@ def test_liars_never_sit_in_the_trusted_row() -> None:
                 workers=6,
                 participation=participation,
             )
-            assert result.stopped is None and result.weight in (0, None)
+            assert result.stopped is None
+            assert [e.weight for e in result.evaluations] == [0.0] * 3
 
 
 def test_the_adversary_sees_what_a_view_promises() -> None:
@@ -673,7 +674,7 @@ def test_data_and_shares_of_all_kinds() -> None:
         result = run(
             model, table, split=how, workers=6, byzantine=1, attack="min_max", rule="median"
         )
-        assert "layer by layer" in result.how and result.accuracy > 0.4
+        assert "layer by layer" in result.how and result.accuracy > 0.55  # half are of one class
     with pytest.raises(ValueError, match="workers must be at most 90, one sample each"):
         run(model, table, workers=91)
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["aksel", "fltrust", "monna"]
 
+# Of the reference's length. What is shorter has no direction: as a difference in float32 it is 0,
+# and the weight that would lengthen it is no number in float32.
+SHORTEST = 1e-38
+
 
 def _monna_selection(n: int, f: int, options: Any) -> Selection:
     return Selection("monna", f, pivot=options["pivot"])
@@ -112,7 +116,7 @@ def fltrust(g: Geometry) -> Decision:
     lengths = g.distance_to("origin")
     trusted = float(g.length_between(origin, reference))
     weights = np.zeros(g.n + len(g.names))
-    weight = np.maximum(cosine, 0.0)
+    weight = np.where(lengths > SHORTEST * trusted, np.maximum(cosine, 0.0), 0.0)
     total = weight.sum()
     if total > 0 and trusted > 0:
         used = weight > 0
