@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import fastgar as fg
 from fastgar.cpu import subsets
 from fastgar.cpu.bitsets import find_cover, pack, pack_all, unpack
 from fastgar.cpu.diameter import minimum_diameter_subset
@@ -341,6 +342,38 @@ def test_work_ends_at_the_limit(search, n, f):
             error = stopped(search, matrix, n - f, work_limit)
             assert error is None or work_limit < error.work <= work_limit + 2 * n**3
             assert error is not None or search is minimum_diameter_subset or work_limit > 10**6
+
+
+@pytest.mark.parametrize("rule", ["mda", "mva", "smea"])
+@pytest.mark.parametrize("kind", ["together", "apart", "vast", "faulty", "beside", "little"])
+def test_the_best_rows_at_the_limit_are_robust(rule, kind):
+    """From the first operation on: no far row among them, and the mean within what is promised."""
+    n, f = 41, 19
+    X = np.random.default_rng(16).normal(size=(n, 60))
+    lies = X[:f]
+    if kind == "together":
+        lies += 1e6
+    elif kind == "apart":
+        lies *= 1e6
+    elif kind == "vast":
+        lies *= 1e200
+    elif kind == "faulty":
+        lies[::2], lies[1::2] = np.nan, 1e30
+    elif kind == "beside":
+        lies[:] = X[f:].mean(axis=0) + 1.2 + lies / 100
+    else:
+        lies[:] = X[f:].mean(axis=0) + lies / 1e3
+    with pytest.raises(SearchLimit, match=f"{rule} is exact"):
+        fg.rule(f"{rule}(work_limit=1)", f)(X)
+    report = fg.inspect(f"{rule}(work_limit=1, on_limit='best')", X, f)
+    if kind in ("together", "apart", "vast", "faulty"):
+        assert report.selected == tuple(range(f, n))
+    honest = X[f:]
+    off = np.square(report.aggregate - honest.mean(axis=0)).sum()
+    if rule == "mda":
+        assert off <= (3 * f / (n - f)) ** 2 * distances(honest).max()
+    else:
+        assert off <= 5.9 * f / (n - 2 * f) * distances(honest).mean() / 2
 
 
 @pytest.mark.parametrize("search", SEARCHES)
