@@ -396,9 +396,9 @@ def minimum_spectral_subset(
 
     Notes
     -----
-    Up to 3 ms at n = 20, f = 4 and 0.1 s at n = 30, f = 8. At n = 51, f = 12 it takes from 2 ms to
-    seconds, the less the more the rows to leave out stand out: where none do, and d is large, the
-    search meets the limit.
+    Up to 10 ms at n = 20, f = 4 and 0.1 s at n = 30, f = 8. At n = 51, f = 12 it takes from 3 ms to
+    all that it may, the less the more the rows to leave out stand out: where none do, and d is
+    large, the search meets the limit.
 
     The search starts at the narrower of two subsets, of which one is where the search for the least
     variance starts: at most twice the least. A largest eigenvalue is between the variance and the

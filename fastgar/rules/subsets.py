@@ -66,11 +66,12 @@ def mda(
     -------
     work_limit : int
         How many operations the search may take, of about a nanosecond each. They are counted, so
-        where it stops does not depend on how quick the machine is.
+        where it stops does not depend on how quick the machine is. Who sends f of the rows can have
+        it reach any limit; a rule such as "nnm | trimmed_mean" does not search.
     on_limit : {"raise", "best"}
         Whether to raise `fastgar.SearchLimit` at the limit, or to take the best rows so far, which
-        are at most twice as far apart as need be: their mean is within 3f/(n-f) times the diameter
-        of the honest rows of their mean (the rule's own: 2f/(n-f)).
+        are at most twice as far apart as need be: their mean and that of the honest rows are within
+        3f/(n-f) times the diameter of those (the rule's own: 2f/(n-f)).
 
     Examples
     --------
@@ -97,7 +98,8 @@ def mva(
     -------
     work_limit : int
         How many operations the search may take, of about a nanosecond each. They are counted, so
-        where it stops does not depend on how quick the machine is.
+        where it stops does not depend on how quick the machine is. Who sends f of the rows can have
+        it reach any limit; a rule such as "nnm | trimmed_mean" does not search.
     on_limit : {"raise", "best"}
         Whether to raise `fastgar.SearchLimit` at the limit, or to take the best rows so far, whose
         variance is at most twice the least: the square of their mean's distance to that of the
@@ -130,11 +132,14 @@ def smea(
     -------
     work_limit : int
         How many operations the search may take, of about a nanosecond each. They are counted, so
-        where it stops does not depend on how quick the machine is.
+        where it stops does not depend on how quick the machine is. Who sends f of the rows can have
+        it reach any limit; a rule such as "nnm | trimmed_mean" does not search. From some 40 rows
+        on, rows of which none stands out reach the default.
     on_limit : {"raise", "best"}
         Whether to raise `fastgar.SearchLimit` at the limit, or to take the best rows so far, which
         are as good as those of `mva` are: the square of their mean's distance to that of the honest
-        rows is at most 5.9 f/(n-2f) times the variance of those, in all directions together.
+        rows is at most 5.9 f/(n-2f) times the variance of those, in all directions together
+        (`fastgar.kappa` knows the rule's own).
 
     Examples
     --------
