@@ -54,20 +54,43 @@ class SearchLimit(RuntimeError):
         The rule that searches.
     n, f : int
         Rows, and how many of them the subset leaves out.
-    nodes : int
-        Branches tried.
+    work : int
+        Operations done.
+    best : tuple of int
+        The best subset so far: indices of n-f rows, ascending.
+    value : float
+        Its diameter (mda), its variance (mva: the trace of its covariance) or the largest
+        eigenvalue of its covariance (smea).
+    bound : float
+        A number that no subset has a lower value than.
     """
 
-    def __init__(self, rule: str, n: int, f: int, nodes: int) -> None:
-        self.rule, self.n, self.f, self.nodes = rule, n, f, nodes
+    def __init__(
+        self, rule: str, n: int, f: int, work: int, best: Sequence[int], value: float, bound: float
+    ) -> None:
+        self.rule, self.n, self.f, self.work = rule, n, f, work
+        self.best = tuple(int(row) for row in best)
+        self.value, self.bound = float(value), float(bound)
         super().__init__(
-            f"{rule} is exact, and {nodes} branches did not settle which {n - f} of {n} rows "
-            f"(f = {f}) are best: pass a larger node_limit, declare a smaller f, or use a rule "
-            "that does not search, such as 'nnm | trimmed_mean'"
+            f"{rule} is exact, and {work} operations did not settle which {n - f} of {n} rows "
+            f"(f = {f}) are best; the least width may be {self.gap:.1%} below the best found. "
+            "Use a rule that does not search, such as 'nnm | trimmed_mean', or on_limit='best' to "
+            "take the best found, declare a smaller f, or pass a larger work_limit"
         )
 
-    def __reduce__(self) -> tuple[type[SearchLimit], tuple[str, int, int, int]]:
-        return type(self), (self.rule, self.n, self.f, self.nodes)
+    @property
+    def gap(self) -> float:
+        """By how much at most the least value is below that of `best`: 1 - bound/value (0 to 1).
+
+        0 says that no subset is better, beyond the rounding of 1 part in 1e12 that counts as a tie;
+        there may be others as good, of which an earlier one is the rule's. 1 says nothing.
+        """
+        return 1.0 - self.bound / self.value if self.value > self.bound else 0.0
+
+    def __reduce__(self) -> tuple[type[SearchLimit], tuple[Any, ...]]:
+        return type(self), (
+            self.rule, self.n, self.f, self.work, self.best, self.value, self.bound,
+        )  # fmt: skip
 
 
 class _Short(Repr):

@@ -354,7 +354,7 @@ def test_what_is_kept_of_a_run() -> None:
     ("changes", "reason"),
     [
         ({"lr": 1e30, "model": "mlp"}, "loss not finite at step"),
-        ({"rule": "mda(node_limit=1)", "workers": 40, "declared": 15}, r"step \d+: mda is exact"),
+        ({"rule": "mda(work_limit=1)", "workers": 40, "declared": 15}, r"step \d+: mda is exact"),
     ],
 )
 def test_a_run_that_stops_is_kept_with_its_reason(changes: dict[str, Any], reason: str) -> None:

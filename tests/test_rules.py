@@ -52,7 +52,7 @@ def oracle(spec: str, X: Any, f: int | None, **at_call: Any) -> np.ndarray:
     rows = np.asarray(X, dtype=np.float64)
     for stage in fg.rule(spec, f).stages:
         options = dict(stage.options)
-        for ours in ("tol", "max_iter", "node_limit"):
+        for ours in ("tol", "max_iter", "work_limit", "on_limit"):
             options.pop(ours, None)
         if stage.name == "bulyan":
             options["variant"] = "epfl" if options.pop("selection") == "averaged" else "paper"

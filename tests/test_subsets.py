@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import fastgar as fg
 from fastgar.cpu import subsets
 from fastgar.cpu.bitsets import find_cover, pack, pack_all, unpack
 from fastgar.cpu.diameter import minimum_diameter_subset
@@ -192,7 +193,7 @@ def test_no_digits_are_lost_to_far_rows():
     X[far] *= 1e150
     near = np.flatnonzero(~far)
     for search, matrix in zip(SEARCHES, (distances, distances, gram), strict=True):
-        found = search(matrix(X), 8, node_limit=60)
+        found = search(matrix(X), 8, work_limit=1_000_000)
         assert found.tolist() == near[search(matrix(X[near]), 8)].tolist()
 
 
@@ -262,23 +263,117 @@ def test_a_large_group_of_copies():
     assert D[np.ix_(kept, kept)].max() <= np.sort(D[rows[0]])[54] * 4
 
 
+def near_or_far(n, generator):
+    """Squared distances of which each is 1 or 1.1: what liars may choose makes searches hard."""
+    D = np.triu(np.where(generator.random((n, n)) < 0.5, 1.0, 1.1), 1)
+    return D + D.T
+
+
+def stopped(search, matrix, size, work_limit):
+    """Return the error in which a search ends, if it does."""
+    try:
+        search(matrix, size, work_limit=work_limit)
+    except SearchLimit as error:
+        return error
+    return None
+
+
 def test_the_limit_is_an_error_never_an_approximation():
-    generator = np.random.default_rng(11)
-    D = np.triu(generator.random((90, 90)), 1)
+    D = np.triu(np.random.default_rng(11).random((90, 90)), 1)
     with pytest.raises(SearchLimit, match=r"mda is exact.*46 of 90 rows \(f = 44\)") as caught:
-        minimum_diameter_subset(D + D.T, 46, node_limit=0)
+        minimum_diameter_subset(D + D.T, 46, work_limit=1)
     error = caught.value
-    assert (error.rule, error.n, error.f, error.nodes) == ("mda", 90, 44, 0)
-    assert "node_limit" in str(error) and "smaller f" in str(error) and "nnm" in str(error)
+    assert (error.rule, error.n, error.f, len(error.best)) == ("mda", 90, 44, 46)
+    for words in ("work_limit", "on_limit='best'", "smaller f", "nnm", f"{error.gap:.1%} below"):
+        assert words in str(error)
     again = pickle.loads(pickle.dumps(error))
-    assert str(again) == str(error) and again.n == 90
-    D = np.triu(generator.random((41, 41)), 1)
-    with pytest.raises(SearchLimit, match="mva"):
-        minimum_variance_subset(D + D.T, 21, node_limit=20)
-    K = gram(generator.normal(size=(60, 1000)))
-    with pytest.raises(SearchLimit, match="smea") as caught:
-        minimum_spectral_subset(K, 45, node_limit=20)
-    assert caught.value.nodes == 20
+    assert str(again) == str(error) and vars(again) == vars(error) and again.gap == error.gap
+
+
+def width_of(search, X, rows):
+    """Return a diameter, a variance or a largest eigenvalue of a covariance."""
+    D = distances(X[rows])
+    if search is minimum_diameter_subset:
+        return np.sqrt(D.max())
+    if search is minimum_variance_subset:
+        return D.mean() / 2
+    return spectral_width(X[rows]) / len(rows)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_what_is_left_at_the_limit(search, monkeypatch):
+    """The best rows are robust, their value is theirs, and no subset is below the bound."""
+    monkeypatch.setattr(subsets, "FEW", 0)
+    subsets.every.cache_clear()
+    generator = np.random.default_rng(15)
+    gaps, last = [], None
+    for kind in ("narrow", "wide", "lattice", "pairs", "far", "corners"):
+        X = draw(kind, 10, generator)
+        matrix = gram(X, 9) if search is minimum_spectral_subset else distances(X)
+        _, least = best(10, 6, lambda rows, X=X: width_of(search, X, list(rows)), 0.0)
+        for work_limit in (1, 3000, 10_000, 30_000, 100_000):
+            error = stopped(search, matrix, 6, work_limit)
+            if error is None:
+                break
+            last = error
+            assert list(error.best) == sorted(set(error.best)) and len(error.best) == 6
+            value = width_of(search, X, list(error.best))
+            assert error.value == pytest.approx(value, rel=1e-9, abs=1e-12)
+            assert error.bound <= least * (1 + 1e-12) + 1e-12
+            factor = 10 if search is minimum_spectral_subset else 2
+            assert value <= factor * least * (1 + 1e-9) + 1e-12
+            assert error.gap == (1 - error.bound / error.value if error.value else 0.0)
+            gaps.append(error.gap)
+        else:
+            raise AssertionError("the search never ends")
+    assert last is not None and min(gaps) < 0.01 < max(gaps) < 1
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize(("n", "f"), [(40, 19), (100, 49), (300, 149)])
+def test_work_ends_at_the_limit(search, n, f):
+    """With the most that the steps may take which are not cut short: that of one elimination."""
+    generator = np.random.default_rng(n)
+    D = near_or_far(n, generator)
+    for case in (D, distances(generator.normal(size=(n, 50)))):
+        matrix = (case[0] + case[0][:, None] - case) / 2
+        matrix = matrix if search is minimum_spectral_subset else case
+        for work_limit in (1, 10**6, 10**7):
+            error = stopped(search, matrix, n - f, work_limit)
+            assert error is None or work_limit < error.work <= work_limit + 2 * n**3
+            assert error is not None or search is minimum_diameter_subset or work_limit > 10**6
+
+
+@pytest.mark.parametrize("rule", ["mda", "mva", "smea"])
+@pytest.mark.parametrize("kind", ["together", "apart", "vast", "faulty", "beside", "little"])
+def test_the_best_rows_at_the_limit_are_robust(rule, kind):
+    """From the first operation on: no far row among them, and the mean within what is promised."""
+    n, f = 41, 19
+    X = np.random.default_rng(16).normal(size=(n, 60))
+    lies = X[:f]
+    if kind == "together":
+        lies += 1e6
+    elif kind == "apart":
+        lies *= 1e6
+    elif kind == "vast":
+        lies *= 1e200
+    elif kind == "faulty":
+        lies[::2], lies[1::2] = np.nan, 1e30
+    elif kind == "beside":
+        lies[:] = X[f:].mean(axis=0) + 1.2 + lies / 100
+    else:
+        lies[:] = X[f:].mean(axis=0) + lies / 1e3
+    with pytest.raises(SearchLimit, match=f"{rule} is exact"):
+        fg.rule(f"{rule}(work_limit=1)", f)(X)
+    report = fg.inspect(f"{rule}(work_limit=1, on_limit='best')", X, f)
+    if kind in ("together", "apart", "vast", "faulty"):
+        assert report.selected == tuple(range(f, n))
+    honest = X[f:]
+    off = np.square(report.aggregate - honest.mean(axis=0)).sum()
+    if rule == "mda":
+        assert off <= (3 * f / (n - f)) ** 2 * distances(honest).max()
+    else:
+        assert off <= 5.9 * f / (n - 2 * f) * distances(honest).mean() / 2
 
 
 @pytest.mark.parametrize("search", SEARCHES)

@@ -13,6 +13,7 @@ import pytest
 from fastgar.cpu import compile as tiers
 from fastgar.cpu import geometric, selection, spectrum, subsets, variance
 from fastgar.cpu.compile import INTERPRETED, Tiered, step
+from fastgar.errors import SearchLimit
 from fastgar.primitives import Selection
 
 
@@ -169,6 +170,26 @@ def test_searches_are_the_same(name, monkeypatch):
         search(D if module is variance else (D[0] + D[0][:, None] - D) / 2, 13)
     subsets.every.cache_clear()
     assert calls
+
+
+@pytest.mark.parametrize("module", [variance, spectrum], ids=["mva", "smea"])
+def test_searches_end_at_the_same_point(module, monkeypatch):
+    """The limit is of work that is counted, whoever does it."""
+    D = np.triu(np.random.default_rng(5).integers(10, 12, (24, 24)), 1) / 10
+    D = D + D.T
+    arguments = (D, 13) if module is variance else ((D[0] + D[0][:, None] - D) / 2, 13)
+    search = SEARCHING["swap" if module is variance else "width"][1]
+    for work_limit in (5_000, 50_000, 200_000):
+        ends = []
+        for way in ("_function", "_compiled"):
+            for name, value in vars(module).items():
+                if isinstance(value, Tiered):
+                    monkeypatch.setattr(module, name, getattr(value, way))
+            with np.errstate(all="ignore"), pytest.raises(SearchLimit) as caught:
+                search(*arguments, work_limit)
+            monkeypatch.undo()
+            ends.append(vars(caught.value))
+        assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize("kind", ["plain", "copies", "negative", "long", "vast", "faulty"])

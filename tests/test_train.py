@@ -655,7 +655,7 @@ def test_a_run_ends_when_a_search_does(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def give_up(self: fg.Rule, X: Any, **options: Any) -> Any:
         if self.step == 2:
-            raise fg.SearchLimit("mva", 11, 2, 1)
+            raise fg.SearchLimit("mva", 11, 2, 1, range(9), 1.0, 0.5)
         return call(self, X, **options)
 
     monkeypatch.setattr(fg.Rule, "__call__", give_up)

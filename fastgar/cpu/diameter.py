@@ -8,8 +8,8 @@ from fastgar.cpu.bitsets import find_cover, neighbours, pack, pack_all, unpack
 from fastgar.cpu.subsets import (
     CLOSEST,
     KEPT,
-    NODE_LIMIT,
     REMOVED,
+    WORK_LIMIT,
     Find,
     Flags,
     Limit,
@@ -25,6 +25,8 @@ from fastgar.cpu.subsets import (
 
 __all__ = ["minimum_diameter_subset", "within"]
 
+LOOK = 300  # operations that are as long as one look of `find_cover`, which is interpreted
+
 
 def within(D: Matrix, distance: float, size: int, limit: Limit) -> Find:
     """Return the search for `size` rows of which no two are further apart than the distance.
@@ -38,14 +40,15 @@ def within(D: Matrix, distance: float, size: int, limit: Limit) -> Find:
         left = present & ~neighbours(graph, kept)
         if kept & ~left:
             return None
-        cover, nodes = find_cover(graph, left & ~kept, left.bit_count() - size, limit.left)
-        limit.spend(nodes)
+        spare = left.bit_count() - size
+        cover, looks = find_cover(graph, left & ~kept, spare, limit.left // LOOK + 1)
+        limit.spend(LOOK * (looks + len(D)))
         return None if cover is None else unpack(left & ~cover, len(D))
 
     return find
 
 
-def minimum_diameter_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) -> Rows:
+def minimum_diameter_subset(D: Matrix, size: int, work_limit: int = WORK_LIMIT) -> Rows:
     """Return the `size` rows with the least largest distance between two of them.
 
     Ties go to the lexicographically first set of indices; distances are compared as they are.
@@ -57,8 +60,8 @@ def minimum_diameter_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) 
         chosen; a pair of other rows may be infinitely far apart.
     size : int
         Rows to choose, n - f.
-    node_limit : int
-        Branches that may be tried.
+    work_limit : int
+        Operations that the search may take, of about a nanosecond each.
 
     Returns
     -------
@@ -68,21 +71,27 @@ def minimum_diameter_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) 
     Raises
     ------
     SearchLimit
-        The limit was met.
+        The limit was met. It has the best rows so far.
     ValueError
         Fewer than `size` rows are usable.
 
     Notes
     -----
     As at least half of the rows stay, few pairs are far at the threshold that matters, and the
-    reductions of `find_cover` leave little to branch on: under a millisecond at n = 100.
+    reductions of `find_cover` leave little to branch on, if the rows are points and nobody chose
+    them: some 10 ms at n = 100.
+
+    The search starts at the `size` rows within the least radius about a row. In the best subset
+    all rows are within its diameter of each, so the radius is at most that diameter, and two rows
+    in that radius are at most twice as far apart.
     """
+    best: Rows
     rows = usable(np.isfinite(np.diagonal(D)), size)
-    limit = Limit("mda", len(D), size, node_limit)
+    limit = Limit("mda", len(D), size, work_limit)
     D = among(rows, D)
     subsets = every(len(D), size)
     if subsets is not None:
-        best: Rows = subsets[CLOSEST(D, subsets, False, np.empty(len(subsets)))]
+        best = subsets[CLOSEST(D, subsets, False, np.empty(len(subsets)))]
         return rows[best]
     undecided = np.zeros(len(D), np.int8)
     # Each row that stays has `size` rows within the diameter, itself among them.
@@ -90,15 +99,20 @@ def minimum_diameter_subset(D: Matrix, size: int, node_limit: int = NODE_LIMIT) 
     least = np.partition(radius, size - 1)[size - 1]
     subset = ball(D, radius, size)
     most = D[np.ix_(subset, subset)].max()
+    limit.found(rows[subset], np.sqrt(most))
     distances = np.unique(D)
     distances = distances[distances.searchsorted(least) : distances.searchsorted(most) + 1]
     low, high = 0, len(distances) - 1
     while low < high:
+        limit.bound = np.sqrt(distances[low])
         middle = (low + high) // 2
         found = within(D, distances[middle], size, limit)(undecided)
         if found is None:
             low = middle + 1
         else:
             high, subset = middle, found
+            best = np.flatnonzero(found)[:size]
+            limit.found(rows[best], np.sqrt(D[np.ix_(best, best)].max()))
+    limit.bound = limit.value
     find = within(D, distances[high], size, limit)
     return rows[first_in_order(subset, size, find)]

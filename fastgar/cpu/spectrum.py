@@ -13,24 +13,30 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 from fastgar.cpu.compile import SHORT, Tiered, step
+from fastgar.cpu.eigen import is_positive
 from fastgar.cpu.subsets import (
     FREE,
     KEPT,
-    NODE_LIMIT,
     REMOVED,
     SLICE,
     TIE,
+    WORK_LIMIT,
     Flags,
     Limit,
     Matrix,
     Rows,
     Status,
     among,
+    ball,
     every,
     first_in_order,
     largest,
+    least_variance,
+    mean_squares,
     usable,
 )
 
@@ -42,25 +48,21 @@ def _is_narrower(G: Any, M: Any, width: float) -> bool:
     """Return whether the scatter of rows whose Gram matrix about one more is G is that narrow."""
     n = len(G)
     for i in range(n):
-        for j in range(n):
+        for j in range(i, n):
             M[i, j] = width - G[i, j]
         M[i, i] += width
-    for k in range(n):
-        if M[k, k] <= 0:
-            return False
-        for i in range(k + 1, n):
-            share = M[i, k] / M[k, k]
-            for j in range(k + 1, n):
-                M[i, j] -= share * M[k, j]
-    return True
+    positive: bool = is_positive(M)
+    return positive
 
 
 @step
-def _width(G: Any, M: Any, guess: float) -> float:
-    """Return the largest eigenvalue of the scatter, which is close to the guess. M is scratch.
+def _width(G: Any, M: Any, guess: float) -> Any:
+    """Return the largest eigenvalue of the scatter, which is close to the guess, and the work.
 
-    Bisection with the same test as the search, so that both agree to the last few digits.
+    Bisection with the same test as the search, so that both agree to the last few digits. M is
+    scratch.
     """
+    tests = 2
     low, high = guess * (1.0 - 1e-12), guess * (1.0 + 1e-12)
     if not _is_narrower(G, M, high):
         low, high = 0.0, 0.0
@@ -70,26 +72,30 @@ def _width(G: Any, M: Any, guess: float) -> float:
         low = 0.0
     while high - low > 1e-14 * high:
         middle = 0.5 * (low + high)
+        tests += 1
         if _is_narrower(G, M, middle):
             high = middle
         else:
             low = middle
-    return high
+    return high, tests * len(G) ** 2 * (len(G) + 12) // 12
 
 
 @step
-def _join(A: Any, status: Any, row: Any) -> None:
-    """Keep a row, and make A the Schur complement for the rows that are free after it.
+def _join(A: Any, status: Any, row: Any) -> Any:
+    """Keep a row, make A the Schur complement for the rows free after it, and return the work.
 
     Inner loops run over all columns, which is quicker than asking which are free: what stands in
     the others is never read.
     """
     status[row] = KEPT
+    work = status.size
     for i in range(status.size):
         if status[i] == FREE:
             share = A[i, row] / A[row, row]
             for j in range(status.size):
                 A[i, j] -= share * A[row, j]
+            work += status.size // 2
+    return work
 
 
 @step
@@ -167,7 +173,7 @@ def _descend(A: Any, status: Any, z: Any, Az: Any, r: Any, Ar: Any) -> Any:
 
 @step
 def _agreed(A: Any, status: Any, left: Any, z: Any, scratch: Any) -> Any:
-    """Keep the rows that all subsets hold; return how many (-1: there is no subset).
+    """Keep the rows that all subsets hold; return how many (-1: there is no subset), and the work.
 
     A subset leaves out a set Q of `left` free rows, and needs z'Az > 0 for what remains of z. That
     is the sum of z_i A_ij z_j, less the rows and columns of Q, plus what was then taken twice: for
@@ -177,10 +183,14 @@ def _agreed(A: Any, status: Any, left: Any, z: Any, scratch: Any) -> Any:
     vectors, top = scratch
     gain, terms, Az = vectors[0], vectors[1], vectors[2]
     low = _descend(A, status, z, Az, gain, terms)
+    work = 20 * n
+    for i in range(n):
+        if status[i] == FREE:
+            work += 2 * n
     if low >= 0:
-        return 0
+        return 0, work
     if left == 0:
-        return -1
+        return -1, work
     widest, poorest = 0.0, 0.0
     for i in range(n):
         if status[i] == FREE:
@@ -195,26 +205,26 @@ def _agreed(A: Any, status: Any, left: Any, z: Any, scratch: Any) -> Any:
                     for j in range(n):
                         terms[j] = z[i] * A[i, j] * z[j]
                     terms[i] = 0.0
-                    largest(terms, status, left - 1, top)
+                    work += largest(terms, status, left - 1, top) + n
                     for t in range(left - 1):
                         gain[i] += max(0.0, terms[top[t]])
-        largest(gain, status, left, top)
+        work += largest(gain, status, left, top)
         most = low
         for t in range(left):
             most += max(0.0, gain[top[t]])
         least = max(0.0, gain[top[left - 1]])
         if most - least + poorest >= -room:  # then no row is decided, paired or not
-            return 0
+            return 0, work
     if most < -room:
-        return -1
+        return -1, work
     agreed = 0
     for i in range(n):
         if status[i] == FREE and most - least + gain[i] < -room:
             if A[i, i] <= 0:
-                return -1
-            _join(A, status, i)
+                return -1, work
+            work += _join(A, status, i)
             agreed += 1
-    return agreed
+    return agreed, work
 
 
 @step
@@ -243,50 +253,53 @@ def _duplicate(source: Any, target: Any) -> None:
 
 
 @step
-def _narrower(twins: Any, levels: Any, level: Any, node_limit: Any, scratch: Any) -> Any:
+def _narrower(twins: Any, levels: Any, level: Any, budget: Any, scratch: Any) -> Any:
     """Search depth first for rows on which M is positive definite; each level removes one more.
 
     The Schur complement of level i is matrices[source[i]]: its own once a row was kept there.
     Rows with the same number in `twins` are equal: without one, its twins need not be tried.
-    Called again at the level that it returned, it goes on where the limit stopped it. Returns
-    whether there are such rows (1, 0; -1: the limit came first), the branches tried, and the level
-    of `states` that holds them.
+    Called again at the level that it returned, it goes on where the budget stopped it. Returns
+    whether there are such rows (1, 0; -1: the budget was spent first), the work, and the level of
+    `states` that holds them.
     """
     matrices, source, states, vectors, left, choices = levels
-    nodes = 0
-    while True:
-        if source[level] != level:
-            _duplicate(matrices[source[level]], matrices[level])
-            source[level] = level
+    work = 0
+    while work < budget:
         A, state = matrices[level], states[level]
+        n = state.size
+        work += 4 * n
+        if source[level] != level:
+            _duplicate(matrices[source[level]], A)
+            source[level] = level
+            work += n * n * (1 + n // 128)  # large ones leave the caches, and need new memory
         left[level], row = _sift(A, state, left[level])
         if left[level] >= 0 and row < 0:
-            return 1, nodes, level
+            return 1, work, level
         agreed = -1
         if left[level] >= 0:
-            agreed = _agreed(A, state, left[level], vectors[level], scratch)
+            agreed, more = _agreed(A, state, left[level], vectors[level], scratch)
+            work += more
         if agreed > 0:
             continue
         if agreed == 0 and left[level] == 0:
-            _join(A, state, row)
+            work += _join(A, state, row)
         elif agreed == 0:
             # First try without the row that takes most, and on return (below) with it.
-            if nodes == node_limit:
-                return -1, nodes, level
-            nodes += 1
+            work += n * n
             row = choices[level] = _busiest(A, state, scratch[0][0])
             left[level + 1], source[level + 1] = left[level], source[level]
-            for i in range(state.size):
+            for i in range(n):
                 states[level + 1, i], vectors[level + 1, i] = state[i], vectors[level, i]
                 if state[i] == FREE and twins[i] == twins[row]:
                     states[level + 1, i] = REMOVED
                     left[level + 1] -= 1
             level += 1
         elif level == 0:
-            return 0, nodes, level
+            return 0, work, level
         else:
             level -= 1
-            _join(matrices[level], states[level], choices[level])
+            work += _join(matrices[level], states[level], choices[level])
+    return -1, work, level
 
 
 WIDTH = Tiered(_width)
@@ -300,21 +313,27 @@ def _about(base: np.intp, K: Matrix) -> Matrix:
     return moved
 
 
+def _widest(G: Matrix) -> NDArray[np.float64]:
+    """Return centred rows' projections on about their widest direction, the longest as 1."""
+    vector: NDArray[np.float64] = G[:, np.argmax(np.diagonal(G))]
+    for _ in range(20):
+        vector = vector / (np.abs(vector).max() or 1.0)
+        vector = G @ vector
+    return vector / (np.abs(vector).max() or 1.0)
+
+
 def _peel(K: Matrix, size: int) -> Flags:
-    """Return the flags of `size` rows: the longest along the widest direction goes, and again."""
+    """Return the flags of `size` rows: the longest along the widest direction goes, and again.
+
+    Where many rows are to go, an eighth of them goes at a time.
+    """
     rows = np.arange(len(K))
     while rows.size > size:
         G = K[np.ix_(rows, rows)]
         G = G - G.mean(axis=0)
         G -= G.mean(axis=1, keepdims=True)
-        vector = G[:, np.argmax(np.diagonal(G))]
-        for _ in range(20):
-            longest = np.abs(vector).max()
-            if longest == 0:
-                break
-            vector = G @ (vector / longest)
-        length = np.abs(vector)
-        rows = np.delete(rows, np.flatnonzero(length == length.max())[-1])
+        leave = -(-(rows.size - size) // 8)
+        rows = np.sort(rows[np.abs(_widest(G)).argsort(kind="stable")[:-leave]])
     return np.isin(np.arange(len(K)), rows)
 
 
@@ -329,8 +348,23 @@ def _widths(K: Matrix, subsets: Rows) -> Matrix:
     return widths
 
 
+def _least_along(K: Matrix, subset: Flags) -> float:
+    """Return a variance in the widest direction that no subset with as many rows is below.
+
+    A subset's variance along any direction is at least that of the narrowest window of as many rows
+    along it. This one is about the widest direction of a good subset.
+    """
+    to_mean = K[:, subset].mean(axis=1)
+    G = (K - to_mean - to_mean[:, None] + to_mean[subset].mean())[subset]
+    mixture = _widest(G[:, subset])
+    along = mixture @ G
+    length = np.sqrt(max(mixture @ along[subset], 0.0)) or 1.0
+    windows = sliding_window_view(np.sort(along / length), int(subset.sum()))
+    return float(windows.var(axis=1).min()) * (1 - 1e-9)  # for rounding
+
+
 def minimum_spectral_subset(
-    K: Matrix, size: int, node_limit: int = NODE_LIMIT, allowed: Flags | None = None
+    K: Matrix, size: int, work_limit: int = WORK_LIMIT, allowed: Flags | None = None
 ) -> Rows:
     """Return the `size` rows whose covariance has the least largest eigenvalue.
 
@@ -343,7 +377,7 @@ def minimum_spectral_subset(
         Inner products of the rows about any point; its precision is best if that is near the rows
         that stay. Rows of infinite length are chosen only if there are too few others: then the
         first rows are.
-    size, node_limit
+    size, work_limit
         As in `minimum_diameter_subset`.
     allowed : (n,) bool, optional
         The rows that may be chosen; by default all. What K holds of the others is not read.
@@ -356,19 +390,24 @@ def minimum_spectral_subset(
     Raises
     ------
     SearchLimit
-        The limit was met.
+        The limit was met. It has the best rows so far.
     ValueError
         Fewer than `size` rows are allowed.
 
     Notes
     -----
-    Up to 3 ms at n = 20, f = 4 and 0.1 s at n = 30, f = 8. At n = 51, f = 12 it takes from 2 ms to
-    seconds, the less the more the rows to leave out stand out: where none do, and d is large, the
-    search meets the limit.
+    Up to 10 ms at n = 20, f = 4 and 0.1 s at n = 30, f = 8. At n = 51, f = 12 it takes from 3 ms to
+    all that it may, the less the more the rows to leave out stand out: where none do, and d is
+    large, the search meets the limit.
+
+    The search starts at the narrower of two subsets, of which one is where the search for the least
+    variance starts: at most twice the least. A largest eigenvalue is between the variance and the
+    variance over the number of dimensions, at most size - 1: so it is at most 2 (size - 1) times
+    the least.
     """
     n = len(K)
     rows = usable(np.ones(n, bool) if allowed is None else np.asarray(allowed), size)
-    limit = Limit("smea", n, size, node_limit)
+    limit = Limit("smea", n, size, work_limit)
     finite = rows[np.isfinite(np.diagonal(K)[rows])]
     if finite.size < size or rows.size == size:
         return rows[:size]
@@ -382,30 +421,40 @@ def minimum_spectral_subset(
         widths = _widths(K, subsets)
         best: Rows = subsets[(widths <= widths.min() * (1 + TIE)).argmax()]
         return rows[best]
-    D = np.diagonal(K)[:, None] + np.diagonal(K) - 2 * K
+    sums = np.diagonal(K)[:, None] + np.diagonal(K)
+    D = np.maximum(sums - 2 * K, 0.0)
+    squares = mean_squares(D, size)
+    both = np.stack([subset, ball(D, squares, size)])
+    subset = both[_widths(K, np.nonzero(both)[1].reshape(2, size)).argmin()]
     # A row far from the others rules out the most, so it is the first base.
-    bases = np.argsort(-np.partition(D, size - 1, axis=1)[:, :size].sum(axis=1), kind="stable")
+    bases = np.argsort(-squares, kind="stable")
     twins = np.unique(K, axis=0, return_inverse=True)[1].reshape(n)
     scratch = np.zeros((3, n)), np.zeros(n, np.int64)
+    depth = n - size + 2
+    matrices = np.empty((depth, n, n))  # pages that are not written take no memory
+    states, vectors = np.zeros((depth, n), np.int8), np.ones((depth, n))
+    source, lefts, choices = np.zeros((3, depth), np.int64)
+    levels = matrices, source, states, vectors, lefts, choices
 
     def search_with(base: np.intp, status: Status, width: float) -> Flags | None:
-        left = n - size - np.count_nonzero(status == REMOVED)
-        matrices = np.empty((left + 2, n, n))  # pages that are not written take no memory
-        states, vectors = np.zeros((left + 2, n), np.int8), np.ones((left + 2, n))
-        source, lefts, choices = np.zeros((3, left + 2), np.int64)
-        matrices[0], states[0], lefts[0] = width - _about(base, K), status, left
+        limit.spend(10 * n * n)
+        matrices[0], states[0], vectors[0] = width - _about(base, K), status, 1.0
+        lefts[0] = n - size - np.count_nonzero(status == REMOVED)
         matrices[0, np.arange(n), np.arange(n)] += width
         kept = np.flatnonzero(status == KEPT)
         states[0, kept], states[0, base] = FREE, KEPT
-        for row in kept[kept != base]:
+        others = kept[kept != base]
+        if (matrices[0, others, others] <= 0).any():
+            return None
+        for row in others:
             if matrices[0, row, row] <= 0:
                 return None
-            JOIN(matrices[0], states[0], row)
-        levels = matrices, source, states, vectors, lefts, choices
+            limit.spend(JOIN(matrices[0], states[0], row))
         found, level = -1, 0
         while found < 0:
-            found, nodes, level = NARROWER(twins, levels, level, SLICE, scratch)
-            limit.spend(nodes)
+            budget = min(SLICE, limit.left)
+            found, work, level = NARROWER(twins, levels, level, budget, scratch)
+            limit.spend(work)
         subset: Flags = states[level] == KEPT
         return subset if found == 1 else None
 
@@ -413,7 +462,9 @@ def minimum_spectral_subset(
         kept = np.flatnonzero(status == KEPT)
         if kept.size:
             return search_with(kept[0], status, width)
-        status = status.copy()
+        # Two rows of a subset are as wide as half their squared distance, and it is no narrower.
+        near = D - TIE * sums <= 2 * width
+        status = np.where(np.count_nonzero(near, axis=1) >= size, status, REMOVED).astype(np.int8)
         for base in bases:
             if np.count_nonzero(status == REMOVED) > n - size:
                 break
@@ -428,14 +479,20 @@ def minimum_spectral_subset(
         base, *others = np.flatnonzero(subset)
         G = _about(base, K)[np.ix_(others, others)]
         guess = _widths(K, np.flatnonzero(subset)[np.newaxis])[0]
-        return float(WIDTH(G, np.empty_like(G), float(guess)))
+        width, work = WIDTH(G, np.empty_like(G), float(guess))
+        limit.found(rows[subset], float(np.ldexp(width / size, 20)))
+        limit.spend(work)
+        return float(width)
 
+    narrowest = max(_least_along(K, subset), least_variance(squares, size) / max(size - 1, 1))
+    limit.bound = float(np.ldexp(narrowest, 20))
     least = width(subset)
     while least > 0:
         found = search(np.zeros(n, np.int8), least * (1 - TIE))
         if found is None or width(found) >= least:
             break
         subset, least = found, width(found)
+    limit.bound = limit.value
     if least == 0:  # equal rows: two that differ are wider than this
         if not (D > 0).any():
             return rows[:size]

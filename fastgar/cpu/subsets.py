@@ -23,13 +23,13 @@ from fastgar.cpu.compile import SHORT, Tiered, step
 from fastgar.errors import SearchLimit
 
 __all__ = [
-    "CLOSEST", "FREE", "KEPT", "NODE_LIMIT", "REMOVED", "SLICE", "SUMMABLE", "TIE", "Find", "Flags",
+    "CLOSEST", "FREE", "KEPT", "REMOVED", "SLICE", "SUMMABLE", "TIE", "WORK_LIMIT", "Find", "Flags",
     "Limit", "Matrix", "Rows", "Status", "among", "ball", "closest", "every", "first_in_order",
-    "largest", "usable",
+    "largest", "least_variance", "mean_squares", "usable",
 ]  # fmt: skip
 
-NODE_LIMIT = 200_000  # about five seconds at n = 51
-SLICE = 20  # branches between two looks at whether somebody pressed Ctrl-C, or to compile
+WORK_LIMIT = 1_000_000_000  # operations of about a nanosecond
+SLICE = 100_000  # operations between two looks at whether somebody pressed Ctrl-C, or to compile
 FEW = 20_000  # distances inside all subsets, up to which it is quicker to look at every one
 FREE, KEPT, REMOVED = 0, 1, 2  # what is decided of a row
 SUMMABLE = 1e300  # no sum of a few thousand smaller numbers overflows
@@ -44,20 +44,35 @@ Find = Callable[[Status], "Flags | None"]  # from what is decided to a subset, i
 
 
 class Limit:
-    """How many branches are left to one call."""
+    """How much work is left to one call, and what it has to show when there is none.
 
-    def __init__(self, rule: str, n: int, size: int, node_limit: int) -> None:
-        self.rule, self.n, self.f, self.limit, self.spent = rule, n, n - size, node_limit, 0
+    Work is counted, not timed, so that every machine stops at the same point: in operations, each
+    a pass through an innermost loop that takes about a nanosecond once compiled.
+
+    `best` is a subset of width `value`; none has a width below `bound`.
+    """
+
+    def __init__(self, rule: str, n: int, size: int, work_limit: int) -> None:
+        self.rule, self.n, self.f, self.limit, self.spent = rule, n, n - size, work_limit, 0
+        self.best, self.value, self.bound = np.arange(0), inf, 0.0
 
     @property
     def left(self) -> int:
-        return self.limit - self.spent
+        """What a search may take: with one operation more, it is too much."""
+        return self.limit - self.spent + 1
 
-    def spend(self, nodes: int) -> None:
-        """Book the branches of one search; more than were left means that it was cut short."""
-        self.spent += nodes
+    def found(self, best: Rows, value: float) -> None:
+        """Remember the first subset, and each that is better than those before."""
+        if value < self.value or not self.best.size:
+            self.best, self.value = best, value
+
+    def spend(self, work: int) -> None:
+        """Book the work of one step; where it is more than was left, that was cut short."""
+        self.spent += int(work)
         if self.spent > self.limit:
-            raise SearchLimit(self.rule, self.n, self.f, self.limit)
+            raise SearchLimit(
+                self.rule, self.n, self.f, self.spent, self.best.tolist(), self.value, self.bound
+            )
 
 
 def usable(allowed: Flags, size: int) -> Rows:
@@ -116,6 +131,23 @@ def ball(D: Matrix, radius: NDArray[np.float64], size: int) -> Flags:
     return flags
 
 
+def mean_squares(D: Matrix, size: int) -> NDArray[np.float64]:
+    """Return each row's mean squared distance to the `size` rows nearest to it, itself included."""
+    shares = np.partition(D, size - 1, axis=1)[:, :size] / size  # whose sum does not overflow
+    means: NDArray[np.float64] = shares.sum(axis=1)
+    return means
+
+
+def least_variance(squares: NDArray[np.float64], size: int) -> float:
+    """Return a variance that no subset is below, from `mean_squares`.
+
+    Twice the variance of a subset is the mean, over its rows, of their mean squared distance to
+    its rows, and no row has any nearer than its nearest.
+    """
+    shares = np.partition(squares, size - 1)[:size] / size
+    return float(shares.sum()) / 2 * (1 - 1e-12)  # for rounding
+
+
 def first_in_order(subset: Flags, size: int, find: Find) -> Rows:
     """Return the lexicographically first `size` rows that are a subset of those `find` finds.
 
@@ -138,9 +170,9 @@ def first_in_order(subset: Flags, size: int, find: Find) -> Rows:
 
 
 @step
-def largest(score: Any, status: Any, count: Any, top: Any) -> None:
-    """Write the free rows with the `count` largest scores, in descending order."""
-    found = 0
+def largest(score: Any, status: Any, count: Any, top: Any) -> Any:
+    """Write the free rows with the `count` largest scores, in descending order; return the work."""
+    found, work = 0, status.size
     for i in range(status.size):
         if status[i] == FREE and (found < count or score[i] > score[top[count - 1]]):
             found = min(found + 1, count)
@@ -148,4 +180,6 @@ def largest(score: Any, status: Any, count: Any, top: Any) -> None:
             while place > 0 and score[top[place - 1]] < score[i]:
                 top[place] = top[place - 1]
                 place -= 1
+                work += 1
             top[place] = i
+    return work

@@ -46,13 +46,16 @@ def caf(g: Geometry, f: int) -> Decision:
     Weights c start at 1. While they add up to more than n-2f: take the weighted mean and the top
     eigenvector of the weighted covariance, and multiply each c_i by 1 - tau_i / (the largest tau),
     where tau_i is the squared projection of row i on it. The mean with the least top eigenvalue
-    wins. Each round ends one row's weight, so there are at most n.
+    wins. Each round ends one row's weight, so there are at most n: half a second or more at n =
+    300, and 10 s at n = 1000.
 
     Examples
     --------
     >>> fg.caf(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1).round(3)
     array([2.008])
     """
+    from ..cpu.eigen import largest_eigenpair
+
     K = g.gram
     c = np.where(g.faulty, 0.0, 1.0)
     least, chosen = np.inf, c
@@ -61,10 +64,10 @@ def caf(g: Geometry, f: int) -> Decision:
         share = c[rows] / c[rows].sum()
         centred = _centred(K[np.ix_(rows, rows)], share)
         root = np.sqrt(share)
-        values, vectors = np.linalg.eigh(centred * root * root[:, None])
-        if values[-1] < least:
-            least, chosen = float(values[-1]), c / c.sum()
-        projection = np.abs(centred @ (root * vectors[:, -1]))
+        value, vector = largest_eigenpair(centred * root * root[:, None])
+        if value < least:
+            least, chosen = value, c / c.sum()
+        projection = np.abs(centred @ (root * vector))
         largest = projection.max()
         if f == 0 or not largest > 0:
             break

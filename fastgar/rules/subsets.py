@@ -1,9 +1,20 @@
-"""Rules that search all sets of n-f rows for the most compact one; exactly, and with a limit."""
+"""Rules that search all sets of n-f rows for the most compact one; exactly, and with a limit.
+
+Who chooses f of the rows can make a search as hard as they like, so that it ends in `SearchLimit`:
+to train among liars, take a rule that does not search, such as "nnm | trimmed_mean", or the best
+rows found. Those are robust too, as each search starts at the n-f rows nearest to one row and goes
+on to more compact ones only.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SearchLimit
 from ..primitives import Selection
 from . import proofs
 from .options import Count
@@ -14,7 +25,20 @@ if TYPE_CHECKING:
 
 __all__ = ["mda", "mva", "smea"]
 
-NODES = 200_000  # a few seconds
+OPERATIONS = 1_000_000_000  # about a second
+
+OnLimit = Literal["raise", "best"]
+Rows = NDArray[np.intp]
+
+
+def _rows(on_limit: OnLimit, search: Callable[..., Rows], *arguments: Any) -> Rows:
+    """Return the rows that a search finds or, where the caller takes those, its best so far."""
+    try:
+        return search(*arguments)
+    except SearchLimit as error:
+        if on_limit == "raise":
+            raise
+        return np.array(error.best)
 
 
 def _mda_selection(n: int, f: int, options: Any) -> Selection:
@@ -33,15 +57,23 @@ def _mva_selection(n: int, f: int, options: Any) -> Selection:
     paper="El Mhamdi et al., Genuinely distributed Byzantine machine learning, PODC 2020",
     variance_ratio=lambda n, f, options: (n - f) / (8**0.5 * f) if f else float("inf"),
 )
-def mda(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
+def mda(
+    g: Geometry, f: int, *, work_limit: Count = OPERATIONS, on_limit: OnLimit = "raise"
+) -> Decision:
     """Return the mean of the n-f rows of least diameter (minimum-diameter averaging, "brute").
 
     Among several sets of the least diameter, the lexicographically first.
 
     Options
     -------
-    node_limit : int
-        How many nodes the search may visit before it gives up: with `fastgar.SearchLimit`.
+    work_limit : int
+        How many operations the search may take, of about a nanosecond each. They are counted, so
+        where it stops does not depend on how quick the machine is. Who sends f of the rows can have
+        it reach any limit; a rule such as "nnm | trimmed_mean" does not search.
+    on_limit : {"raise", "best"}
+        Whether to raise `fastgar.SearchLimit` at the limit, or to take the best rows so far, which
+        are at most twice as far apart as need be: their mean and that of the honest rows are within
+        3f/(n-f) times the diameter of those (the rule's own: 2f/(n-f)).
 
     Examples
     --------
@@ -50,7 +82,7 @@ def mda(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     """
     from ..cpu.diameter import minimum_diameter_subset
 
-    return g.mean_of(minimum_diameter_subset(g.D, g.n - f, node_limit))
+    return g.mean_of(_rows(on_limit, minimum_diameter_subset, g.D, g.n - f, work_limit))
 
 
 @distance_rule(
@@ -60,13 +92,21 @@ def mda(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     kappa=proofs.least_spread,
     paper="after Rousseeuw, Multivariate estimation with high breakdown point, 1985",
 )
-def mva(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
+def mva(
+    g: Geometry, f: int, *, work_limit: Count = OPERATIONS, on_limit: OnLimit = "raise"
+) -> Decision:
     """Return the mean of the n-f rows of least variance (the trace of their covariance).
 
     Options
     -------
-    node_limit : int
-        How many nodes the search may visit before it gives up: with `fastgar.SearchLimit`.
+    work_limit : int
+        How many operations the search may take, of about a nanosecond each. They are counted, so
+        where it stops does not depend on how quick the machine is. Who sends f of the rows can have
+        it reach any limit; a rule such as "nnm | trimmed_mean" does not search.
+    on_limit : {"raise", "best"}
+        Whether to raise `fastgar.SearchLimit` at the limit, or to take the best rows so far, whose
+        variance is at most twice the least: the square of their mean's distance to that of the
+        honest rows is at most 5.9 f/(n-2f) times the variance of those (the rule's own: 4f/(n-2f)).
 
     Examples
     --------
@@ -75,7 +115,7 @@ def mva(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     """
     from ..cpu.variance import minimum_variance_subset
 
-    return g.mean_of(minimum_variance_subset(g.D, g.n - f, node_limit))
+    return g.mean_of(_rows(on_limit, minimum_variance_subset, g.D, g.n - f, work_limit))
 
 
 @distance_rule(
@@ -86,13 +126,23 @@ def mva(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     "ICML 2023",
     kappa=proofs.least_spread,
 )
-def smea(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
+def smea(
+    g: Geometry, f: int, *, work_limit: Count = OPERATIONS, on_limit: OnLimit = "raise"
+) -> Decision:
     """Return the mean of the n-f rows whose covariance has the least largest eigenvalue.
 
     Options
     -------
-    node_limit : int
-        How many nodes the search may visit before it gives up: with `fastgar.SearchLimit`.
+    work_limit : int
+        How many operations the search may take, of about a nanosecond each. They are counted, so
+        where it stops does not depend on how quick the machine is. Who sends f of the rows can have
+        it reach any limit; a rule such as "nnm | trimmed_mean" does not search. From some 40 rows
+        on, rows of which none stands out reach the default.
+    on_limit : {"raise", "best"}
+        Whether to raise `fastgar.SearchLimit` at the limit, or to take the best rows so far, which
+        are as good as those of `mva` are: the square of their mean's distance to that of the honest
+        rows is at most 5.9 f/(n-2f) times the variance of those, in all directions together
+        (`fastgar.kappa` knows the rule's own).
 
     Examples
     --------
@@ -101,4 +151,5 @@ def smea(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     """
     from ..cpu.spectrum import minimum_spectral_subset
 
-    return g.mean_of(minimum_spectral_subset(g.gram, g.n - f, node_limit, ~g.faulty))
+    search = minimum_spectral_subset, g.gram, g.n - f, work_limit, ~g.faulty
+    return g.mean_of(_rows(on_limit, *search))
