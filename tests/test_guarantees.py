@@ -153,6 +153,10 @@ def test_kappa_goes_by_the_options() -> None:
     assert fg.kappa("krum", n, f) < (1 + np.sqrt(2)) ** 2 * (n - f) / (n - 2 * f - 1)
     assert fg.kappa("multi_krum(m=3)", n, f) == fg.kappa("krum", n, f)
     assert fg.kappa("median", 2 * f + 1, f) == pytest.approx(f)  # the least that any rule has
+    for searching in ("mda", "mva", "smea"):
+        stopped = fg.kappa(f"{searching}(on_limit='best')", n, f)
+        assert stopped > fg.kappa(searching, n, f)
+    assert stopped == pytest.approx((1 + np.sqrt(2)) ** 2 * f / (n - 2 * f))
     ratio = fg.variance_ratio("multi_krum", n, f)
     assert ratio == pytest.approx((fg.kappa("krum", n, f) * (1 - 1 / 39)) ** -0.5)
     assert fg.kappa("bucketing(s=2) | median", 11, 2) == 9 * (fg.kappa("median", 6, 2) + 1) / 4

@@ -110,7 +110,7 @@ def test_odd_capsules_that_are_true(versioned: bool) -> None:
     np.testing.assert_array_equal(fg.median(upward), [25, 26, 27, 28, 29])
     empty = Liar(versioned, data=None, shape=(11, 0))
     assert fg.median(empty).shape == (0,)
-    assert fg.median(Liar(versioned, shape=(11,), strides=(0,), ndim=1)) == 0
+    assert fg.median(Liar(versioned, shape=(11, 1), strides=(0, 1))) == 0
 
 
 def shrunk(keep: int) -> Any:

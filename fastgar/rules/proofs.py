@@ -122,9 +122,11 @@ def mda(n: int, f: int, options: Options) -> float:
     """Return the bound of the mean of n-f rows (P) of least diameter.
 
     F - mu is 1/h times the sum of r <= f differences of a row of P and one of S. Each is at most
-    twice the diameter of S, by way of a row in both; and that is at most sqrt(2h) s.
+    twice the diameter of S, by way of a row in both; and that is at most sqrt(2h) s. Where the
+    search may stop at its limit, three times: it begins with the h rows nearest to one, which are
+    at most twice as wide as S, as a row of S has all of S within that diameter.
     """
-    return 8 * f * f / (n - f)
+    return (18 if options["on_limit"] == "best" else 8) * f * f / (n - f)
 
 
 def least_spread(n: int, f: int, options: Options) -> float:
@@ -133,8 +135,12 @@ def least_spread(n: int, f: int, options: Options) -> float:
     P and S share q >= n-2f rows, and (1) says how far the mean of these is from those of P and of
     S: sqrt(f/(n-2f)) s at most, as P spreads no more than S. The same along the direction of the
     difference, with the top eigenvalue of the covariance of S in place of s^2.
+
+    Where the search may stop at its limit, P spreads up to sqrt(2) times as far: it begins with the
+    h rows nearest to one, and the sum of squares about a row of S is, for one of them, 2h s^2 at
+    most. (The top eigenvalue of P is then below that too, but not below that of S.)
     """
-    return 4 * f / (n - 2 * f)
+    return (1 + sqrt(2 if options["on_limit"] == "best" else 1)) ** 2 * f / (n - 2 * f)
 
 
 def geometric_median(n: int, f: int, options: Options) -> float:
