@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-__all__ = ["SearchLimit", "TooManyFaults", "levels_to_the_caller", "unknown"]
+__all__ = ["SearchLimit", "TooManyFaults", "levels_to_the_caller", "of_extra", "unknown"]
 
 
 class TooManyFaults(ValueError):
@@ -67,6 +68,19 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     close = get_close_matches(str(name), names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "known: " + (", ".join(names) or "none")
     return ValueError(f"unknown {kind} {name!r}: {hint}")
+
+
+@contextmanager
+def of_extra(extra: str) -> Iterator[None]:
+    """Name the extra of the package that brings a module, where that cannot be imported."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("fastgar"):
+            raise
+        raise ModuleNotFoundError(
+            f'{error.name} is not installed: pip install "fastgar[{extra}]"', name=error.name
+        ) from error
 
 
 def levels_to_the_caller() -> int:

@@ -15,6 +15,8 @@ from .pipeline import DistanceOn, Rule, rule
 
 __all__ = ["Report", "inspect"]
 
+LINES = 100  # at most that a report prints
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -48,11 +50,11 @@ class Report:
     references: dict[str, float]
 
     def __str__(self) -> str:
-        """Return a table: one line per row, who was believed and why."""
+        """Return a table: one line per row, who was believed and why; of many rows, the first."""
         n = len(self.weights)
         lines = [f"{self.rule}, n = {n}" + ("" if self.rule.f is None else f", f = {self.rule.f}")]
         lines.append("row   weight" + ("" if self.scores is None else "      score"))
-        for i in range(n):
+        for i in range(min(n, LINES)):
             line, rank = f"{i:>3} {self.weights[i]:>8.3f}", ""
             if self.scores is not None:
                 line += f" {self.scores[i]:>10.4g}"
@@ -64,6 +66,11 @@ class Report:
             elif i in self.excluded:
                 line += f"   not used{rank}"
             lines.append(line)
+        if n > LINES:
+            lines.append(
+                f"... {n - LINES} more rows; {len(self.selected)} have a weight, "
+                f"{len(self.faulty)} are not finite"
+            )
         for name, weight in self.references.items():
             lines.append(f"{name}: {weight:.3f}")
         return "\n".join(lines)
