@@ -70,7 +70,7 @@ class RobustState:
 
     Examples
     --------
-    >>> state = fgt.RobustState("krum", f=1, momentum=0.9)  # doctest: +SKIP
+    >>> state = fgt.RobustState("median", f=1, momentum=0.9)  # doctest: +SKIP
     >>> model.register_comm_hook(state, fgt.robust_hook)  # doctest: +SKIP
     """
 
