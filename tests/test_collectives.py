@@ -135,7 +135,7 @@ def test_honest_ranks_are_not_named(kind: str, momentum: float) -> None:
             """Return what n gradients of the same kind, some of them long, are distrusted."""
             scale = np.exp(draw.normal(size=(n, 1)))
             sums[:] = momentum * sums + scale * draw.normal(size=sums.shape)
-            far = ((sums - np.median(sums, axis=0)) ** 2).sum(axis=1)
+            far = ((sums - np.median(sums, axis=0)) ** 2).sum(axis=1) + 1e-9
             dropped = np.argsort(far).argsort() >= n - f
             return 1 - far.min() / far if kind == "weighted" else dropped.astype(np.float64)
 
