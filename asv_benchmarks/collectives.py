@@ -131,7 +131,7 @@ def collectives(rank, columns):
         },
         TURNS,
     )
-    peers_of(None, own.device).on_one_machine = False  # as between machines
+    peers_of(None).on_one_machine = False  # as between machines
     return times | slowest(
         {
             "all_reduce (2)": lambda: dist.all_reduce(plain),

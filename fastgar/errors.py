@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from reprlib import Repr
 from typing import Any
 
 __all__ = [
-    "LONGEST", "SearchLimit", "TooManyFaults", "levels_to_the_caller", "nearest", "shown",
-    "unknown",
+    "LONGEST", "SearchLimit", "TooManyFaults", "levels_to_the_caller", "nearest", "of_extra",
+    "shown", "unknown",
 ]  # fmt: skip
 
 LONGEST = 2000  # characters of a string that is parsed
@@ -141,6 +142,19 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     close = nearest(name, names) if isinstance(name, str) else None
     hint = f"did you mean {close!r}?" if close else "known: " + (", ".join(names) or "none")
     return ValueError(f"unknown {kind} {shown(name)}: {hint}")
+
+
+@contextmanager
+def of_extra(extra: str) -> Iterator[None]:
+    """Name the extra of the package that brings a module, where that cannot be imported."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("fastgar"):
+            raise
+        raise ModuleNotFoundError(
+            f'{error.name} is not installed: pip install "fastgar[{extra}]"', name=error.name
+        ) from error
 
 
 def levels_to_the_caller() -> int:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -28,6 +29,7 @@ import rank_cases  # noqa: E402
 import fastgar as fg  # noqa: E402
 import fastgar.torch as fgt  # noqa: E402
 from fastgar.torch import window  # noqa: E402
+from fastgar.torch.suspicion import Tally  # noqa: E402
 
 fg.rules.forget("least_sum")  # registered by rank_cases, for its processes
 
@@ -135,11 +137,116 @@ def test_only_the_memory_of_a_rank_is_taken_for_it(tmp_path: Path) -> None:
     os.close(file)
 
 
+@pytest.mark.parametrize("extra", ["torch", "train"])
+def test_without_torch_the_extra_is_named(extra: str) -> None:
+    code = f"import sys; sys.modules['torch'] = None; import fastgar.{extra}"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f'torch is not installed: pip install "fastgar[{extra}]"' in found.stderr
+
+
 def test_the_error_survives_pickling() -> None:
     import pickle
 
     error = pickle.loads(pickle.dumps(fgt.TooManyFaultyRanks([5, 7], 1, rows=[1, 3])))
     assert error.ranks == (5, 7) and error.rows == (1, 3) and "ranks 5, 7" in str(error)
+
+
+# ------------------------------------------------------------------------------------- suspicion
+
+
+def named_after(tally: Tally, distrust: Any, steps: int, pace: float = 1.0) -> int | None:
+    """Return the step, counted from 1, in which some rank is named first."""
+    for step in range(1, steps + 1):
+        x = distrust()
+        if tally.count(x, x == 1, np.zeros(len(x), bool), pace).dropped_too_often.any():
+            return step
+    return None
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("kind", ["dropped", "weighted"])
+def test_honest_ranks_are_not_named(kind: str, momentum: float) -> None:
+    draw, alarms, runs = np.random.default_rng(0), 0, 60
+    for run in range(runs):
+        n, f = ((4, 1), (11, 2), (5, 2))[run % 3]
+        sums = np.zeros((n, 8))
+
+        def distrust(n: int = n, f: int = f, sums: Any = sums) -> Any:
+            """Return what n gradients of the same kind, some of them long, are distrusted."""
+            scale = np.exp(draw.normal(size=(n, 1)))
+            sums[:] = momentum * sums + scale * draw.normal(size=sums.shape)
+            far = ((sums - np.median(sums, axis=0)) ** 2).sum(axis=1) + 1e-9
+            dropped = np.argsort(far).argsort() >= n - f
+            return 1 - far.min() / far if kind == "weighted" else dropped.astype(np.float64)
+
+        found = named_after(Tally(), distrust, 120, 1 - momentum)
+        alarms += found is not None
+    assert alarms <= 1  # expected at most 0.06: more than 1 in one of 580 such tests
+
+
+def test_chance_would_name_honest_ranks_that_were_dropped_in_a_row() -> None:
+    draw = np.random.default_rng(1)
+    streaks = 0
+    for _ in range(20):  # what a count of steps in a row makes of the same honest ranks
+        tally = Tally()
+        for _ in range(100):
+            x = np.eye(4)[draw.integers(4)]
+            tally.count(x, x == 1, np.zeros(4, bool))
+            streaks += int((tally.streak == 3).any())
+    assert streaks > 20
+
+
+@pytest.mark.parametrize(
+    ("n", "f", "at_once", "later"),
+    [(4, 1, 8, 21), (11, 2, 7, 18), (5, 2, 12, 31), (64, 16, 10, 23)],
+)
+def test_a_rank_that_is_always_dropped_is_named_in_time(
+    n: int, f: int, at_once: int, later: int
+) -> None:
+    draw = np.random.default_rng(0)
+
+    def distrust() -> Any:
+        x = np.zeros(n)
+        x[[0, *1 + draw.choice(n - 1, f - 1, replace=False)]] = 1
+        return x
+
+    found = named_after(Tally(), distrust, at_once)
+    assert found is not None and found >= at_once - 1
+    tally = Tally()
+    tally.count(np.zeros(n), np.zeros(n, bool), np.zeros(n, bool))
+    tally.step = 9_998
+    tally.capital[:] = 0.0  # as if all was lost so far
+    found = named_after(tally, distrust, later)
+    assert found is not None and found >= later - 2
+    assert tally.suspicion()[0] == 1 and tally.named[0]
+    slow = named_after(Tally(), distrust, 12 * at_once, pace=0.1)
+    assert slow is not None and 9 * (at_once - 1) <= slow <= 10 * at_once
+
+
+def test_news_of_a_rank_is_told_once() -> None:
+    tally, x = Tally(), np.array([0.0, 0.0, 0.0, 1.0])
+    told: list[Any] = []
+    for step in range(450):
+        faulty = np.array([step == 300 or 20 <= step < 40, False, False, False])
+        events = tally.count(np.where(faulty, 1.0, x), x == 1, faulty)
+        told += [("often", i) for i in np.flatnonzero(events.dropped_too_often)]
+        told += [("infinite", i) for i in np.flatnonzero(events.not_finite)]
+    assert told == [("often", 3), ("infinite", 0), ("infinite", 0)]
+
+
+def test_reports_of_many_ranks_fit_a_screen() -> None:
+    n = 1000
+    suspicion = np.linspace(0, 0.5, n)[::-1].copy()
+    report = fgt.RankReport(
+        3, "krum", tuple(range(n)), np.full(n, 1 / n), None, (7,), (7, 990), suspicion
+    )
+    lines = repr(report).splitlines()
+    assert len(lines) < 25 and "   7    0.001       0.50   not finite" in lines
+    assert any("990" in line and "dropped" in line for line in lines)
+    assert len(repr(fg.inspect("krum", np.random.default_rng(0).normal(size=(n, 3)), 1))) < 8000
+    assert "of fastgar.rule('krum', f=1), sharded, after 0 steps" in repr(
+        fgt.RobustState("krum", 1)
+    )
 
 
 # ------------------------------------------------------------------------------------- operators

@@ -2,7 +2,7 @@
 
     import fastgar.torch as fgt
 
-    state = fgt.RobustState("krum", f=1)                    # DistributedDataParallel
+    state = fgt.RobustState("median", f=1)                  # DistributedDataParallel
     model.register_comm_hook(state, fgt.robust_hook)
     fgt.make_robust(fsdp_model, "trimmed_mean", f=1)        # FSDP2
     out = fgt.all_reduce(tensors, "median", f=1)            # functional
@@ -13,13 +13,16 @@ Each rank is one worker, its gradient one row, and up to f ranks may send anythi
 
 from __future__ import annotations
 
-from . import ops
-from .collective import all_reduce
-from .errors import TooManyFaultyRanks
-from .fsdp import make_robust
-from .hook import robust_hook
-from .report import RankReport
-from .state import RobustState
+from ..errors import of_extra
+
+with of_extra("torch"):
+    from . import ops
+    from .collective import all_reduce
+    from .errors import TooManyFaultyRanks
+    from .fsdp import make_robust
+    from .hook import robust_hook
+    from .report import RankReport
+    from .state import RobustState
 
 __all__ = [
     "RankReport", "RobustState", "TooManyFaultyRanks", "all_reduce", "make_robust", "ops",

@@ -52,6 +52,7 @@ class Aggregation:
         reported: bool = False, beside: Peers | None = None,
     ) -> None:  # fmt: skip
         self.rule, self.peers, self.exchange, self.beside = rule, peers, exchange, beside
+        peers.require_whole()
         self.slabs: list[Slab] = []
         self.decision: Decision | None = None
         self.faulty: NDArray[np.bool_] = np.zeros(peers.n, bool)
@@ -175,16 +176,11 @@ class Aggregation:
         total = partial
         for peers in (self.peers if self.exchange.shared else None, self.beside):
             if peers is not None:
-                everyone = peers.exchange(total, self.device)
+                everyone = peers.exchange(total)
                 total = everyone[0].copy()
                 for other in everyone[1:]:
                     total += other
         return total
-
-    @property
-    def device(self) -> torch.device:
-        """Where the gradient is."""
-        return self.slabs[0].vector.device
 
     def _share_notes(self) -> None:
         """Tell the others who was used, and whether this rank's gradient is not finite."""

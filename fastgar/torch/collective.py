@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastgar.arrays import table
-from fastgar.errors import unknown
+from fastgar.errors import SearchLimit, unknown
 from fastgar.pipeline import Rule
 
 from .aggregation import Aggregation, is_finite
@@ -22,6 +22,7 @@ __all__ = ["all_reduce"]
 
 Tensors = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 FIELDS = ("the rule", "f", "the rule's step", "the mode", "the tensors", "start or reference")
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def all_reduce(
@@ -71,9 +72,12 @@ def all_reduce(
     TooManyFaultyRanks
         More than f ranks sent NaN or infinity: on every rank alike. Also for column rules.
     ValueError
-        Too few ranks for f (the message says the largest), or ranks that do not call alike.
+        Too few ranks for f (the message says the largest), or ranks that do not call alike. Where
+        one rank alone cannot take part, all others raise an error that names it and says why.
     TypeError
-        Tensors that cannot be aggregated.
+        Tensors that cannot be aggregated or sent.
+    RuntimeError
+        A rank that has missed a call of the others, or left one before its end.
 
     Notes
     -----
@@ -92,18 +96,20 @@ def all_reduce(
     >>> gradient = fgt.all_reduce(gradient, "median", f=1)  # doctest: +SKIP
     >>> fgt.all_reduce(gradient, "median", f=1, out=gradient)  # doctest: +SKIP
     """
-    device = _device(tensors, group)
-    peers = peers_of(group, device)
-    ready: _Call | None = None
-    try:
+    peers = peers_of(group)
+
+    def prepare() -> tuple[_Call, float, list[float]]:
         refs = {"start": start, "reference": reference}
-        ready = _Call(peers, tensors, rule, f, mode, refs, out)
-    finally:  # whoever cannot take part tells the others, who would wait for ever
-        header = np.zeros(2 + len(FIELDS)) if ready is None else ready.header
-        everyone = peers.exchange(header, device)
-        if not everyone[:, 0].all():
-            memory_of(peers).forget_windows()
-    return ready.result(everyone)
+        call = _Call(peers, tensors, rule, f, mode, refs, out)
+        return call, call.faulty, call.described
+
+    try:
+        call, faulty = peers.agree("fgt.all_reduce", FIELDS, prepare)
+    except BaseException:  # of vectors of other lengths, perhaps
+        memory_of(peers).forget_windows()
+        raise
+    with peers.exchanging(ValueError, SearchLimit):  # what a rule raises, all ranks raise
+        return call.result(faulty != 0)
 
 
 class _Call:
@@ -118,7 +124,7 @@ class _Call:
         self.peers, self.mode = peers, mode
         found = configured(rule, f, peers.n)
         self.rule = found if isinstance(rule, Rule) else peers.rules.setdefault(found, found)
-        self.keys, self.parts = _parts(tensors)
+        self.keys, self.parts = self._parts(tensors)
         self.single = isinstance(tensors, Tensor)
         self.out, self.into = out, self._into(out)
         given = {name: value for name, value in references.items() if value is not None}
@@ -128,15 +134,14 @@ class _Call:
         if "reference" in self.rule.refs and "reference" not in given:
             raise TypeError(f"{self.rule} needs reference=: the gradient that is trusted")
         self.vectors = _vectors(self.parts)
-        self.references = {name: _like(name, value, self) for name, value in given.items()}
+        self.references = {name: self._like(name, value) for name, value in given.items()}
         # A column rule cannot see from its columns who is faulty elsewhere.
         self.tell = self.rule.reads == 1 and mode == "sharded"
-        faulty = self.tell and not all(is_finite(vector) for vector in self.vectors)
-        described = hashes(
+        self.faulty = self.tell and not all(is_finite(vector) for vector in self.vectors)
+        self.described = hashes(
             str(self.rule), self.rule.f, self.rule.step, mode,
             [(part.dtype, tuple(part.shape)) for part in self.parts], sorted(given),
         )  # fmt: skip
-        self.header = np.array([1, faulty, *described], dtype=np.float64)
         self.exchange = exchange_of(mode, peers, memory_of(peers), self.parts[0].device)
         self.offered = [self.exchange.offer(vector) for vector in self.vectors]
 
@@ -144,17 +149,41 @@ class _Call:
         """Return what the aggregate is to be written to, checked."""
         if out is None:
             return []
-        keys, parts = _parts(out)
+        keys, parts = self._parts(out)
         if keys != self.keys or _kinds(parts) != _kinds(self.parts):
             raise ValueError("out must have the shapes, dtypes and device of the tensors")
         return parts
 
-    def result(self, everyone: Any) -> Any:
-        self._agree(everyone)
+    def _parts(self, tensors: Any) -> tuple[list[str] | None, list[Tensor]]:
+        """Return the tensors, and their names if they have some, checked."""
+        keys, parts = _listed(tensors)
+        for part in parts:
+            _require_memory(part)
+            table([part])  # whose errors say what can be read
+            if part.device != parts[0].device:
+                raise ValueError(
+                    f"all tensors must be on one device, got {parts[0].device} and {part.device}"
+                )
+            if part.device.type not in self.peers.devices:
+                raise TypeError(
+                    f"the backend of this process group sends tensors on "
+                    f"{' or '.join(sorted(self.peers.devices))}, got one on {part.device}"
+                )
+        return keys, [part.detach() for part in parts]
+
+    def _like(self, name: str, value: Any) -> list[Tensor]:
+        """Return the vectors of a start or reference, which must be like the tensors."""
+        keys, parts = self._parts(value)
+        if keys != self.keys or _kinds(parts) != _kinds(self.parts):
+            raise ValueError(f"{name} must have the shapes, dtypes and device of the tensors")
+        return _vectors(parts)
+
+    def result(self, faulty: NDArray[np.bool_]) -> Any:
+        """Return the aggregate, where some ranks are known to be faulty."""
         try:
             aggregation = Aggregation(self.rule, self.peers, self.exchange, checked=self.tell)
             if self.tell:
-                aggregation.require_few(everyone[:, 1] != 0)
+                aggregation.require_few(faulty)
         except ValueError:
             for window in self.offered:
                 if window is not None:
@@ -175,34 +204,8 @@ class _Call:
             return found[0]
         return found if self.keys is None else dict(zip(self.keys, found, strict=True))
 
-    def _agree(self, everyone: Any) -> None:
-        """Raise, on every rank, if some rank did not call as the others do."""
-        absent = np.flatnonzero(everyone[:, 0] == 0)
-        if len(absent):
-            raise ValueError(
-                f"{self.peers.name(absent)} could not take part, and raised an error that says "
-                "why: nothing was aggregated"
-            )
-        try:
-            self.peers.require_alike(FIELDS, everyone[:, 2:])
-        except ValueError:  # of vectors of other lengths, perhaps
-            memory_of(self.peers).forget_windows()
-            raise
 
-
-def _device(tensors: Any, group: Any) -> torch.device:
-    """Return where the first tensor is; if there is none, where ranks can exchange something."""
-    if isinstance(tensors, Mapping):
-        tensors = list(tensors.values())
-    if isinstance(tensors, Sequence) and tensors:
-        tensors = tensors[0]
-    if isinstance(tensors, Tensor):
-        return tensors.device
-    nccl = dist.is_initialized() and dist.get_backend(group) == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-
-
-def _parts(tensors: Any) -> tuple[list[str] | None, list[Tensor]]:
+def _listed(tensors: Any) -> tuple[list[str] | None, list[Tensor]]:
     """Return the tensors, and their names if they have some."""
     keys = None
     if isinstance(tensors, Mapping):
@@ -218,15 +221,28 @@ def _parts(tensors: Any) -> tuple[list[str] | None, list[Tensor]]:
         )
     if not parts:
         raise ValueError("there are no tensors: pass at least one")
-    for part in parts:
-        if not isinstance(part, Tensor):
-            raise TypeError(f"tensors are needed, got a {type(part).__name__} among them")
-        table([part])  # whose errors say what can be read
-        if part.device != parts[0].device:
-            raise ValueError(
-                f"all tensors must be on one device, got {parts[0].device} and {part.device}"
-            )
-    return keys, [part.detach() for part in parts]
+    return keys, parts
+
+
+def _require_memory(part: Any) -> None:
+    """Raise if this is no plain tensor whose numbers are in memory: it could not be sent."""
+    if not isinstance(part, Tensor):
+        raise TypeError(f"tensors are needed, got a {type(part).__name__} among them")
+    if type(part) not in PLAIN:
+        raise TypeError(
+            f"plain tensors are needed, got a {type(part).__name__}: pass the tensor in it, such "
+            "as that of DTensor.to_local()"
+        )
+    if part.layout != torch.strided or part.is_quantized or part.is_meta or part.is_neg():
+        kind = "quantised" if part.is_quantized else str(part.layout).removeprefix("torch.")
+        raise TypeError(
+            f"tensors with their numbers in memory are needed, got one on {part.device} "
+            f"({kind}{', negated' if part.is_neg() else ''}): pass a dense copy"
+        )
+    last = part.storage_offset() + 1
+    last += sum((k - 1) * step for k, step in zip(part.shape, part.stride(), strict=True))
+    if part.numel() and last * part.element_size() > part.untyped_storage().nbytes():
+        raise ValueError("the memory of a tensor has been freed or made smaller: it has no numbers")
 
 
 def _vectors(parts: Sequence[Tensor]) -> list[Tensor]:
@@ -252,11 +268,3 @@ def _shaped(vectors: Sequence[Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
 
 def _kinds(parts: Sequence[Tensor]) -> list[Any]:
     return [(part.dtype, part.shape, part.device) for part in parts]
-
-
-def _like(name: str, value: Any, call: _Call) -> list[Tensor]:
-    """Return the vectors of a start or reference, which must be like the tensors."""
-    keys, parts = _parts(value)
-    if keys != call.keys or _kinds(parts) != _kinds(call.parts):
-        raise ValueError(f"{name} must have the shapes, dtypes and device of the tensors")
-    return _vectors(parts)

@@ -195,7 +195,7 @@ class RobustAllReduce:
 
     def __call__(self, own: Tensor) -> None:
         self.step.state.momentum.replace(own, [own], [self.module])
-        beside = peers_of(self.shards, own.device)
+        beside = peers_of(self.shards)
         self.step.aggregate(own, own, self.replicas, 1.0, beside)
 
 
@@ -227,8 +227,9 @@ class _Backward:
             self._begin(group, own.device)
         assert self.aggregation is not None
         self.columns += len(own)
-        self.aggregation.send(own, into=own)
-        self.aggregation.advance()
+        with self.aggregation.peers.exchanging():
+            self.aggregation.send(own, into=own)
+            self.aggregation.advance()
         self.waiting.append((comm, output.zero_(), factor))
 
     def aggregate(
@@ -238,9 +239,8 @@ class _Backward:
         self._enter()
         aggregation = self._begin(group, own.device, beside)
         self.columns += len(own)
-        aggregation.send(own, into=own)
         try:
-            (result,) = aggregation.finish()
+            (result,) = _finished(aggregation, own)
         except (ValueError, SearchLimit) as error:  # the same on every rank
             self._give_up(error, [output])
             return
@@ -259,7 +259,7 @@ class _Backward:
     def _begin(self, group: Any, device: torch.device, beside: Peers | None = None) -> Aggregation:
         """Return a new aggregation: of whole shards if the ranks beside this one hold the rest."""
         state = self.state
-        peers = state.join(group, device)
+        peers = state.join(group)
         exchange = exchange_of(state.mode, peers, state.memory, device, whole=beside is not None)
         self.aggregation = Aggregation(state.rule, peers, exchange, reported=True, beside=beside)
         return self.aggregation
@@ -294,7 +294,7 @@ class _Backward:
         assert self.aggregation is not None
         outputs = [output for _, output, _ in self.waiting]
         try:
-            results = self.aggregation.finish()
+            results = _finished(self.aggregation)
         except (ValueError, SearchLimit) as error:
             self._give_up(error, outputs)
             results = outputs
@@ -310,3 +310,11 @@ class _Backward:
             torch.mul(result, factor, out=output)
         self.weights = self.columns * self.aggregation.weights()
         self.faulty = np.asarray(self.aggregation.faulty)
+
+
+def _finished(aggregation: Aggregation, *last: Tensor) -> list[Tensor]:
+    """Return the aggregates, after the last vectors have been sent too."""
+    with aggregation.peers.exchanging(ValueError, SearchLimit):  # which are the same on every rank
+        for own in last:
+            aggregation.send(own, into=own)
+        return aggregation.finish()

@@ -39,66 +39,82 @@ def robust_hook(state: RobustState, bucket: GradBucket) -> torch.futures.Future[
         training may go on with the next batch.
     ValueError
         Too few ranks for f, or a state that serves two models.
+    RuntimeError
+        An exchange that broke off: a rank that died, or does not answer within the timeout of the
+        process group. So does every later step, at once.
 
     Notes
     -----
     While the backward pass goes on, buckets are on their way. A column rule is applied as they
     arrive. With ``no_sync`` gradients accumulate on their rank, and momentum takes in their sum.
     """
-    return _Step.of(state, bucket).take(bucket)
+    if bucket.index() == 0:
+        state.underway = _Step(state)
+    step = state.underway
+    if not isinstance(step, _Step) or len(step.futures) != bucket.index():
+        raise ValueError(
+            "buckets of two models came mixed: a RobustState serves one model, so make one for each"
+        )
+    return step.take(bucket)
 
 
 class _Step:
-    """The buckets of one backward pass."""
+    """The buckets of one backward pass.
 
-    def __init__(self, state: RobustState, aggregation: Aggregation) -> None:
-        self.state, self.aggregation = state, aggregation
+    An error comes out of ``backward()`` after all buckets are complete: DDP cannot go on, nor say
+    what happened, where a hook raises.
+    """
+
+    def __init__(self, state: RobustState) -> None:
+        self.state = state
+        self.aggregation: Aggregation | None = None
+        self.error: Exception | None = None
         self.futures: list[torch.futures.Future[Tensor]] = []
         self.buffers: list[Tensor] = []
 
-    @staticmethod
-    def of(state: RobustState, bucket: GradBucket) -> "_Step":
-        """Return the step that a bucket belongs to."""
-        if bucket.index() == 0:
-            state.underway = _Step(state, state.begin(bucket.buffer().device))
-        step = state.underway
-        if not isinstance(step, _Step) or len(step.futures) != bucket.index():
-            raise ValueError(
-                "buckets of two models came mixed: a RobustState serves one model, so make one for "
-                "each"
-            )
-        return step
-
     def take(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         buffer = bucket.buffer()
-        if self.state.momentum.factor:
-            parameters = bucket.parameters()
-            self.state.momentum.replace(buffer, bucket.gradients(), parameters)
-        self.aggregation.send(buffer, into=buffer)
         self.buffers.append(buffer)
         future: torch.futures.Future[Tensor] = torch.futures.Future(
             devices=[buffer.device] if buffer.is_cuda else None
         )
         self.futures.append(future)
+        results: list[Tensor] = []
+        try:
+            if self.error is None:
+                results = self._aggregate(bucket)
+        except Exception as error:
+            self.error = error
         if bucket.is_last():
             self.state.underway = None
-            self._complete()
-        else:
-            self.aggregation.advance()
+            self._complete(results)
         return future
 
-    def _complete(self) -> None:
-        error: Exception | None = None
-        try:
-            results = self.aggregation.finish()
-        except (ValueError, SearchLimit) as complaint:  # the same on every rank
-            skip = isinstance(complaint, TooManyFaultyRanks) and self.state.too_many == "nan"
+    def _aggregate(self, bucket: GradBucket) -> list[Tensor]:
+        """Send a bucket; return the results after the last one."""
+        buffer, momentum = bucket.buffer(), self.state.momentum
+        if self.aggregation is None:
+            self.aggregation = self.state.begin(buffer.device)
+        with self.aggregation.peers.exchanging():
+            if momentum.factor:
+                momentum.replace(buffer, bucket.gradients(), bucket.parameters())
+            self.aggregation.send(buffer, into=buffer)
+            if not bucket.is_last():
+                self.aggregation.advance()
+                return []
+        with self.aggregation.peers.exchanging(ValueError, SearchLimit):  # the same on every rank
+            return self.aggregation.finish()
+
+    def _complete(self, results: list[Tensor]) -> None:
+        error = self.error
+        if error is not None:
+            skip = isinstance(error, TooManyFaultyRanks) and self.state.too_many == "nan"
             results = [buffer.fill_(float("nan") if skip else 0.0) for buffer in self.buffers]
             if not skip:
-                raise_after_backward(complaint)
-            error = complaint
+                raise_after_backward(error)
         for future, result in zip(self.futures, results, strict=True):
             future.set_result(result)
         if error is None:
+            assert self.aggregation is not None
             with postponed_errors():
                 self.state.report_on(self.aggregation)

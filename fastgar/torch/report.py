@@ -1,19 +1,16 @@
-"""Who was believed in one step, and what is counted of each rank over the steps."""
+"""Who was believed in one step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..report import on_a_screen
-
-__all__ = ["RankReport", "Tally"]
+__all__ = ["RankReport", "distrust"]
 
 Array = NDArray[np.float64]
-MEMORY = 0.9  # of suspicion: what a step leaves of that of the steps before
+LINES = 20  # at most that a report prints
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +33,8 @@ class RankReport:
         Ranks that sent NaN or infinity; these, and those that got no weight (where the rule ranks
         by scores, only the f worst of them).
     suspicion : (n,) array
-        Between 0 and 1: the exponential average of how often a rank was dropped (of column rules,
-        how much less than others it was used). Of an honest rank it is that of its peers.
+        From 0, where chance explains how often a rank was dropped (of column rules, how little it
+        was used), to 1, where the log names it: see `fastgar.torch.suspicion`.
     """
 
     step: int
@@ -50,43 +47,38 @@ class RankReport:
     suspicion: Array
 
     def __str__(self) -> str:
-        """Return a table: one line per rank."""
+        """Return a table: one line per rank, of many those that stand out most."""
+        notable = np.isin(self.ranks, self.dropped + self.faulty)
+        order = np.lexsort((-self.suspicion, ~notable))[:LINES]
         lines = [f"{self.rule}, step {self.step}", "rank   weight  suspicion"]
-        for i, rank in enumerate(self.ranks):
+        for i in sorted(order):
+            rank = self.ranks[i]
             line = f"{rank:>4} {self.weights[i]:>8.3f} {self.suspicion[i]:>10.2f}"
             if rank in self.faulty:
                 line += "   not finite"
             elif rank in self.dropped:
                 line += "   dropped"
             lines.append(line)
+        if len(self.ranks) > LINES:
+            lines.append(f"and {len(self.ranks) - LINES} other ranks")
         return "\n".join(lines)
 
-    def __repr__(self) -> str:
-        return on_a_screen(str(self))
+    __repr__ = __str__
 
 
-@dataclass
-class Tally:
-    """What is counted of each rank over the steps."""
+def distrust(
+    weights: Array, scores: Array | None, faulty: NDArray[np.bool_], f: int
+) -> tuple[NDArray[np.bool_], Array]:
+    """Return which ranks a step dropped, and how far it distrusted each, from 0 to 1.
 
-    suspicion: Array = field(default_factory=lambda: np.zeros(0))
-    streak: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    step: int = 0
-
-    def count(self, weights: Array, scores: Array | None, faulty: Any, f: int) -> Any:
-        """Take one step in; return which ranks it dropped."""
-        dropped = (weights == 0) | faulty
-        distrust = 1.0 - weights / max(float(weights.max()), 1e-300)
-        if scores is not None:  # a rule that keeps one rank of many does not distrust the others
-            worst = np.zeros(len(scores), bool)
-            worst[np.argsort(scores, kind="stable")[len(scores) - f :]] = True
-            dropped &= worst | faulty
-            distrust = dropped.astype(np.float64)
-        distrust[faulty] = 1.0
-        if self.step == 0:
-            self.suspicion, self.streak = np.zeros(len(weights)), np.zeros(len(weights), np.int64)
-        rate = max(1 - MEMORY, 1 / (self.step + 1))  # at first the plain average
-        self.suspicion = self.suspicion + rate * (np.clip(distrust, 0.0, 1.0) - self.suspicion)
-        self.streak = np.where(dropped, self.streak + 1, 0)
-        self.step += 1
-        return dropped
+    Where the rule ranks by scores, a rank is dropped or not. Else it is distrusted as far as it got
+    less weight than another.
+    """
+    dropped = (weights == 0) | faulty
+    if scores is not None:  # a rule that keeps one rank of many does not distrust the others
+        worst = np.zeros(len(scores), bool)
+        worst[np.argsort(scores, kind="stable")[len(scores) - f :]] = True
+        dropped &= worst | faulty
+        return dropped, dropped.astype(np.float64)
+    found = np.clip(1.0 - weights / max(float(weights.max()), 1e-300), 0.0, 1.0)
+    return dropped, np.where(faulty, 1.0, found)

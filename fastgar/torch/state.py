@@ -19,7 +19,8 @@ from .aggregation import Aggregation
 from .exchange import MODES, Memory, exchange_of
 from .group import Peers, configured, hashes, peers_of
 from .momentum import Momentum
-from .report import RankReport, Tally
+from .report import RankReport, distrust
+from .suspicion import ALARM, Events, Tally
 
 __all__ = ["RobustState"]
 
@@ -55,9 +56,10 @@ class RobustState:
         rank at the end of the backward pass, or a gradient of NaN on every rank, by which
         `torch.amp.GradScaler` skips the step.
     patience : int, optional
-        After so many steps in a row in which a rank was dropped, a line is logged (by logger
-        "fastgar.torch", on one rank). Default: f, but at least 3: in each single step some honest
-        rank is the last.
+        A line is logged (by logger "fastgar.torch", on one rank) at once where a rank sends NaN or
+        infinity, and where one is dropped in more steps than chance explains: that names an honest
+        rank in one run of 1000, if all are alike (`fastgar.torch.suspicion`). With `patience`, also
+        after so many steps in a row in which a rank was dropped, which chance does too.
     callback : callable, optional
         Called with the `RankReport` of every step.
 
@@ -68,7 +70,7 @@ class RobustState:
 
     Examples
     --------
-    >>> state = fgt.RobustState("krum", f=1, momentum=0.9)  # doctest: +SKIP
+    >>> state = fgt.RobustState("median", f=1, momentum=0.9)  # doctest: +SKIP
     >>> model.register_comm_hook(state, fgt.robust_hook)  # doctest: +SKIP
     """
 
@@ -112,30 +114,32 @@ class RobustState:
 
     def begin(self, device: torch.device) -> Aggregation:
         """Return a new aggregation, for a gradient on that device."""
-        peers = self.join(self.group, device)
+        peers = self.join(self.group)
         self.memory.tidy()
         exchange = exchange_of(self.mode, peers, self.memory, device)
         return Aggregation(self.rule, peers, exchange, reported=True)
 
-    def join(self, group: Any, device: torch.device) -> Peers:
+    def join(self, group: Any) -> Peers:
         """Return the ranks of the group, after checking that they go together with this state."""
-        peers = peers_of(group, device)
-        if self.peers is peers:
-            return peers
-        known = len(self.tally.suspicion) if self.peers is None else self.peers.n
+        peers = peers_of(group)
+        if self.peers is not peers:
+            peers.agree("RobustState", FIELDS, lambda: (None, 0.0, self._described(peers)))
+            self.peers = peers
+        return peers
+
+    def _described(self, peers: Peers) -> list[float]:
+        """Return what must be the same on every rank; raise if that cannot go with the ranks."""
+        known = self.tally.n if self.peers is None else self.peers.n
         if known not in (0, peers.n):
             raise ValueError(
                 f"this state has seen {known} ranks, and the group has {peers.n}: momentum and "
                 "suspicion belong to ranks, so make a new RobustState for them"
             )
         configured(self.rule, None, peers.n)
-        own = hashes(
+        return hashes(
             str(self.rule), self.rule.f, (self.rule.step, self.tally.step), self.mode,
             self.momentum.factor, self.too_many,
         )  # fmt: skip
-        peers.require_alike(FIELDS, peers.exchange(np.array(own), device))
-        self.peers = peers
-        return peers
 
     def report_on(self, aggregation: Aggregation) -> None:
         """Take in what an aggregation that is finished found out about the ranks."""
@@ -151,27 +155,41 @@ class RobustState:
             scores = None  # they rank buckets, not ranks
         f = (peers.n - 1) // 2 if self.rule.f is None else self.rule.f
         step = self.tally.step
-        dropped = self.tally.count(weights, scores, faulty, f)
+        dropped, distrusted = distrust(weights, scores, faulty, f)
+        events = self.tally.count(distrusted, dropped, faulty, 1 - self.momentum.factor)
         self.report = RankReport(
             step, str(self.rule), peers.ranks, weights, scores, _named(faulty, peers),
-            _named(dropped, peers), self.tally.suspicion,
+            _named(dropped, peers), self.tally.suspicion(),
         )  # fmt: skip
-        self._log(dropped, max(3, f) if self.patience is None else self.patience)
+        self._log(dropped, events)
         if self.callback is not None:
             self.callback(self.report)
 
-    def _log(self, dropped: NDArray[np.bool_], patience: int) -> None:
-        """Say which ranks have been dropped long enough, on the first rank that has not been."""
+    def _log(self, dropped: NDArray[np.bool_], events: Events) -> None:
+        """Say what is news of a rank, on the first rank that has not been dropped."""
         report, peers = self.report, self.peers
         assert report is not None and peers is not None
         if dropped.all() or int(np.argmin(dropped)) != peers.rank:
             return
-        for i in np.flatnonzero(self.tally.streak == patience):
+        step, rule = report.step, report.rule
+        for rank in _named(events.not_finite, peers):
+            log.warning("rank %d sent NaN or infinity in step %d: not finite", rank, step)
+        for rank in _named(events.dropped_too_often, peers):
             log.warning(
-                "rank %d was dropped by %s in %d step%s in a row, up to step %d (suspicion %.2f)%s",
-                report.ranks[i], report.rule, patience, "" if patience == 1 else "s", report.step,
-                report.suspicion[i], ": not finite" if report.ranks[i] in report.faulty else "",
+                "rank %d is dropped by %s in more steps than chance explains, up to step %d (an "
+                "honest rank is named so in one run of %.0f, if all have data alike)",
+                rank, rule, step, 1 / ALARM,
             )  # fmt: skip
+        if self.patience is not None:
+            for rank in _named(self.tally.streak == self.patience, peers):
+                log.warning(
+                    "rank %d was dropped by %s in %d step%s in a row, up to step %d (patience)",
+                    rank, rule, self.patience, "" if self.patience == 1 else "s", step,
+                )  # fmt: skip
+
+    def __repr__(self) -> str:
+        """Return the rule, and how far it has come."""
+        return f"<RobustState of {self.rule!r}, {self.mode}, after {self.tally.step} steps>"
 
     # ------------------------------------------------------------------------------ checkpoints
 
@@ -187,13 +205,14 @@ class RobustState:
         -----
         Momentum is a rank's own: every rank must save its state, and load that again.
         """
-        n = len(self.tally.suspicion)
         return {
-            "rule": repr(self.rule), "ranks": n,
+            "rule": repr(self.rule), "ranks": self.tally.n,
             "rank": None if self.peers is None else self.peers.rank,
-            "step": self.tally.step, "draws": self.rule.step,
-            "suspicion": torch.from_numpy(self.tally.suspicion.copy()),
-            "streak": torch.from_numpy(self.tally.streak.copy()),
+            "draws": self.rule.step, "step": self.tally.step,
+            "tally": {
+                name: torch.from_numpy(value.copy())
+                for name, value in vars(self.tally).items() if name != "step"
+            },
             "momentum": self.momentum.state_dict(model),
         }  # fmt: skip
 
@@ -218,9 +237,8 @@ class RobustState:
                     "is a rank's own, so every rank must save and load its state"
                 )
         self.momentum.load_state_dict(saved["momentum"], model)
-        self.tally = Tally(
-            saved["suspicion"].numpy().copy(), saved["streak"].numpy().copy(), saved["step"]
-        )
+        arrays = {name: value.numpy().copy() for name, value in saved["tally"].items()}
+        self.tally = Tally(saved["step"], **arrays)
         self.rule.step = saved["draws"]
 
 
