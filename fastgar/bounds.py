@@ -9,7 +9,8 @@ from typing import Any
 from .pipeline import Rule, rule
 from .rules import RULES
 from .rules.registry import registered
-from .rules.spec import Guarantee, Spec
+from .rules.spec import Bound, Guarantee, Spec
+from .stages import Stage, whole
 
 __all__ = ["Listing", "kappa", "list_rules", "max_f", "min_n", "variance_ratio"]
 
@@ -118,10 +119,9 @@ def max_f(name: str | Rule, n: int) -> int:
     >>> fg.max_f("krum", n=11), fg.max_f("bulyan", n=11), fg.max_f("mean", n=11)
     (4, 2, 0)
     """
+    n = _whole("n", n)
     lowest = rule(name, 0)
-    complaint = lowest.check(n)
-    if complaint is not None:
-        raise ValueError(complaint)
+    lowest.require(n)
     if all(stage.spec.f == "no" for stage in lowest.stages):
         return 0
     good, bad = 0, n  # f < n always
@@ -131,76 +131,89 @@ def max_f(name: str | Rule, n: int) -> int:
     return good
 
 
-def kappa(name: str, n: int, f: int) -> float:
+def kappa(name: str | Rule, n: int, f: int) -> float:
     """Return an upper bound of a rule's kappa: how far off the honest mean it can be.
 
     For every set S of n-f rows, |aggregate - mean of S|^2 is at most kappa times the average over S
-    of |x - mean of S|^2 (for `smea`, times the top eigenvalue of the covariance of S). No rule is
-    below f/(n-2f).
+    of |x - mean of S|^2 (for `smea`, even times the top eigenvalue of the covariance of S). No rule
+    is below f/(n-2f). Every bound is proved, in `fastgar.rules.proofs` or where that says, for
+    exact arithmetic; that of `geometric_median` where it converged, which it warns of if not.
 
     Parameters
     ----------
-    name : str
-        A rule's name, or "nnm | " and a rule's name.
+    name : str or Rule
+        A rule's name or a pipeline, as `fastgar.rule` takes it.
     n, f : int
 
     Raises
     ------
     ValueError
-        If no bound is known, or n is too small.
+        If no bound is known, with these options or at all, or n is too small.
 
     Examples
     --------
     >>> round(fg.kappa("trimmed_mean", n=11, f=2), 3)
     2.204
+    >>> round(fg.kappa("nnm | krum(squared=False)", n=11, f=2), 3)
+    16.0
     """
+    n, f = _whole("n", n), _whole("f", f)
     stages = rule(name, f)
-    complaint = stages.check(n)
-    if complaint is not None:
-        raise ValueError(complaint)
-    names = [stage.name for stage in stages.stages]
-    bound = _bound("kappa", stages.stages[-1].spec, lambda spec: spec.kappa)(n, f)
-    for before in reversed(names[:-1]):
-        if before != "nnm":
-            raise ValueError(f"no bound of kappa is known with {before} before a rule, only nnm")
-        bound = 8 * f / (n - f) * (bound + 1)
+    stages.require(n)
+    rows = [n]
+    for stage in stages.stages[:-1]:
+        rows.append(stage.rows_after(rows[-1]))
+    bound = _bound("bound of kappa", stages.stages[-1], rows[-1], f, lambda spec: spec.kappa)
+    for stage, before in zip(reversed(stages.stages[:-1]), reversed(rows[:-1]), strict=True):
+        if stage.spec.kappa_with is None:
+            raise ValueError(f"no bound of kappa is known with {stage.name} before a rule")
+        bound = stage.spec.kappa_with(bound, before, f, stage.options)
     return bound
 
 
-def variance_ratio(name: str, n: int, f: int) -> float:
+def variance_ratio(name: str | Rule, n: int, f: int) -> float:
     """Return the variance-to-norm ratio of gradients under which a rule is proved to work.
 
-    The ratio of an honest gradient g is sqrt(E|g - Eg|^2) / |Eg|.
+    The ratio of an honest gradient g is sqrt(E|g - Eg|^2) / |Eg|. The condition is that of the
+    rule's paper; that of `multi_krum` follows from its kappa.
 
     Parameters
     ----------
-    name : str
+    name : str or Rule
         A rule's name.
     n, f : int
 
     Raises
     ------
     ValueError
-        If no such condition is known, or n is too small.
+        If no such condition is known, with these options or at all, or n is too small.
 
     Examples
     --------
     >>> round(fg.variance_ratio("median", n=25, f=5), 3)
     0.224
     """
+    n, f = _whole("n", n), _whole("f", f)
     stages = rule(name, f)
-    complaint = stages.check(n)
-    if complaint is not None:
-        raise ValueError(complaint)
+    stages.require(n)
     if len(stages.stages) > 1:
         raise ValueError("a variance-to-norm condition is known for single rules only")
-    spec = stages.stages[0].spec
-    return _bound("variance-to-norm condition", spec, lambda spec: spec.variance_ratio)(n, f)
+    what = "variance-to-norm condition"
+    return _bound(what, stages.stages[0], n, f, lambda spec: spec.variance_ratio)
 
 
-def _bound(what: str, spec: Spec, get: Callable[[Spec], Any]) -> Callable[[int, int], float]:
-    bound: Callable[[int, int], float] | None = get(spec)
-    if bound is None:
+def _bound(what: str, stage: Stage, n: int, f: int, get: Callable[[Spec], Bound | None]) -> float:
+    bound = get(stage.spec)
+    value = None if bound is None else bound(n, f, stage.options)
+    if value is None:
         known = ", ".join(each.name for each in registered() if get(each) is not None)
-        raise ValueError(f"no {what} is known for {spec.name}; known for: {known}")
-    return bound
+        raise ValueError(f"no {what} is known for {stage}; known for: {known}")
+    return value
+
+
+def _whole(name: str, value: Any) -> int:
+    """Return a number of rows, or raise an error that says what it must be."""
+    number = whole(name, value)
+    if number is None:
+        raise TypeError(f"{name} must be an integer, got None")
+    return number

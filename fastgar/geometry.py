@@ -82,8 +82,8 @@ def medoid(D: Array, n: int) -> tuple[int, float]:
     pivot = int(usual.argmin())
     if usual[pivot] > 0:
         return pivot, float(usual[pivot])
-    # Over half the rows are copies of one row: the nearest other row sets the scale.
-    others = D[pivot, :n]
+    # Over half the rows are copies of one row: the nearest other point sets the scale.
+    others = D[pivot]
     others = others[(others > 0) & (others < np.inf)]
     return pivot, float(others.min()) if others.size else 1.0
 

@@ -63,6 +63,7 @@ class Rule:
             for stage in stages:
                 if stage.spec.f == "required":
                     raise TypeError(f"{stage.name} needs f: how many rows may hold anything")
+        self._refuse_a_lost_row()
         points = dict.fromkeys(name for stage in stages for name in stage.spec.references)
         self._centre = stages[-1].spec.centre
         if self._centre is not None and len(stages) > 1:
@@ -81,6 +82,17 @@ class Rule:
         self._selections: dict[int, Selection | None] = {}
         self._fitting: set[int] = set()
         self.reads = 1 if self._columns_only else 2
+
+    def _refuse_a_lost_row(self) -> None:
+        renumbering = None
+        for stage in self.stages:
+            if stage.trusts_a_row and renumbering is not None:
+                raise ValueError(
+                    f"{stage.name} trusts one row, and {renumbering.name} gives rows new numbers "
+                    f"at random: leave {renumbering.name} out, or use a rule that trusts no row"
+                )
+            if stage.spec.rows_after is not None:
+                renumbering = stage
 
     # ------------------------------------------------------------------------------ what it is
 

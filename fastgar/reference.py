@@ -136,6 +136,13 @@ def _top(x: Wide) -> tuple[Any, Wide]:
     return (np.longdouble(sigma[0]) * scale) ** 2, right[0].astype(np.longdouble)
 
 
+def _main_directions(x: Wide) -> Wide:
+    """Return the right singular vectors of the largest singular value, as columns."""
+    scale = np.abs(x).max(initial=0) or 1
+    _, sigma, right = np.linalg.svd((x / scale).astype(np.float64), full_matrices=False)
+    return np.asarray(right[sigma >= sigma.max(initial=0) * (1 - 1e-9)].T.astype(np.longdouble))
+
+
 # Randomness ----------------------------------------------------------------------------------
 
 
@@ -499,23 +506,38 @@ def monna(X: npt.ArrayLike, f: int, *, pivot: int = 0) -> Rows:
     return _out(_average(x, _nearest(x, finite, centre, len(x) - f)))
 
 
-def dnc(X: npt.ArrayLike, f: int) -> Rows:
+def dnc(X: npt.ArrayLike, f: int, *, removal: str = "one by one") -> Rows:
     """Drop the f rows that stand out most along the main direction of spread; average the rest.
 
-    The direction is the top right singular vector of the centred finite rows, the score of a row
-    its squared projection. Faulty rows are the first of the f to go. n > 2f. A deterministic
-    single pass over all columns of divide-and-conquer (Shejwalkar and Houmansadr, NDSS 2021).
-    A top singular value that is not simple leaves the result undefined.
+    The direction is the top right singular vector of the centred rows, the score of a row its
+    squared projection. ``"one by one"``: the row with the greatest leaves (of several, the last),
+    and the rest are centred anew. ``"at once"``: the f greatest leave, as in divide-and-conquer
+    (Shejwalkar and Houmansadr, NDSS 2021), here over all columns. Faulty rows are the first of the
+    f to go. n > 2f.
     """
+    _choose("removal", removal, ("one by one", "at once"))
     x, finite, f = _vectors("dnc", X, f, (2, 1))
-    rows = x[finite]
-    _, direction = _top(rows - rows.mean(axis=0))
-    # (p - q)^2 = p (p - 2q) + q^2, with q the mean of p: without the constant q^2 the scores of
-    # ordinary rows stay distinct even when one row 1e16 times longer pulls the mean far away.
-    p = (rows - np.median(rows, axis=0)) @ direction
-    scores = np.full(len(x), np.inf, dtype=np.longdouble)
-    scores[finite] = p * (p - 2 * p.mean())
-    return _out(_average(x, _least(scores, len(x) - f)))
+    left = np.flatnonzero(finite)
+    while len(left) > len(x) - f:
+        scores, constant = _standing_out(x[left])
+        if removal == "at once":
+            go = np.argsort(scores, kind="stable")[len(x) - f :]
+        else:  # equal but for rounding is equal
+            go = np.flatnonzero(scores + constant >= (scores.max() + constant) * (1 - 1e-9))[-1:]
+        left = np.delete(left, go)
+    return _out(_average(x, left.tolist()))
+
+
+def _standing_out(x: Wide) -> tuple[Wide, Any]:
+    """Return the squared projections of the centred rows on the main direction, less a constant.
+
+    If there are several such directions, on the space of them. (p - q)^2 = p (p - 2q) + q^2, with q
+    the mean of p: without the constant q^2 the scores of ordinary rows stay distinct even when one
+    row 1e16 times longer pulls the mean far away.
+    """
+    p = (x - np.median(x, axis=0)) @ _main_directions(x - x.mean(axis=0))
+    q = p.mean(axis=0)
+    return np.asarray((p * (p - 2 * q)).sum(axis=1)), (q * q).sum()
 
 
 # Distance rules that weigh -------------------------------------------------------------------
@@ -613,19 +635,32 @@ def _newton(units: Wide, share: Wide, step: Wide) -> Wide:
     return np.asarray((b + a.T @ inner) * size)
 
 
-def rfa(X: npt.ArrayLike, f: int | None = None, *, T: int = 3, nu: float = 0.1) -> Rows:
+def rfa(
+    X: npt.ArrayLike,
+    f: int | None = None,
+    *,
+    T: int = 3,
+    nu: float = 0.1,
+    relative: bool = True,
+) -> Rows:
     """T smoothed Weiszfeld steps from the origin; n >= 2f + 1.
 
-    A step is the weighted mean of the finite rows with weights 1 / max(nu, |x_i - v|). Pillutla,
-    Kakade and Harchaoui, IEEE Transactions on Signal Processing, 2022, as ByzFL does it.
+    A step is the weighted mean of the finite rows with weights 1 / max(nu, |x_i - v|), where nu is
+    times the lower median of the n distances if it is relative. Pillutla, Kakade and Harchaoui,
+    IEEE Transactions on Signal Processing, 2022, as ByzFL does it.
     """
     x, finite, f = _vectors("rfa", X, f, (2, 1))
     if T < 1 or nu <= 0:
         raise ValueError(f"rfa needs T >= 1 and nu > 0, got T={T} and nu={nu}")
+    middle = (len(x) - 1) // 2
     x = x[finite]
     v = np.zeros(x.shape[1], dtype=np.longdouble)
     for _ in range(T):
-        weights = 1 / np.maximum(_norm(x - v), nu)
+        distances = _norm(x - v)
+        least = nu * np.sort(distances)[middle] if relative else np.longdouble(nu)
+        if least == 0:  # most rows are here
+            break
+        weights = 1 / np.maximum(distances, least)
         v = (weights[:, None] * x).sum(axis=0) / weights.sum()
     return _out(v)
 

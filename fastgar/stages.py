@@ -57,6 +57,11 @@ class Stage:
         """What holds whatever f rows hold (see `Spec`)."""
         return self.spec.guaranteed(self.options)
 
+    @property
+    def trusts_a_row(self) -> bool:
+        """Whether its guarantee hangs on a row of a certain number."""
+        return self.guarantee == "trusted" and "reference" not in self.spec.references
+
     def f(self, f: int | None, n: int) -> int:
         """Return the f that this stage works with among n rows."""
         return (n - 1) // 2 if f is None else f

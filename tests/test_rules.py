@@ -429,15 +429,17 @@ def test_variance_ratios_of_the_papers() -> None:
 
 def test_kappa_formulas() -> None:
     assert fg.kappa("trimmed_mean", 11, 2) == pytest.approx(6 * 2 / 7 * 9 / 7)
-    assert fg.kappa("krum", 11, 2) == pytest.approx(6 * 9 / 7)
-    assert fg.kappa("median", 11, 2) == pytest.approx(4 * (9 / 7) ** 2)
-    assert fg.kappa("geometric_median", 11, 2) == fg.kappa("median", 11, 2)
-    assert fg.kappa("smea", 11, 2) == pytest.approx(8 / 9 * (9 / 7) ** 2)
-    assert fg.kappa("nnm | krum", 11, 2) == pytest.approx(16 / 9 * (6 * 9 / 7 + 1))
+    assert fg.kappa("krum(neighbours='n-f-1')", 11, 2) == pytest.approx((18**0.5 + 2**0.5) ** 2 / 7)
+    assert fg.kappa("krum", 11, 2) == pytest.approx((18**0.5 + 3**0.5) ** 2 / 6)
+    assert fg.kappa("median", 11, 2) == pytest.approx(5 / 4)
+    assert fg.kappa("geometric_median", 11, 2) == pytest.approx(4 * (9 / 7) ** 2)
+    assert fg.kappa("smea", 11, 2) == pytest.approx(8 / 7)
+    assert fg.kappa("nnm | median", 11, 2) == pytest.approx(16 / 9 * (5 / 4 + 1))
+    assert fg.kappa("arc | median", 11, 2) == pytest.approx(5 / 4 + 4 / 7)
     for n, f in ((11, 2), (51, 12), (7, 3)):
         for name in ("trimmed_mean", "median", "nnm | median", "geometric_median"):
             assert fg.kappa(name, n, f) >= f / (n - 2 * f)
-    with pytest.raises(ValueError, match="no kappa is known for cge"):
+    with pytest.raises(ValueError, match="no bound of kappa is known for cge"):
         fg.kappa("cge", 11, 2)
     with pytest.raises(ValueError, match="2f \\+ 3"):
         fg.kappa("krum", 4, 1)
@@ -453,11 +455,14 @@ def lies(rng: np.random.Generator, honest: np.ndarray, f: int) -> np.ndarray:
     return np.tile(row, (f, 1)) + 1e-3 * rng.normal(size=(f, len(mean))) * rng.integers(2)
 
 
+@pytest.mark.filterwarnings("ignore:geometric_median stopped after 1 steps:RuntimeWarning")
 @pytest.mark.parametrize(
     "spec",
-    ["trimmed_mean", "krum(neighbours='n-f-1')", "krum", "median", "geometric_median", "smea",
-     "nnm | trimmed_mean", "nnm | krum(neighbours='n-f-1')", "nnm | median",
-     "nnm | geometric_median"],
+    ["trimmed_mean", "krum(neighbours='n-f-1')", "krum(variant='epfl')", "median", "meamed",
+     "median(middle='upper')", "phocas", "aksel", "aksel(mode='n-f')", "mda", "mva", "smea", "dnc",
+     "multi_krum(neighbours='n-f-1', m=3)", "geometric_median", "geometric_median(max_iter=1)",
+     "nnm | trimmed_mean", "nnm | krum(neighbours='n-f-1')", "nnm | median", "arc | median",
+     "nnm | geometric_median", "arc | nnm | dnc"],
 )  # fmt: skip
 def test_kappa_bounds_hold(spec: str) -> None:
     rng = np.random.default_rng(1)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..geometry import Decision
 from ..primitives import Selection
+from . import proofs
 from .options import Count, Positive
 from .registry import distance_rule
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ..geometry import Geometry
 
 __all__ = ["centered_clipping", "geometric_median", "rfa"]
+
+TINY = 2.0**-1022
 
 
 def _clipping_selection(n: int, f: int, options: Any) -> Selection | None:
@@ -84,14 +87,18 @@ def centered_clipping(g: Geometry, *, tau: Positive, iters: Count = 1) -> Decisi
     references=("origin",),
     inner=True,
     keeps_far=True,
+    variants={"byzfl": {"relative": False}, "authors": {"nu": 1e-5, "relative": False}},
     paper="Pillutla, Kakade and Harchaoui, Robust aggregation for federated learning, IEEE "
     "Transactions on Signal Processing, 2022, algorithm 2",
 )
-def rfa(g: Geometry, *, T: Count = 3, nu: Positive = 0.1) -> Decision:
+def rfa(g: Geometry, *, T: Count = 3, nu: Positive = 0.1, relative: bool = True) -> Decision:
     """Return the point after T smoothed Weiszfeld steps from the origin.
 
     A step is the average of the rows weighted by 1/max(nu, distance from the last point). Most
-    code that is called a geometric median computes this.
+    code that is called a geometric median computes this. The authors' code starts from the mean,
+    which one long row takes along, and T steps back leave a share of its length; from the origin
+    what is left is a share of the honest rows' own length. Only `geometric_median`, to convergence,
+    is within their spread.
 
     Options
     -------
@@ -99,6 +106,9 @@ def rfa(g: Geometry, *, T: Count = 3, nu: Positive = 0.1) -> Decision:
         How many steps.
     nu : float
         Distances below it count as nu; above 0.
+    relative : bool
+        Whether nu is a share of the median distance of the rows from the last point, instead of a
+        length: rows that are all shorter than such a length are averaged.
 
     Examples
     --------
@@ -109,7 +119,10 @@ def rfa(g: Geometry, *, T: Count = 3, nu: Positive = 0.1) -> Decision:
     weights[g.n + g.names.index("origin")] = 1.0
     for _ in range(T):
         distance = g.distance_to_point(weights)
-        nearness = 1.0 / np.maximum(distance, nu)
+        # The lower median: with f faulty rows, which are infinitely far, it is finite.
+        unit = float(np.partition(distance, (g.n - 1) // 2)[(g.n - 1) // 2]) if relative else 1.0
+        distance = np.maximum(distance, max(nu * unit, TINY))
+        nearness = distance.min() / distance  # and not its inverse, which may overflow
         weights[:] = 0.0
         weights[: g.n] = nearness / nearness.sum()
     return Decision(weights, scores=distance)
@@ -124,9 +137,11 @@ def rfa(g: Geometry, *, T: Count = 3, nu: Positive = 0.1) -> Decision:
     keeps_far=True,
     paper="Chen, Su and Xu, Distributed statistical machine learning in adversarial settings, 2017;"
     " Vardi and Zhang, PNAS 2000, for the optimality of a row",
-    kappa=lambda n, f: 4 * (1 + f / (n - 2 * f)) ** 2,
+    kappa=proofs.geometric_median,
 )
-def geometric_median(g: Geometry, *, tol: Positive = 1e-9, max_iter: Count = 200) -> Decision:
+def geometric_median(
+    g: Geometry, *, tol: Positive = 1e-9, max_iter: Count = proofs.ENOUGH
+) -> Decision:
     """Return the point with the least sum of distances to the rows.
 
     To convergence: the unit vectors from the point to the rows add up to at most tol * n, or the

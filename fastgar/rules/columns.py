@@ -12,6 +12,7 @@ from math import sqrt
 from typing import Literal
 
 from ..primitives import Statistic, hash_key
+from . import proofs
 from .options import Probability, Seed
 from .registry import column_rule
 
@@ -56,8 +57,8 @@ def nan_mean(n: int) -> Statistic:
     f="optional",
     paper="Yin et al., Byzantine-robust distributed learning, ICML 2018, definition 1",
     guarantee="(f, kappa)",
-    kappa=lambda n, f: 4 * (1 + f / (n - 2 * f)) ** 2,
-    variance_ratio=lambda n, f: 1 / sqrt(n - f),
+    kappa=proofs.median,
+    variance_ratio=lambda n, f, options: 1 / sqrt(n - f),
 )
 def median(n: int, f: int, *, middle: Middle = "mean") -> Statistic:
     """Return the median of each coordinate.
@@ -80,7 +81,7 @@ def median(n: int, f: int, *, middle: Middle = "mean") -> Statistic:
     needs="2f + 1",
     paper="Yin et al., Byzantine-robust distributed learning, ICML 2018, definition 2",
     guarantee="(f, kappa)",
-    kappa=lambda n, f: 6 * f / (n - 2 * f) * (1 + f / (n - 2 * f)),
+    kappa=proofs.trimmed_mean,
 )
 def trimmed_mean(n: int, f: int) -> Statistic:
     """Return, for each coordinate, the mean of what is left without the f least and f greatest.
@@ -100,6 +101,7 @@ def trimmed_mean(n: int, f: int) -> Statistic:
     needs="2f + 1",
     paper="Xie et al., Generalized Byzantine-tolerant SGD, 2018 (mean around median)",
     guarantee="(f, kappa)",
+    kappa=proofs.meamed,
     variants={"aggregathor": {"middle": "upper"}},
 )
 def meamed(n: int, f: int, *, middle: Middle = "mean") -> Statistic:
@@ -123,6 +125,7 @@ def meamed(n: int, f: int, *, middle: Middle = "mean") -> Statistic:
 @column_rule(
     needs="2f + 1",
     paper="Xie et al., Phocas: dimensional Byzantine-resilient SGD, 2018",
+    kappa=proofs.phocas,
     guarantee="(f, kappa)",
 )
 def phocas(n: int, f: int) -> Statistic:

@@ -102,7 +102,7 @@ def document(spec: Spec) -> str:
     if "reference" in spec.references:
         parameters.append(REFERENCE)
     if spec.variants:
-        choices = ", ".join(f'"{name}"' for name in ("paper", *spec.variants))
+        choices = ", ".join(f'"{name}"' for name in spec.variant_names)
         presets = "; ".join(
             f"{name}: " + ", ".join(f"{option}={value!r}" for option, value in preset.items())
             for name, preset in spec.variants.items()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..geometry import Decision
 from ..primitives import Selection, Statistic
+from . import proofs
 from .columns import Middle
 from .options import Count
 from .registry import distance_rule
@@ -21,6 +22,7 @@ __all__ = ["bulyan", "krum", "multi_krum"]
 
 Neighbours = Literal["n-f-2", "n-f-1"]
 
+PAPER = {"neighbours": "n-f-2", "squared": True, "selection": "repeated"}
 PUBLISHED = {
     "byzfl": {"neighbours": "n-f-1"},
     "epfl": {"neighbours": "n-f-1", "squared": False},
@@ -37,7 +39,10 @@ def _needs_for_m(options: Any) -> tuple[str, ...]:
     return (*_needs(options), "m + f + 2" if options["neighbours"] == "n-f-2" else "m + f")
 
 
-def _variance_ratio(n: int, f: int) -> float:
+def _variance_ratio(n: int, f: int, options: Any) -> float | None:
+    """Return the papers' condition, for scores as the papers have them."""
+    if any(options.get(name, value) != value for name, value in PAPER.items()):
+        return None
     among = n - f + (f * (n - f - 2) + f * f * (n - f - 1)) / (n - 2 * f - 2)
     return 1 / sqrt(2 * among)
 
@@ -83,7 +88,7 @@ def _scores(g: Geometry, f: int, neighbours: Neighbours, squared: bool) -> NDArr
     selection=_krum_selection,
     queued=True,
     variants=PUBLISHED,
-    kappa=lambda n, f: 6 * (1 + f / (n - 2 * f)),
+    kappa=proofs.krum,
     variance_ratio=_variance_ratio,
 )
 def krum(
@@ -118,6 +123,8 @@ def krum(
     selection=_krum_selection,
     queued=True,
     variants=PUBLISHED,
+    kappa=proofs.krum,
+    variance_ratio=proofs.multi_krum_variance_ratio,
 )
 def multi_krum(
     g: Geometry,
@@ -157,6 +164,7 @@ def multi_krum(
     selection=_bulyan_selection,
     queued=True,
     variants={"epfl": {"selection": "averaged", "middle": "upper"}},
+    kappa=proofs.bulyan,
     variance_ratio=_variance_ratio,
 )
 def bulyan(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..primitives import Selection, hash64, hash_key
+from . import proofs
 from .options import Count, Seed
 from .registry import mixing_rule
 
@@ -26,6 +27,7 @@ def _nnm_selection(n: int, f: int, options: Any) -> Selection:
     guarantee="(f, kappa)",
     selection=_nnm_selection,
     queued=True,
+    kappa_with=proofs.with_nnm,
     inner=False,  # a far row is the neighbour of no other, so it is never mixed into one
     paper="Allouah et al., Fixing by mixing, AISTATS 2023",
 )
@@ -58,6 +60,7 @@ def _after_bucketing(n: int, options: Any) -> int:
     guarantee="(f, kappa)",
     rows_after=_after_bucketing,
     breakdown="1/(2s)",
+    kappa_with=proofs.with_bucketing,
     paper="Karimireddy, He and Jaggi, Byzantine-robust learning on heterogeneous datasets via "
     "bucketing, ICLR 2022, algorithm 1",
 )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..primitives import Selection
+from . import proofs
 from .options import Positive
 from .registry import distance_rule, mixing_rule
 
@@ -88,6 +89,7 @@ def clip(g: Geometry, *, c: Positive) -> NDArray[np.float64]:
     inner=True,
     keeps_far=True,
     guarantee="(f, kappa)",
+    kappa_with=proofs.with_arc,
     paper="Allouah et al., Adaptive gradient clipping for robust federated learning, ICLR 2025",
 )
 def arc(g: Geometry, f: int) -> NDArray[np.float64]:

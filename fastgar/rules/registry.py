@@ -191,7 +191,7 @@ def _signature(spec: Spec) -> inspect.Signature:
     if "reference" in spec.references:
         extra["reference"] = inspect.Parameter.empty
     if spec.variants:
-        extra["variant"] = "paper"
+        extra["variant"] = spec.default_variant
     extra["buffers"] = "median"
     if spec.kind != "column":
         extra["distance_on"] = "all"
@@ -335,8 +335,8 @@ def mixing_rule(
     guarantee : {"(f, kappa)", "bounded", "trusted", "none"} or callable
         What is left of the guarantee of the rule after it.
     **declared
-        Further attributes of `Spec`: references, inner, keeps_far, kappa, and `rows_after` for a
-        step that changes the number of rows.
+        Further attributes of `Spec`: references, inner, keeps_far, kappa_with, and `rows_after` for
+        a step that changes the number of rows.
 
     Returns
     -------

@@ -10,11 +10,12 @@ from typing import Any, Literal, get_args
 from ..errors import unknown
 from .options import Option
 
-__all__ = ["GUARANTEES", "Guarantee", "Kind", "Needs", "Options", "Spec", "least", "terms"]
+__all__ = ["GUARANTEES", "Bound", "Guarantee", "Kind", "Needs", "Options", "Spec", "least", "terms"]
 
 Kind = Literal["column", "distance", "mixing"]
 Options = Mapping[str, Any]
 Needs = str | tuple[str, ...] | Callable[[Options], tuple[str, ...]]
+Bound = Callable[[int, int, Options], float | None]
 Guarantee = Literal["(f, kappa)", "bounded", "trusted", "none"]
 
 GUARANTEES: tuple[Guarantee, ...] = get_args(Guarantee)  # the strongest first
@@ -63,9 +64,12 @@ class Spec:
         The largest share of rows that may hold anything under that guarantee.
     paper : str
     kappa, variance_ratio
-        Functions of (n, f) where a bound is known.
+        Functions of n, f and the options where a bound is known: None for options without one.
+    kappa_with
+        For a mixing rule: kappa of it and the rule after it, a function of that rule's kappa, n, f
+        and the options.
     variants
-        Options as published code has them, by name.
+        Options as published code has them, by name; "paper" where the paper's are not the defaults.
     selection
         What a backend may make of the distances by itself: n, f and the options to a `Selection`
         (None: nothing).
@@ -93,8 +97,9 @@ class Spec:
     centre: Callable[..., Any] | None = None
     inner: bool | Callable[[Options], bool] = False
     keeps_far: bool = False
-    kappa: Callable[[int, int], float] | None = None
-    variance_ratio: Callable[[int, int], float] | None = None
+    kappa: Bound | None = None
+    variance_ratio: Bound | None = None
+    kappa_with: Callable[[float, int, int, Options], float] | None = None
     variants: Mapping[str, Options] = field(default_factory=dict)
     selection: Callable[[int, int, Options], Any] | None = None
     queued: bool = False
@@ -110,9 +115,9 @@ class Spec:
     def resolve(self, given: Options) -> dict[str, Any]:
         """Return every option's value: what was given, else the variant's, else the default."""
         given = dict(given)
-        variant = given.pop("variant", "paper")
-        if variant != "paper" and variant not in self.variants:
-            raise unknown(f"variant of {self.name}", variant, {"paper", *self.variants})
+        variant = given.pop("variant", self.default_variant)
+        if variant not in (self.default_variant, *self.variant_names):
+            raise unknown(f"variant of {self.name}", variant, self.variant_names)
         for name in given:
             if name == "f" and self.f == "no":
                 raise TypeError(f"{self.name} takes no f")
@@ -126,6 +131,16 @@ class Spec:
                 raise TypeError(f"{self.name} needs the option {name}")
             values[name] = option.check(self.name, value)
         return values
+
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        """What a call may name as variant, if there are any."""
+        return tuple(dict.fromkeys(("paper", *self.variants)))
+
+    @property
+    def default_variant(self) -> str | None:
+        """The variant that has the options' defaults: the paper's, unless that is another."""
+        return None if "paper" in self.variants else "paper"
 
     @property
     def defaults(self) -> dict[str, Any]:

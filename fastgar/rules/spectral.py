@@ -6,12 +6,13 @@ centred rows, and the projections of the rows on its top eigenvector follow from
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import Decision
+from . import proofs
 from .registry import distance_rule
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["caf", "dnc"]
 
 Array = NDArray[np.float64]
+
+SAME = 1.0 - 1e-9  # a share of the largest that is it but for rounding
 
 
 def _centred(K: Array, share: Array) -> Array:
@@ -76,27 +79,58 @@ def caf(g: Geometry, f: int) -> Decision:
     return Decision(weights, scores=1.0 - c)
 
 
+def _standing_out(K: Array) -> Array:
+    """Return how far each row lies from the mean along the main direction of spread.
+
+    Directions with the same spread, but for rounding, all count: LAPACK could give any of them.
+    """
+    centred = _centred(K, np.full(len(K), 1.0 / len(K)))
+    spread, directions = np.linalg.eigh(centred)
+    most = spread[-1]
+    if not most > 0:
+        return np.zeros(len(K))
+    main = directions[:, spread >= most * SAME]
+    along: Array = np.linalg.norm(centred @ main / most, axis=1)  # so that no square overflows
+    along *= np.sqrt(most)
+    return along
+
+
 @distance_rule(
     needs="2f + 1",
+    guarantee=lambda options: "none" if options["removal"] == "at once" else "(f, kappa)",
     inner=True,
     keeps_far=True,
+    kappa=proofs.dnc,
+    variants={"paper": {"removal": "at once"}},
     paper="Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021 (divide and conquer; "
-    "here one pass over all coordinates)",
+    "here over all coordinates)",
 )
-def dnc(g: Geometry, f: int) -> Decision:
+def dnc(
+    g: Geometry, f: int, *, removal: Literal["one by one", "at once"] = "one by one"
+) -> Decision:
     """Return the mean without the f rows that stand out most along the main direction of spread.
 
-    That is the top singular vector of the centred rows; a row's score is the length of its
-    projection on it.
+    That is the top singular vector of the centred rows; the row with the longest projection on it
+    leaves (of several, the last), and the mean and the direction of those that are left are next.
+
+    Options
+    -------
+    removal : {"one by one", "at once"}
+        "at once" is the paper's: the f rows with the longest projections on one direction leave. A
+        row far off along another direction, or nearer than one that draws the mean away, stays.
 
     Examples
     --------
     >>> fg.dnc(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
     array([2.])
     """
-    rows = g.sound()
-    centred = _centred(g.gram[np.ix_(rows, rows)], np.full(len(rows), 1.0 / len(rows)))
-    _, vectors = np.linalg.eigh(centred)
+    K, left = g.gram, g.sound()
     scores = np.full(g.n, np.inf)
-    scores[rows] = np.abs(centred @ vectors[:, -1])
-    return g.mean_of(g.order(scores)[: g.n - f], scores)
+    scores[left] = along = _standing_out(K[np.ix_(left, left)])
+    if removal == "at once":
+        return g.mean_of(g.order(scores)[: g.n - f], scores)
+    while len(left) > g.n - f:
+        (farthest,) = np.nonzero(along >= along.max() * SAME)
+        left = np.delete(left, farthest[-1])
+        scores[left] = along = _standing_out(K[np.ix_(left, left)])
+    return g.mean_of(left, scores)

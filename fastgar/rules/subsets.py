@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..primitives import Selection
+from . import proofs
 from .options import Count
 from .registry import distance_rule
 
@@ -28,8 +29,9 @@ def _mva_selection(n: int, f: int, options: Any) -> Selection:
     needs="2f + 1",
     guarantee="(f, kappa)",
     selection=_mda_selection,
+    kappa=proofs.mda,
     paper="El Mhamdi et al., Genuinely distributed Byzantine machine learning, PODC 2020",
-    variance_ratio=lambda n, f: (n - f) / (8**0.5 * f) if f else float("inf"),
+    variance_ratio=lambda n, f, options: (n - f) / (8**0.5 * f) if f else float("inf"),
 )
 def mda(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     """Return the mean of the n-f rows of least diameter (minimum-diameter averaging, "brute").
@@ -55,6 +57,7 @@ def mda(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     needs="2f + 1",
     guarantee="(f, kappa)",
     selection=_mva_selection,
+    kappa=proofs.least_spread,
     paper="after Rousseeuw, Multivariate estimation with high breakdown point, 1985",
 )
 def mva(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
@@ -81,7 +84,7 @@ def mva(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     inner=True,
     paper="Allouah et al., On the privacy-robustness-utility trilemma in distributed learning, "
     "ICML 2023",
-    kappa=lambda n, f: 4 * f / (n - f) * (1 + f / (n - 2 * f)) ** 2,
+    kappa=proofs.least_spread,
 )
 def smea(g: Geometry, f: int, *, node_limit: Count = NODES) -> Decision:
     """Return the mean of the n-f rows whose covariance has the least largest eigenvalue.

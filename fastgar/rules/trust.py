@@ -8,6 +8,7 @@ import numpy as np
 
 from ..geometry import Decision
 from ..primitives import Selection, Statistic
+from . import proofs
 from .options import Index
 from .registry import distance_rule
 
@@ -30,6 +31,8 @@ def _monna_selection(n: int, f: int, options: Any) -> Selection:
 )
 def monna(g: Geometry, f: int, *, pivot: Index = 0) -> Decision:
     """Return the mean of the n-f rows nearest to a trusted row, itself included.
+
+    If that row is honest, the result is within sqrt(4f) times the honest spread.
 
     Options
     -------
@@ -56,6 +59,7 @@ def _median(n: int, f: int) -> Statistic:
     guarantee="(f, kappa)",
     references=("median",),
     centre=_median,
+    kappa=proofs.aksel,
     paper="Boussetta et al., AKSEL: fast Byzantine SGD, OPODIS 2020",
 )
 def aksel(g: Geometry, f: int, *, mode: Literal["mid", "n-f"] = "mid") -> Decision:
