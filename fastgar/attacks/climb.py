@@ -7,13 +7,12 @@ few columns and many equal rows, so that moves take rows that are equal, or near
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .promise import Promise
+from .promise import Promise, quietly
 from .witness import Witness
 
 __all__ = ["climb"]
@@ -21,8 +20,7 @@ __all__ = ["climb"]
 Array = NDArray[np.float64]
 Honest = NDArray[np.bool_]
 
-DRAWN = 0.15  # of the evaluations go to starts
-KEPT = 6  # starts that are climbed from, and the best of them once more for as long
+DRAWN = 0.15  # of the evaluations go to starts; then half of those that climb go on, and again
 FAR = 12.0  # moves set rows up to 10^12 honest spreads apart
 
 
@@ -41,18 +39,23 @@ def climb(promise: Promise, evaluations: int, seed: int) -> Witness:
         raise ValueError(f"evaluations must be at least 100, got {evaluations}")
     rng = np.random.default_rng(seed)
     drawn = int(DRAWN * evaluations)
-    each = (evaluations - drawn) // (2 * KEPT)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # geometric_median that may not converge
-        starts = [_start(promise, rng) for _ in range(drawn)]
-        ended = [_ascent(start, each, rng) for start in _best(starts)]
-        return _ascent(_best(ended)[0], evaluations - drawn - each * len(ended), rng).shortened()
+    with quietly():
+        climbing = _varied([_start(promise, rng) for _ in range(drawn)])
+        rounds = len(climbing).bit_length()
+        for _ in range(rounds):
+            each = (evaluations - drawn) // (rounds * len(climbing))
+            ended = [_ascent(one, each, rng) for one in climbing]
+            ended.sort(key=lambda one: one.recorded, reverse=True)
+            climbing = ended[: max(1, len(ended) // 2)]
+        return climbing[0].shortened()
 
 
-def _best(found: list[Witness]) -> list[Witness]:
-    """Return the worst for the rule, of which no two are alike."""
-    by_ratio = {round(one.recorded, 6): one for one in reversed(found)}
-    return sorted(by_ratio.values(), key=lambda one: one.recorded, reverse=True)[:KEPT]
+def _varied(found: list[Witness]) -> list[Witness]:
+    """Return the worst for the rule of each number of columns."""
+    by_size: dict[int, Witness] = {}
+    for one in sorted(found, key=lambda one: one.recorded):
+        by_size[one.rows.shape[1]] = one
+    return list(by_size.values())
 
 
 def _ascent(best: Witness, evaluations: int, rng: np.random.Generator) -> Witness:

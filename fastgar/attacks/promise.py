@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, sqrt
@@ -15,7 +18,7 @@ from ..errors import SearchLimit
 from ..pipeline import Rule, rule
 from ..rules.spec import Guarantee
 
-__all__ = ["Promise"]
+__all__ = ["Promise", "quietly"]
 
 Array = NDArray[np.float64]
 Honest = NDArray[np.bool_]
@@ -24,6 +27,14 @@ Honest = NDArray[np.bool_]
 # row, nothing is judged: rounding would be a part of what is measured. Liars may be of any length.
 LEAST_PART = 1e-6
 LONGEST = 1e12  # honest row, and shortest 1e-12: an option such as tau is to mean something beside
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Say nothing in the block of numbers that overflow or medians that do not converge."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 @dataclass(frozen=True)
@@ -67,8 +78,9 @@ class Promise:
         last = self._rule.stages[-1]
         if self.guarantee == "trusted" and last.name == "monna":
             return 4.0 * self.f  # see its docstring
-        if last.name == "condense":  # a coordinate is the median or an honest row's
-            return max(kappa("median", self.n, self.f), self.n - self.f - 1.0)
+        if last.name == "condense":  # a coordinate is that of the median or of an honest row
+            honest_row = self.n - self.f - 1.0 if self.guarantee == "trusted" else 0.0
+            return max(kappa("median", self.n, self.f), honest_row)
         try:
             return kappa(self.rule, self.n, self.f)
         except ValueError:
@@ -150,11 +162,14 @@ class Promise:
         if last.name == "fltrust":
             return mean
         if last.name == "rfa":
-            # A step from z weighs no row by more than the inverse of its distance, nor less an
-            # honest one by more than that of longest + |z|. So the liars, with weights and all,
-            # pull by at most share * (longest + |z|), and the point is at most that longer.
-            share, length = self.f / (self.n - self.f), 0.0
+            # In a step from z every honest row is within reach = longest + |z|, or counts as at nu.
+            # A liar's weight times its distance is at most that, over n-f: the sum of the honest
+            # rows' inverses. So z is drawn by liars no farther than f/(n-f) times that.
+            length = 0.0
             for _ in range(options["T"]):
-                length = max(longest, length) + share * (longest + length)
+                reach = longest + length
+                counted = options["nu"] * (reach if options["relative"] else 1.0)
+                pull = self.f / (self.n - self.f) * max(reach, counted)
+                length = max(longest, length) + pull
             return length
         return longest  # cge

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .promise import Promise
+from .promise import Promise, quietly
 
 __all__ = ["Witness"]
 
@@ -43,7 +43,8 @@ class Witness:
     @cached_property
     def ratio(self) -> float:
         """What they bring the rule to now."""
-        return self.promise.ratio(self.rows, self.honest)
+        with quietly():
+            return self.promise.ratio(self.rows, self.honest)
 
     @property
     def holds(self) -> bool:
