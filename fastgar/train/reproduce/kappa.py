@@ -80,10 +80,10 @@ def worst(records: Iterable[Mapping[str, Any]]) -> list[Witness]:
     return list(best.values())
 
 
-def overview(found: Sequence[Witness]) -> Table:
+def overview(records: Sequence[Mapping[str, Any]]) -> Table:
     """Return what is promised beside what was found."""
     rows = []
-    for one in found:
+    for one in worst(records):
         promise, bound = one.promise, one.promise.bound
         rows.append(
             [
@@ -94,7 +94,13 @@ def overview(found: Sequence[Witness]) -> Table:
             ]
         )  # fmt: skip
     heads = ["rule", "guarantee", "n", "f", "least", "found", "bound", "found of bound"]
-    return Table("What is promised, and the worst that was found", heads, rows, 2, NOTE)
+    return Table(
+        "What is promised, and the worst that was found",
+        heads,
+        rows,
+        2,
+        f"{NOTE}\n\n{_made(records)}",
+    )
 
 
 NOTE = """\
@@ -104,6 +110,17 @@ Least is f/(n-2f): no rule promises less. For bounded rules, and fltrust, the sq
 aggregate over that of the length that bounds it (tau times steps, the longest honest row, the
 reference). Of trusted rules the trusted row is honest. Bounds are those of `fastgar.kappa`, for
 exact arithmetic; what was found is a lower bound of the true worst case."""
+
+
+def _made(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return how these results came about."""
+    (evaluations,) = {record["config"]["evaluations"] for record in records}
+    seeds = ",".join(map(str, sorted({record["seed"] for record in records})))
+    return (
+        f"By `fastgar reproduce kappa --evaluations {evaluations} --seeds {seeds}` of fastgar "
+        f"{fg.__version__}, in {sum(record['seconds'] for record in records) / 60:.0f} minutes of "
+        "CPU; `--check FILE` computes anew what its files of rows say."
+    )
 
 
 def write_witnesses(found: Iterable[Witness], folder: Path) -> Path:

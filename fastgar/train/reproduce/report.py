@@ -25,7 +25,7 @@ def tables(grid: Grid, records: Records) -> list[Table]:
     if grid.name == "kappa":
         from . import kappa
 
-        return [kappa.overview(kappa.worst(records))]
+        return [kappa.overview(records)]
     from .resilience_results import worst_cases
 
     return [worst_cases(records)]
