@@ -136,8 +136,8 @@ def kappa(name: str | Rule, n: int, f: int) -> float:
 
     For every set S of n-f rows, |aggregate - mean of S|^2 is at most kappa times the average over S
     of |x - mean of S|^2 (for `smea`, even times the top eigenvalue of the covariance of S). No rule
-    is below f/(n-2f). Every bound is proved, in `fastgar.rules.proofs` or where that says, for
-    exact arithmetic; that of `geometric_median` where it converged, which it warns of if not.
+    is below f/(n-2f), which is that of `trimmed_mean`. Each is proved in `fastgar.rules.proofs`,
+    for exact arithmetic; that of `geometric_median` where it converged, and it warns if not.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def kappa(name: str | Rule, n: int, f: int) -> float:
     Examples
     --------
     >>> round(fg.kappa("trimmed_mean", n=11, f=2), 3)
-    2.204
+    0.286
     >>> round(fg.kappa("nnm | krum(squared=False)", n=11, f=2), 3)
     16.0
     """

@@ -34,8 +34,12 @@ def median(n: int, f: int, options: Options) -> float:
 
 
 def trimmed_mean(n: int, f: int, options: Options) -> float:
-    """Return the bound of Allouah et al., Fixing by mixing, AISTATS 2023, proposition 2."""
-    return 6 * f / (n - 2 * f) * (1 + f / (n - 2 * f))
+    """Return the least bound that there is.
+
+    The value of rank i among n is at most that of rank i in S. So the mean of ranks f+1 to n-f is
+    at most that of the q = n-2f greatest of S, and from below likewise: (1).
+    """
+    return f / (n - 2 * f)
 
 
 def _nearest(centre: float, n: int, f: int) -> float:
