@@ -25,22 +25,27 @@ if TYPE_CHECKING:
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
 NAME = "reproduce"
-SUMMARY = "Reproduce published results: momentum at the workers, Zeno, rules against attacks."
-GRIDS = ("momentum", "zeno", "resilience")
-EXECUTE = "fastgar.train.reproduce.execute:execute"
+SUMMARY = (
+    "Reproduce published results: momentum at the workers, Zeno, rules against attacks; or search "
+    "for rows that break what rules promise (kappa)."
+)
+SEEDS = {"momentum": "1..5", "zeno": "1..5", "resilience": "1..3", "kappa": "1"}
+EVALUATIONS = 2000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
-    add("grid", choices=GRIDS, help="which results")
+    add("grid", choices=SEEDS, help="which results")
     add("--data", default="digits", help="data set; all but the digits are downloaded")
-    add("--seeds", metavar="S", help="such as 1..5 or 1,2,7 (default: 1..5, for resilience 1..3)")
+    add("--seeds", metavar="S", help="such as 1..5 or 1,2,7 (default: 1 to 5, 3 or 1)")
     add("--out", type=Path, metavar="DIR", help="for the results (default: named after the grid)")
     add("--processes", type=int, metavar="N", help="runs at a time (default: the cores there are)")
     add("--device", default="cpu", help="where gradients are computed, as torch calls it")
     add("--appendix", action="store_true", help="momentum: Wide-ResNet-28-10 on CIFAR-10")
     add("--parity", action="store_true", help="momentum: with the traps of the published code")
+    add("--evaluations", type=int, default=EVALUATIONS, metavar="N", help="kappa: of each search")
+    add("--check", type=Path, nargs="+", metavar="FILE", help="kappa: only compute these anew")
     add("--quick", action="store_true", help="few settings and steps, for a first look")
     add("--dry-run", action="store_true", help="count the runs, and do nothing")
     add("--fresh", action="store_true", help="forget results that DIR already has")
@@ -49,10 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do the runs that the results do not have yet; print the tables and draw the figures."""
+    if options.check:
+        return _check(options)
     with refusing(extra="train"):
         from ..train.reproduce.setting import read_seeds
 
-        seeds = read_seeds(options.seeds or ("1..3" if options.grid == "resilience" else "1..5"))
+        seeds = read_seeds(options.seeds or SEEDS[options.grid])
         grid = _grid(options)
         if options.device != "cpu":
             grid = grid.with_option("device", options.device)
@@ -65,26 +72,34 @@ def run(options: argparse.Namespace) -> int:
     with refusing(extra="train"):
         store, folder = _open(options, grid)
     with store:
-        with refusing():
-            from ..train.reproduce.execute import check
+        if grid.name != "kappa":
+            with refusing():
+                from ..train.reproduce.execute import check
 
-            check([one.setting.config for one in store.missing(runs)])
+                check([one.setting.config for one in store.missing(runs)])
         status = _work(options, grid, runs, store, folder)
     if status == 130:
         return status
     asked = {one.key for one in runs}
-    _report(grid, [store.records[key] for key in store.records if key in asked], store, folder)
-    return status
+    records = [store.records[key] for key in store.records if key in asked]
+    _report(grid, records, store, folder)
+    return _witnesses(records, folder) or status if grid.name == "kappa" else status
 
 
 def _grid(options: argparse.Namespace) -> Grid:
     """Return what was asked for."""
-    from ..train.reproduce import momentum, resilience, zeno
+    from ..train.reproduce import kappa, momentum, resilience, zeno
 
     if options.grid != "momentum":
         for name in ("appendix", "parity"):
             if getattr(options, name):
                 raise ValueError(f"--{name} is for momentum, not for {options.grid}")
+        if options.grid == "kappa":
+            if (options.data, options.device) != ("digits", "cpu"):
+                raise ValueError("kappa takes no --data and no --device: nothing is trained")
+            if options.evaluations < 100:
+                raise ValueError(f"--evaluations must be at least 100, got {options.evaluations}")
+            return kappa.grid(options.evaluations, quick=options.quick)
         make = zeno.grid if options.grid == "zeno" else resilience.grid
         return make(options.data, quick=options.quick)
     if options.appendix:
@@ -121,7 +136,9 @@ def _open(options: argparse.Namespace, grid: Grid) -> tuple[Store, Path]:
     from ..train.reproduce.execute import OUTCOME
     from ..train.reproduce.store import Mismatch, Store
 
-    folder = options.out or Path("-".join(["fastgar", grid.name, grid.data, *grid.variant.split()]))
+    folder = options.out or Path(
+        "-".join(["fastgar", *f"{grid.name} {grid.data} {grid.variant}".split()])
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "results.jsonl"
@@ -138,6 +155,7 @@ def _work(
 ) -> int:
     """Do what is missing, and return the status: 0, 1 if runs gave nothing, 130 after Ctrl-C."""
     from ..train.reproduce.progress import Progress
+    from ..train.reproduce.report import words
     from ..train.reproduce.runner import ProcessesDied, cores, run_all
 
     missing = store.missing(runs)
@@ -152,14 +170,14 @@ def _work(
         print(f"{grid.title}: {len(runs)} runs{before}; {processes} at a time", file=sys.stderr)
     with Progress(missing, done, processes, quiet=options.quiet) as progress:
         try:
-            for outcome in run_all(missing, EXECUTE, processes):
+            for outcome in run_all(missing, grid.execute, processes):
                 name = f"{outcome.run.setting.name}, seed {outcome.run.seed}"
                 if outcome.result is None:
                     failures.append(outcome)
                     progress.ended(outcome.run, f"{name}: failed, {_last_line(outcome.failure)}")
                 else:
                     record = store.add(outcome.run, outcome.result)
-                    progress.ended(outcome.run, f"{name}: {_words(record)}", record["seconds"])
+                    progress.ended(outcome.run, f"{name}: {words(grid, record)}", record["seconds"])
         except ProcessesDied as error:
             progress.say(f"given up: {error}")
         except KeyboardInterrupt:
@@ -192,12 +210,6 @@ def _session(processes: int) -> dict[str, Any]:
     }
 
 
-def _words(record: dict[str, Any]) -> str:
-    stopped = f", stopped: {record['stopped']}" if record["stopped"] else ""
-    best = "-" if record["best"] is None else f"{100 * record['best']:.1f} %"
-    return f"{best} in {record['seconds']:.1f} s{stopped}"
-
-
 def _last_line(failure: str) -> str:
     return failure.strip().splitlines()[-1]
 
@@ -225,12 +237,47 @@ def _report(grid: Grid, records: Sequence[dict[str, Any]], store: Store, folder:
         print(f"\n{table.title}\n\n{text_table(table.heads, table.rows, right=right)}{note}")
     path = folder / "tables.md"
     path.write_text("\n".join(_markdown(table) for table in made))
-    stopped = sum(record["stopped"] is not None for record in records)
+    stopped = sum(record.get("stopped") is not None for record in records)
     if stopped:
         print(f"\n{stopped} runs stopped early; what they reached until then counts")
     pictures = figures(grid, records, folder, store.sources)
     names = ", ".join(sorted({picture.stem for picture in pictures}))
-    print(f"\nIn {folder}{os.sep}: results.jsonl, tables.md, and as PNG and SVG: {names}")
+    drawn = f", and as PNG and SVG: {names}" if pictures else ""
+    print(f"\nIn {folder}{os.sep}: results.jsonl, tables.md{drawn}")
+
+
+def _witnesses(records: Sequence[dict[str, Any]], folder: Path) -> int:
+    """Write the worst rows that were found; return 1 if some break a promise, and say so."""
+    from ..train.reproduce.kappa import worst, write_witnesses
+
+    found = worst(records)
+    print(f"The rows themselves: {write_witnesses(found, folder)}{os.sep}")
+    return _complain_of([one.refutation for one in found])
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Compute the ratios of files anew; return 1 if one is another now, or breaks a promise."""
+    from ..attacks.witness import Witness
+
+    if options.grid != "kappa":
+        raise Refused(f"--check is for kappa, not for {options.grid}")
+    with refusing():
+        found = [(path, Witness.read(path)) for path in options.check]
+    rows = [
+        [path.name, one.promise.rule, f"{one.recorded:.6g}", f"{one.ratio:.6g}",
+         "none known" if one.promise.bound is None else f"{one.promise.bound:.6g}"]
+        for path, one in found
+    ]  # fmt: skip
+    print(text_table(("file", "rule", "recorded", "now", "bound"), rows, right=(2, 3, 4)))
+    odd = ["" if one.holds else f"{path} is not what it was" for path, one in found]
+    return _complain_of([*odd, *(one.refutation for _, one in found)])
+
+
+def _complain_of(sentences: Sequence[str]) -> int:
+    """Print those that are not empty, and return 1 if there are any."""
+    for sentence in filter(None, sentences):
+        print(f"BROKEN: {sentence}", file=sys.stderr)
+    return int(any(sentences))
 
 
 def _markdown(table: Table) -> str:

@@ -10,7 +10,7 @@ from ..origin import Origin
 from .setting import Grid
 from .tables import Table, by_rule, overview
 
-__all__ = ["figures", "tables"]
+__all__ = ["figures", "tables", "words"]
 
 Records = Sequence[dict[str, Any]]
 
@@ -23,18 +23,34 @@ def tables(grid: Grid, records: Records) -> list[Table]:
         from .zeno_results import table
 
         return [table(records)]
+    if grid.name == "kappa":
+        from . import kappa
+
+        return [kappa.overview(records)]
     from .resilience_results import worst_cases
 
     return [worst_cases(records)]
 
 
+def words(grid: Grid, record: dict[str, Any]) -> str:
+    """Return how a run ended, in a few words."""
+    seconds = f"in {record['seconds']:.1f} s"
+    if grid.name == "kappa":
+        return f"{float(record['witness']['ratio']):.5g} {seconds}"
+    stopped = f", stopped: {record['stopped']}" if record["stopped"] else ""
+    best = "-" if record["best"] is None else f"{100 * record['best']:.1f} %"
+    return f"{best} {seconds}{stopped}"
+
+
 def figures(
     grid: Grid, records: Records, folder: Path, sources: dict[str, str] | None = None
 ) -> list[Path]:
-    """Draw the figures of a grid, and return where they are: each as PNG and SVG.
+    """Draw the figures of a grid, if it has any; return where they are: each as PNG and SVG.
 
     `sources`: of the code that made the records, if that was not just now.
     """
+    if grid.name == "kappa":
+        return []
     seeds = tuple(sorted({record["seed"] for record in records}))
     origin = Origin(grid.title, grid.command, seeds, sources)
     if grid.name == "momentum":

@@ -9,6 +9,7 @@ from ...errors import shown
 
 __all__ = ["Grid", "Run", "Setting", "read_seeds"]
 
+TRAIN = "fastgar.train.reproduce.execute:execute"
 Plain = str | int | float | bool | None
 
 
@@ -21,7 +22,8 @@ class Setting:
     name : str
         As no other setting of the grid.
     config : mapping
-        What `fastgar.train.run` is to be told: model, data, rule, attack and further options.
+        What `fastgar.train.run`, or another function, is to be told: model, data, rule, attack and
+        further options.
     tags : mapping
         What tables and figures sort by, such as rule, attack, f, momentum_at.
     """
@@ -33,7 +35,7 @@ class Setting:
     @property
     def attacked(self) -> bool:
         """Whether anybody attacks."""
-        return self.config["attack"] != "none"
+        return self.config.get("attack") != "none"
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,21 @@ class Grid:
     Attributes
     ----------
     name : str
-        momentum, zeno or resilience.
+        momentum, zeno, resilience or kappa.
     data : str
-        The data set.
+        The data set, if there is one.
     settings : tuple of Setting
     variant : str
         What else tells it from other grids: "", "appendix", "parity", "quick" or some of them.
+    execute : str
+        ``module:function`` that does a run (see `runner.run_all`).
     """
 
     name: str
     data: str
     settings: tuple[Setting, ...]
     variant: str = ""
+    execute: str = TRAIN
 
     def __post_init__(self) -> None:
         names = [setting.name for setting in self.settings]
@@ -79,7 +84,7 @@ class Grid:
     def title(self) -> str:
         """The grid in a few words."""
         variant = f" ({self.variant})" if self.variant else ""
-        return f"{self.name} on {self.data}{variant}"
+        return f"{self.name} on {self.data}{variant}" if self.data else f"{self.name}{variant}"
 
     @property
     def command(self) -> str:
