@@ -21,7 +21,7 @@ def with_eigenvalues(values, first):
     return (A + A.T) / 2, basis[:, 0]
 
 
-@pytest.mark.parametrize("n", [1, 20, 33, 70, 150])
+@pytest.mark.parametrize("n", [1, 24, 25, 70, 150])
 @pytest.mark.parametrize("kind", ["apart", "equal", "pair", "zero"])
 def test_it_is_the_largest(n, kind):
     generator = np.random.default_rng(n)

@@ -11,8 +11,8 @@ from fastgar.cpu.compile import SHORT, Tiered, step
 
 __all__ = ["is_positive", "largest_eigenpair"]
 
-SMALL = 32  # rows up to which LAPACK is as quick, and does not share the work between threads
-STEPS, WIDEST, KEPT = 128, 32, 8
+SMALL = 24  # rows up to which LAPACK does not share its work between threads: from 26 on it does
+STEPS, WIDEST, KEPT = 128, SMALL, 8
 
 Array = NDArray[np.float64]
 
