@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,8 +307,8 @@ def test_a_failure_or_a_dead_process_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(reproduce, "EXECUTE", "fakes:moody")
-    monkeypatch.setattr(reproduce, "_grid", lambda options: small(5))
+    grid = replace(small(5), execute="fakes:moody")
+    monkeypatch.setattr(reproduce, "_grid", lambda options: grid)
     monkeypatch.setattr(reproduce, "_report", lambda *arguments: None)
     monkeypatch.setattr("fastgar.train.reproduce.execute.check", lambda configs: None)
     out = tmp_path / "out"
@@ -372,8 +373,8 @@ from fastgar.train.reproduce import momentum
 from fastgar.train.reproduce.setting import Grid, Setting
 if __name__ == "__main__":
     settings = [Setting("s%d" % x, {{"x": x, "attack": "none"}}, {{"x": x}}) for x in range(5)]
-    reproduce.EXECUTE = "fakes:slow"
-    reproduce._grid = lambda options: Grid("momentum", "digits", tuple(settings))
+    grid = Grid("momentum", "digits", tuple(settings), execute="fakes:slow")
+    reproduce._grid = lambda options: grid
     reproduce._report = lambda *arguments: None
     import fastgar.train.reproduce.execute as execute
     execute.check = lambda configs: None

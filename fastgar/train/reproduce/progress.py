@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from math import prod
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +12,8 @@ from ..estimate import BAR, Estimate, Kind
 from .setting import Run
 
 __all__ = ["Progress"]
+
+SIZES = ("steps", "workers", "batch", "evaluations")
 
 
 class Progress:
@@ -70,10 +73,11 @@ class Progress:
 
 
 def _kind(run: Run) -> Kind:
-    return Kind(str(run.setting.config["rule"]), str(run.setting.config["attack"]))
+    config = run.setting.config
+    return Kind(str(config.get("rule")), str(config.get("attack", config.get("n"))))
 
 
 def _size(run: Run) -> float:
-    """Return how many samples a run goes through."""
+    """Return how many samples a run goes through, or how many rows it tries."""
     config: Any = run.setting.config
-    return float(config["steps"] * config["workers"] * config["batch"])
+    return float(prod(config.get(name, 1) for name in SIZES))
