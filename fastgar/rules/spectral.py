@@ -46,8 +46,9 @@ def caf(g: Geometry, f: int) -> Decision:
     Weights c start at 1. While they add up to more than n-2f: take the weighted mean and the top
     eigenvector of the weighted covariance, and multiply each c_i by 1 - tau_i / (the largest tau),
     where tau_i is the squared projection of row i on it. The mean with the least top eigenvalue
-    wins. Each round ends one row's weight, so there are at most n: half a second or more at n =
-    300, and 10 s at n = 1000.
+    wins. Each round ends one row's weight, so there are at most n: they take up to a second at
+    n = 300, and half a minute at n = 1000. The eigenvector is found to rounding, or, where many
+    eigenvalues are within 1 part in 1000 of the largest, to that.
 
     Examples
     --------
