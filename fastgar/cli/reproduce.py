@@ -133,7 +133,7 @@ def _open(options: argparse.Namespace, grid: Grid) -> tuple[Store, Path]:
     import matplotlib  # noqa: F401  (a missing extra is to be told before the work)
     import tqdm  # noqa: F401
 
-    from ..train.reproduce.execute import OUTCOME
+    from ..train.reproduce import execute, kappa
     from ..train.reproduce.store import Mismatch, Store
 
     folder = options.out or Path(
@@ -142,7 +142,8 @@ def _open(options: argparse.Namespace, grid: Grid) -> tuple[Store, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "results.jsonl"
-        store = Store(path, grid, fresh=options.fresh, outcome=OUTCOME)
+        outcome = (kappa if grid.name == "kappa" else execute).OUTCOME
+        store = Store(path, grid, fresh=options.fresh, outcome=outcome)
     except OSError as error:
         raise Refused(f"cannot write to --out {folder}: {error.strerror}") from error
     except Mismatch as error:

@@ -13,10 +13,11 @@ import fastgar as fg
 from ...attacks.climb import climb
 from ...attacks.promise import Promise
 from ...attacks.witness import Witness
+from ..lines import is_number, is_table
 from .setting import Grid, Plain, Setting
 from .tables import Table
 
-__all__ = ["RULES", "grid", "overview", "search", "worst", "write_witnesses"]
+__all__ = ["OUTCOME", "RULES", "grid", "overview", "search", "worst", "write_witnesses"]
 
 SIZES = ((5, 1), (5, 2), (11, 2), (11, 4), (11, 5), (20, 4), (20, 9), (41, 20), (43, 20))
 QUICK_SIZES = ((5, 1), (11, 4))
@@ -37,6 +38,8 @@ RULES = (
     "arc | nnm | trimmed_mean", "bucketing(s=2) | median", "bucketing(s=2) | krum",
     "bucketing(s=2) | geometric_median", "bucketing(s=2) | nnm | median", "clip(c=3.0) | krum",
 )  # fmt: skip
+
+OUTCOME = {"witness": is_table, "seconds": is_number}  # what `search` returns
 
 
 def grid(evaluations: int, *, quick: bool = False) -> Grid:
