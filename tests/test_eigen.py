@@ -60,3 +60,16 @@ def test_caf_of_many_rows(kind):
     elif kind == "copies":
         X[:30] = X[31] * 9
     np.testing.assert_allclose(fg.caf(X, 30), reference.caf(X, 30), atol=1e-8)
+
+
+@pytest.mark.parametrize("n", [7, 24, 25, 60])
+@pytest.mark.parametrize("equal", [1, 2, 3, 6])
+def test_all_main_directions_are_found_but_no_more_than_four_of_many(n, equal):
+    values = np.linspace(1.0, 0.5, n)
+    values[:equal] = 2.0
+    A, _ = with_eigenvalues(values, np.random.default_rng(n).normal(size=n))
+    value, vectors = eigen.largest_eigenspace(A, 1 - 1e-9)
+    assert value == pytest.approx(2.0, rel=1e-12)
+    assert vectors.shape == (n, equal if n <= 24 else min(equal, 4))
+    np.testing.assert_allclose(A @ vectors, 2.0 * vectors, atol=1e-11)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(vectors.shape[1]), atol=1e-10)

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from fastgar.cpu.compile import SHORT, Tiered, step
 
-__all__ = ["is_positive", "largest_eigenpair"]
+__all__ = ["is_positive", "largest_eigenpair", "largest_eigenspace"]
 
 SMALL = 24  # rows up to which LAPACK does not share its work between threads: from 26 on it does
 STEPS, WIDEST, KEPT = 128, SMALL, 8
+DIRECTIONS = 4  # with the same eigenvalue, that are told apart among more than SMALL
 
 Array = NDArray[np.float64]
 
@@ -49,6 +50,31 @@ def largest_eigenpair(A: Array) -> tuple[float, Array]:
             return value, vector
     values, vectors = np.linalg.eigh(A)
     return float(values[-1]), vectors[:, -1]
+
+
+def largest_eigenspace(A: Array, share: float) -> tuple[float, Array]:
+    """Return the largest eigenvalue and the unit vectors of those that are this share of it.
+
+    Among more than 24 rows found as `largest_eigenpair` does, and of more than four such vectors
+    four: so the work is bounded where somebody chose all eigenvalues to be the same.
+
+    Returns
+    -------
+    value : float
+    vectors : (n, k) array
+    """
+    if len(A) <= SMALL:
+        values, vectors = np.linalg.eigh(A)
+        return float(values[-1]), vectors[:, values >= values[-1] * share]
+    value, vector = largest_eigenpair(A)
+    found, other = [vector], value
+    while len(found) < DIRECTIONS:
+        A = A - other * np.outer(vector, vector)
+        other, vector = _krylov(A)
+        if not other >= value * share:
+            break
+        found.append(vector)
+    return value, np.stack(found, axis=1)
 
 
 def _krylov(A: Array) -> tuple[float, Array]:

@@ -86,14 +86,14 @@ def caf(g: Geometry, f: int) -> Decision:
 def _standing_out(K: Array) -> Array:
     """Return how far each row lies from the mean along the main direction of spread.
 
-    Directions with the same spread, but for rounding, all count: LAPACK could give any of them.
+    Directions with the same spread, but for rounding, all count: any of them might be found.
     """
+    from ..cpu.eigen import largest_eigenspace
+
     centred = _centred(K, np.full(len(K), 1.0 / len(K)))
-    spread, directions = np.linalg.eigh(centred)
-    most = spread[-1]
+    most, main = largest_eigenspace(centred, SAME)
     if not most > 0:
         return np.zeros(len(K))
-    main = directions[:, spread >= most * SAME]
     along: Array = np.linalg.norm(centred @ main / most, axis=1)  # so that no square overflows
     along *= np.sqrt(most)
     return along
@@ -116,6 +116,7 @@ def dnc(
 
     That is the top singular vector of the centred rows; the row with the longest projection on it
     leaves (of several, the last), and the mean and the direction of those that are left are next.
+    These f searches for a direction take up to 2 s at n = 300, f = 149, and minutes at n = 1000.
 
     Options
     -------

@@ -80,7 +80,12 @@ def worst(records: Iterable[Mapping[str, Any]]) -> list[Witness]:
         found = Witness.of(record["witness"])
         if found.promise not in best or found.recorded > best[found.promise].recorded:
             best[found.promise] = found
-    return list(best.values())
+    return [best[promise] for promise in sorted(best, key=_place)]
+
+
+def _place(promise: Promise) -> tuple[int, int, int]:
+    """Return where it stands in the table, in whatever order the searches ended."""
+    return RULES.index(promise.rule), promise.n, promise.f
 
 
 def overview(records: Sequence[Mapping[str, Any]]) -> Table:
