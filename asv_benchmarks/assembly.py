@@ -22,7 +22,6 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 BANDWIDTH = 4.8e12  # bytes a second of an H200, by its data sheet
 ISSUED = 132 * 128 * 1.98e9  # instructions a second that it can issue: lanes times clock
-SLOWER = 2  # times as long as others a minimum or maximum takes, on sm_80 and later
 COLUMNS = 25_000_000
 ROWS = (11, 20, 32, 51, 100)
 
@@ -58,7 +57,7 @@ def one(variant: Any, architecture: str, tool: str | None) -> dict[str, Any]:
     import nvrtc
 
     from . import sass
-    from .roofline import exchanges, operations
+    from .roofline import FLOAT, exchanges, operations, predicted, vectors
 
     rule, dtype, n, file, macros, kernel = variant
     code, said = nvrtc.compiled(file, macros, f"-arch={architecture}", *nvrtc.OPTIONS)
@@ -67,11 +66,9 @@ def one(variant: Any, architecture: str, tool: str | None) -> dict[str, Any]:
     local = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", about)
     shared = re.search(r"(\d+) bytes smem", about)
     size = {"float64": 8, "float32": 4}.get(dtype, 2)
-    moved = size * (n + (rule != "sqdist")) * COLUMNS
     f = (n - 3) // 4
-    work = n if rule == "combine" else operations(rule, n, f)
     needed = exchanges(rule, n, f)
-    slots = work + (SLOWER - 1) * needed
+    least = predicted(rule, n, f, COLUMNS, BANDWIDTH * FLOAT / size, ISSUED)
     machine = sass.read(code, kernel, tool) if tool else sass.Code("")
     counts, ahead = machine.count(), "?"
     if tool:  # other loops of the distances are for what is not finite
@@ -87,9 +84,9 @@ def one(variant: Any, architecture: str, tool: str | None) -> dict[str, Any]:
         "local": sum(map(int, local.groups())) if local else "?",
         "shared": int(shared.group(1)) if shared else 0,
         "instructions": counts.total() or "?", "ahead": ahead, "exchanges": found,
-        "work": work, "bytes": moved // COLUMNS,
-        "memory": moved / BANDWIDTH,
-        "arithmetic": slots * COLUMNS / ISSUED if dtype == "float32" else None,
+        "work": operations(rule, n, f), "bytes": vectors(rule, n) * size,
+        "memory": least.memory,
+        "arithmetic": least.arithmetic if dtype == "float32" else None,
     }  # fmt: skip
 
 

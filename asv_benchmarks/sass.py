@@ -21,6 +21,9 @@ from typing import NamedTuple
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z0-9_.]+)\s*([^;]*);")
 LABEL = re.compile(r"^(\.L\w+):")
 TARGET = re.compile(r"\((\.L\w+)\)")
+REGISTER = re.compile(r"U?[RP]\d+")
+PAIR = re.compile(r"D|CS2R$|\w+\.F?64|IMAD\.WIDE")  # what writes two registers
+CARRY = re.compile(r"\s*U?P(\d+|T)\s*$")  # a second result, before what is read
 NEVER = (-float("inf"), None)
 ONLY_READ = ("ST", "RED", "BRA", "EXIT", "BAR", "BSYNC", "WARPSYNC")  # these write no register
 
@@ -43,12 +46,13 @@ class Instruction(NamedTuple):
 
     @property
     def written(self) -> set[int]:
-        """The first registers of what is written; all those of a load."""
+        """The registers that are written."""
         if self.base.startswith(ONLY_READ):
             return set()
         found = re.match(r"\s*R(\d+)", self.operands)
         first = int(found.group(1)) if found else None
-        return set() if first is None else set(range(first, first + -(-self.bytes // 4)))
+        wide = self.bytes // 4 if self.base.startswith("LD") else 1 + bool(PAIR.match(self.name))
+        return set() if first is None else set(range(first, first + max(1, wide)))
 
     @property
     def read(self) -> set[int]:
@@ -187,29 +191,58 @@ class Code:
         return max(reading, key=lambda loop: multiply_adds(self.shortest(loop)))
 
     def loads_under_way(self, loop: Loop) -> int:
-        """Return the loads of rows on their way in one turn, before the first is waited for.
+        """Return the loads from memory on their way in one turn, before the first is waited for.
 
         Where a loop has wide loads, those count: the narrow ones are for the last columns. Those of
         loops inside it are their own; 0: there are no others.
         """
         own = loop[1].difference(*[b[1] for b in self.loops if b[1] < loop[1]])
-        loads = [i for b in own for i in self.blocks[b] if reads_rows(i)]
+        loads = [i for b in own for i in self.blocks[b] if from_memory(i)]
         widest = max((i.bytes for i in loads), default=0)
         wide = {id(i) for i in loads if i.bytes == widest}
         return under_way(self.way(loop, lambda i: id(i) in wide)) if wide else 0
 
-    def load_loops(self) -> list[int]:
-        """Return the loads under way in each loop that reads rows."""
-        return [k for k in map(self.loads_under_way, self.loops) if k]
+    def load_loops(self, among: list[Loop] | None = None) -> list[int]:
+        """Return the loads under way in each loop that has any and is no bisection."""
+        loops = self.loops if among is None else among
+        loops = [a for a in loops if not _bisects(self.way(a, from_memory))]
+        return [k for k in map(self.loads_under_way, loops) if k]
 
 
 def _before(operands: str) -> str:
     return operands.partition("`")[0]
 
 
-def reads_rows(i: Instruction) -> bool:
-    """Return whether this loads what no kernel writes: rows, weights and tables of addresses."""
-    return i.base == "LDG" and ".CONSTANT" in i.name
+def from_memory(i: Instruction) -> bool:
+    """Return whether this reads global memory."""
+    return i.base in ("LDG", "LD")
+
+
+def _bisects(turn: Way) -> bool:
+    """Return whether this is a turn of a bisection: where it reads depends on what it read before.
+
+    There are one or two loads, and no more can be under way.
+    """
+    if not 1 <= sum(map(from_memory, turn)) <= 2:
+        return False
+    known: set[str] = set()  # registers and predicates that depend on a load
+    for number, i in enumerate(2 * turn):
+        if i.base.startswith(ONLY_READ):
+            continue
+        first, *rest = i.operands.split(",")
+        written = [*REGISTER.findall(first), *(f"R{r}" for r in i.written)]
+        while rest and CARRY.match(rest[0]):
+            written += REGISTER.findall(rest.pop(0))
+        depends = not known.isdisjoint(REGISTER.findall(",".join(rest)))
+        if from_memory(i):
+            if number >= len(turn) and not depends:
+                return False
+            depends = True
+        if depends or not known.isdisjoint(REGISTER.findall(i.guard)):
+            known.update(written)
+        elif not i.guard:
+            known.difference_update(written)
+    return True
 
 
 def multiply_adds(path: Iterable[Instruction]) -> int:
@@ -230,7 +263,7 @@ def under_way(path: Iterable[Instruction]) -> int:
             break
         count -= len(needed)
         waiting = {r: n for r, n in waiting.items() if n not in needed}
-        if reads_rows(i):
+        if from_memory(i):
             count += 1
             waiting |= dict.fromkeys(i.written, number)
     return count

@@ -26,6 +26,9 @@
 //   FG_CONDENSE  1: row 0's value instead, unless a hash of the column's number says otherwise
 //   FG_RANKS     1: `ranks` holds a weight for each of the m ranks; 0: equal ones in [low, high)
 //   FG_PACK, FG_NETWORK (a list of X(i, j)), FG_N, FG_LOW, FG_HIGH, FG_CLOSEST: as above
+//   FG_WIDE      columns that one instruction moves
+//   FG_ROWS      rows that are mixed; FG_AHEAD of them are under way at a time, and of FG_PART the
+//                weights are in shared memory
 //   FG_BLOCKS    of these that should fit a multiprocessor: what its registers are shared by
 //   FG_WIDTH, FG_SORT16 (a network), FG_SCRATCH: as above
 //
@@ -100,7 +103,8 @@ __device__ __forceinline__ T result(C value, const T* first, long long column, u
 
 #ifdef FG_NETWORK  // ================================================================ in registers
 
-constexpr int N = FG_N, K = FG_PACK, LOW = FG_LOW, HIGH = FG_HIGH, CLOSEST = FG_CLOSEST;
+constexpr int N = FG_N, K = FG_PACK, WIDE = FG_WIDE;
+constexpr int LOW = FG_LOW, HIGH = FG_HIGH, CLOSEST = FG_CLOSEST;
 constexpr int THREADS = 128;
 
 // Count what is not finite and make NaN +Inf; return whether there is too much of it. The usual
@@ -173,25 +177,27 @@ __device__ __forceinline__ C statistic(C (&v)[N], const double* ranks, long long
 #if FG_MIX == 1
 // The weights wait in shared memory, transposed: those of one row for all m mixed rows in a line,
 // four at a time with one instruction. Where not all rows of W X fit, part after part of them.
+constexpr int ROWS = FG_ROWS, PART = FG_PART, AHEAD = FG_AHEAD;
 constexpr int PADDED = (N + 3) / 4 * 4;
+constexpr int LAST = (ROWS - 1) % AHEAD + 1;           // rows of the last turn
+static_assert(PART == ROWS || PART % AHEAD == 0, "");  // no other is shorter
 struct alignas(4 * sizeof(C)) Four {
     C w[4];
 };
-constexpr int PART = 49152 / (PADDED * sizeof(C));  // rows at a time
-constexpr int AHEAD = 4;                            // of them under way
 
-__device__ __forceinline__ void stage(C* weights, const double* W, long long pitch, long long from,
+__device__ __forceinline__ void stage(C* weights, const double* W, long long pitch, int from,
                                       int count) {
-    for (int at = thread_index(); at < count * PADDED; at += AHEAD * blockDim.x) {
-        double w[AHEAD];
+    constexpr int LOADS = 4;  // under way; past the end of W, of its first number
+    for (int at = thread_index(); at < count * PADDED; at += LOADS * THREADS) {
+        double w[LOADS];
 #pragma unroll
-        for (int a = 0; a < AHEAD; ++a) {
-            const int place = at + a * blockDim.x, i = place % PADDED, r = place / PADDED;
-            w[a] = i < N && r < count ? __ldg(W + i * pitch + from + r) : 0.0;
+        for (int a = 0; a < LOADS; ++a) {
+            const int place = at + a * THREADS, i = place % PADDED, r = from + place / PADDED;
+            w[a] = __ldg(W + (i < N && r < ROWS ? i * pitch + r : 0));
         }
 #pragma unroll
-        for (int a = 0; a < AHEAD; ++a) {
-            const int place = at + a * blockDim.x;
+        for (int a = 0; a < LOADS; ++a) {
+            const int place = at + a * THREADS;
             if (place < count * PADDED) weights[place] = static_cast<C>(w[a]);
         }
     }
@@ -200,7 +206,7 @@ __device__ __forceinline__ void stage(C* weights, const double* W, long long pit
 // Add a row to all values, each times its weight; CHECKED leaves out those of weight 0, for rows
 // that have numbers that are not finite: 0 * NaN would be NaN.
 template <bool CHECKED>
-__device__ __forceinline__ void add_row(C (&v)[K][N], const Pack<K>& x, const C* weights) {
+__device__ __forceinline__ void add_row(C (&v)[K][N], const Pack<K, WIDE>& x, const C* weights) {
 #pragma unroll
     for (int i = 0; i < N; i += 4) {
         const Four four = *reinterpret_cast<const Four*>(weights + i);
@@ -213,6 +219,57 @@ __device__ __forceinline__ void add_row(C (&v)[K][N], const Pack<K>& x, const C*
             }
     }
 }
+
+// The values of K columns of W X, from column j on.
+__device__ __forceinline__ void mix(C (&v)[K][N], C* weights, const double* W, long long pitch,
+                                    const void* rows, long long stride, long long j,
+                                    long long columns) {
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+#pragma unroll
+        for (int i = 0; i < N; ++i) v[k][i] = static_cast<C>(-0.0);
+    const char* next = reinterpret_cast<const char*>(static_cast<const T*>(rows) + j);
+    for (int from = 0; from < ROWS; from += PART) {
+        const int count = ROWS - from < PART ? ROWS - from : PART;
+        if (PART < ROWS) {
+            __syncthreads();  // the part before may still be in use
+            stage(weights, W, pitch, from, count);
+            __syncthreads();
+        }
+        if (j >= columns) continue;
+        const C* line = weights;
+#pragma unroll 1
+        for (int first = from; first < from + count; first += AHEAD, line += AHEAD * PADDED) {
+            const bool more = first + AHEAD < ROWS;  // turns to come, so that this one is whole
+            const auto place = [&](int a) {  // of the last row once more, where there are no more
+#if FG_TABLE
+                return row(rows, stride, a < LAST || more ? first + a : first) + j;
+#else
+                hide(next);
+                const T* const here = reinterpret_cast<const T*>(next);
+                next += a + 1 < LAST || a + 1 == AHEAD || more ? stride : 0;
+                return here;
+#endif
+            };
+            Pack<K, WIDE> x[AHEAD];
+            load_rows(x, place, AHEAD, 0, columns - j);
+            C product = 0;  // not finite where a number is not; where it overflows, time is lost
+#pragma unroll
+            for (int a = 0; a < AHEAD; a += 2)
+#pragma unroll
+                for (int k = 0; k < K; ++k) product = multiply_add(x[a][k], x[a + 1][k], product);
+            if (is_finite(product)) {
+#pragma unroll
+                for (int a = 0; a < AHEAD; ++a)
+                    if (a < LAST || more) add_row<false>(v, x[a], line + a * PADDED);
+            } else {
+#pragma unroll
+                for (int a = 0; a < AHEAD; ++a)
+                    if (a < LAST || more) add_row<true>(v, x[a], line + a * PADDED);
+            }
+        }
+    }
+}
 #endif
 
 // Where rows have no stride, their addresses wait in shared memory. Read from global memory by each
@@ -223,15 +280,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, FG_BLOCKS)
 columns(const void* rows, long long stride, long long n, const void* mixing, long long pitch,
         long long m, long long low, long long high, long long closest, const double* ranks,
         long long faults, long long key, double probability, long long offset, void* out,
-        long long columns, void* scratch) {
-    const Work work = work_of(rows, stride, n, out, columns, offset);
+        long long count, void* scratch) {
+    const Work work = work_of(rows, stride, n, out, count, offset);
     const long long step = work.blocks * THREADS * K, begin = work.block * THREADS * K;
+    const int own = thread_index() * K;  // of the columns of a tile
     const bool empty = nothing_picked(mixing);
 #if FG_MIX == 1
     FG_DYNAMIC_SHARED(C, weights);
     const double* W = static_cast<const double*>(mixing);
-    if (n <= PART) {
-        stage(weights, W, pitch, 0, static_cast<int>(n));
+    if (PART == ROWS) {
+        stage(weights, W, pitch, 0, ROWS);
         __syncthreads();
     }
 #endif
@@ -243,47 +301,13 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
             empty ? row(work.rows, stride, 0) : source(work.rows, stride, mixing, thread_index());
     __syncthreads();
 #endif
-    for (long long tile = begin; tile < work.columns; tile += step) {
-        const long long j = tile + static_cast<long long>(thread_index()) * K;
-        const long long columns = work.columns;
+    const long long columns = work.columns;
+    for (long long j = begin + own; j - own < columns; j += step) {
 #if FG_MIX == 1
         C v[K][N];
-#pragma unroll
-        for (int k = 0; k < K; ++k)
-#pragma unroll
-            for (int i = 0; i < N; ++i) v[k][i] = static_cast<C>(-0.0);
-        for (long long from = 0; from < n; from += PART) {
-            const int count = static_cast<int>(n - from < PART ? n - from : PART);
-            if (n > PART) {
-                __syncthreads();  // the part before may still be in use
-                stage(weights, W, pitch, from, count);
-                __syncthreads();
-            }
-            for (int first = 0; first < count && j < columns; first += AHEAD) {
-                Pack<K> x[AHEAD];
-                const void* const own = work.rows;
-                const auto place = [&](int a) { return row(own, stride, from + first + a); };
-                load_rows(x, place, count - first, j, columns);
-                C zero = 0;
-#pragma unroll
-                for (int a = 0; a < AHEAD; ++a)
-#pragma unroll
-                    for (int k = 0; k < K; ++k)
-                        if (first + a < count) zero = multiply_add(x[a][k], 0, zero);
-                const C* const line = weights + first * PADDED;
-                if (!is_nan(zero)) {
-#pragma unroll
-                    for (int a = 0; a < AHEAD; ++a)
-                        if (first + a < count) add_row<false>(v, x[a], line + a * PADDED);
-                } else {
-#pragma unroll
-                    for (int a = 0; a < AHEAD; ++a)
-                        if (first + a < count) add_row<true>(v, x[a], line + a * PADDED);
-                }
-            }
-        }
+        mix(v, weights, W, pitch, work.rows, stride, j, columns);
 #else
-        Pack<K> packs[N];
+        Pack<K, WIDE> packs[N];
         const char* next = static_cast<const char*>(work.rows);
         const auto place = [&](int i) {
 #if FG_LISTED
@@ -300,7 +324,7 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
 #endif
         if (j >= columns) continue;
         const T* first = FG_CONDENSE ? row(work.rows, stride, 0) : nullptr;
-        Pack<K> results;
+        Pack<K, WIDE> results;
 #pragma unroll
         for (int k = 0; k < K; ++k) {
 #if FG_MIX == 1
@@ -320,7 +344,7 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
         }
         T* target = static_cast<T*>(work.out) + j;
         if (j + K <= columns) {
-            store_pack<K>(target, results);
+            store_pack(target, results);
         } else {
 #pragma unroll
             for (int k = 0; k < K; ++k)
@@ -354,13 +378,12 @@ struct Worker {  // what a thread works on: column c, and every `step`-th piece 
     Index first, step;
 };
 
-// Sort each run of 16 rows, or merge it if it rises and falls. Rows from m on are not there.
+// Sort each run of 16 rows, or merge it if it rises and falls. There are m rows, whole runs.
 __device__ __forceinline__ void each_run(C* tile, Index m, const Worker& w, bool merge) {
     for (Index run = w.first; run * 16 < m; run += w.step) {
         C v[16];
 #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            v[i] = run * 16 + i < m ? tile[at(run * 16 + i, w.c)] : infinity<C>();
+        for (int i = 0; i < 16; ++i) v[i] = tile[at(run * 16 + i, w.c)];
         if (merge) {
 #pragma unroll
             for (int stride = 8; stride > 0; stride /= 2)
@@ -373,19 +396,35 @@ __device__ __forceinline__ void each_run(C* tile, Index m, const Worker& w, bool
 #undef X
         }
 #pragma unroll
-        for (int i = 0; i < 16; ++i)
-            if (run * 16 + i < m) tile[at(run * 16 + i, w.c)] = v[i];
+        for (int i = 0; i < 16; ++i) tile[at(run * 16 + i, w.c)] = v[i];
     }
 }
 
-// Compare row i of each run of 2 * size rows with its mirror image.
-__device__ __forceinline__ void flip(C* tile, Index m, int log_size, const Worker& w) {
+// Compare row i of the first half of each run of 2 * size rows with its mirror image, or with row i
+// of the second half: two pairs at a time, so that four loads are under way.
+template <bool MIRROR>
+__device__ __forceinline__ void compare(C* tile, Index m, int log_size, const Worker& w) {
+    constexpr int PAIRS = 2;
     const Index size = Index(1) << log_size;
-    for (Index p = w.first; p < m; p += w.step) {
-        const Index i = p & (size - 1), start = (p >> log_size) * 2 * size;
-        if (start + size >= m) break;  // there is no second half
-        const Index low = start + i, high = start + 2 * size - 1 - i;
-        if (high < m) exchange(tile[at(low, w.c)], tile[at(high, w.c)]);
+    for (Index p = w.first; (p >> log_size) * 2 * size + size < m; p += PAIRS * w.step) {
+        Index low[PAIRS], high[PAIRS];
+        C x[PAIRS], y[PAIRS];
+#pragma unroll
+        for (int a = 0; a < PAIRS; ++a) {
+            const Index pair = p + a * w.step, i = pair & (size - 1), start = 2 * (pair - i);
+            low[a] = start + i;
+            high[a] = MIRROR ? start + 2 * size - 1 - i : low[a] + size;
+            if (high[a] >= m) continue;
+            x[a] = tile[at(low[a], w.c)];
+            y[a] = tile[at(high[a], w.c)];
+        }
+#pragma unroll
+        for (int a = 0; a < PAIRS; ++a) {
+            if (high[a] >= m) continue;
+            exchange(x[a], y[a]);
+            tile[at(low[a], w.c)] = x[a];
+            tile[at(high[a], w.c)] = y[a];
+        }
     }
 }
 
@@ -410,20 +449,11 @@ __device__ __forceinline__ void clean_twice(C* tile, Index m, int log_stride, co
     }
 }
 
-__device__ __forceinline__ void clean_once(C* tile, Index m, int log_stride, const Worker& w) {
-    const Index stride = Index(1) << log_stride;
-    for (Index p = w.first;; p += w.step) {
-        const Index low = (p >> log_stride) * 2 * stride + (p & (stride - 1));
-        if (low - (p & (stride - 1)) >= m) break;
-        if (low + stride < m) exchange(tile[at(low, w.c)], tile[at(low + stride, w.c)]);
-    }
-}
-
 __device__ __forceinline__ void sort_tile(C* tile, Index m, const Worker& w) {
     each_run(tile, m, w, false);
     __syncthreads();
     for (int log_size = 4; (Index(1) << log_size) < m; ++log_size) {
-        flip(tile, m, log_size, w);
+        compare<true>(tile, m, log_size, w);
         __syncthreads();
         int log_stride = log_size - 1;
         for (; log_stride >= 5; log_stride -= 2) {
@@ -431,7 +461,7 @@ __device__ __forceinline__ void sort_tile(C* tile, Index m, const Worker& w) {
             __syncthreads();
         }
         if (log_stride == 4) {
-            clean_once(tile, m, log_stride, w);
+            compare<false>(tile, m, log_stride, w);
             __syncthreads();
         }
         each_run(tile, m, w, true);
@@ -443,6 +473,7 @@ __device__ __forceinline__ void sort_tile(C* tile, Index m, const Worker& w) {
 __device__ __forceinline__ C mixed(const void* rows, long long stride, long long n, const double* W,
                                    long long column) {
     C total = static_cast<C>(-0.0);
+#pragma unroll 1
     for (long long r = 0; r < n; r += 4) {
         double known[4];
         C weight[4];
@@ -457,6 +488,29 @@ __device__ __forceinline__ C mixed(const void* rows, long long stride, long long
 #pragma unroll
         for (int a = 0; a < 4; ++a)
             if (weight[a] != 0) total = multiply_add(widen(x[a]), weight[a], total);
+    }
+    return total;
+}
+
+// Sum of every fourth value from `first` on, times its own weight or times `scale`.
+template <class Rank>
+__device__ __forceinline__ C sum(const C* tile, int c, Index first, Index end, Rank rank,
+                                 const double* weights, C scale) {
+    constexpr int TERMS = 4;  // under way
+    C total = static_cast<C>(-0.0);
+    for (Index i = first; i < end; i += 4 * TERMS) {
+        double own[TERMS];
+        C x[TERMS];
+#pragma unroll
+        for (int a = 0; a < TERMS; ++a) {  // past the last value, this one again
+            const Index here = i + 4 * a < end ? i + 4 * a : i;
+            x[a] = tile[at(rank(here), c)];
+            own[a] = weights ? __ldg(weights + here) : 0.0;
+        }
+#pragma unroll
+        for (int a = 0; a < TERMS; ++a)
+            if (i + 4 * a < end)
+                total = multiply_add(x[a], weights ? static_cast<C>(own[a]) : scale, total);
     }
     return total;
 }
@@ -481,8 +535,9 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
     const Work work = work_of(rows, stride, n, out, columns, offset);
     const Index m = static_cast<Index>(values), closest = static_cast<Index>(nearest);
     const Index low = static_cast<Index>(lowest), high = static_cast<Index>(highest);
+    const Index whole = (m + 15) / 16 * 16;  // rows of the tile: runs are filled up with +Inf
 #if FG_SCRATCH
-    C* tile = static_cast<C*>(scratch) + blockIdx.x * at((m + 15) / 16 * 16, 0);
+    C* tile = static_cast<C*>(scratch) + blockIdx.x * at(whole, 0);
 #else
     FG_DYNAMIC_SHARED(C, tile);
 #endif
@@ -493,42 +548,38 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
     const C window_scale = closest ? sum_scale(closest) : C(1);
     for (long long number = work.block; number * WIDTH < work.columns; number += work.blocks) {
         const long long j = number * WIDTH + w.c;
-        const bool inside = j < work.columns && !empty;
+        const long long column = j < work.columns ? j : 0;  // past the last one, any that is there
         const void* const own = work.rows;
         if (thread_index() < WIDTH) bad[thread_index()] = 0;
         __syncthreads();
 #if FG_MIX == 1
         for (Index i = w.first; i < m; i += w.step) {
             const double* const W = static_cast<const double*>(mixing) + i * pitch;
-            place_in(tile, bad, i, w.c, inside ? mixed(own, stride, n, W, j) : C(0));
+            place_in(tile, bad, i, w.c, mixed(own, stride, n, W, column));
         }
 #else
-        for (Index i = w.first; i < m; i += AHEAD * w.step) {
-            T x[AHEAD];
+        for (Index i = w.first; i < m && !empty; i += AHEAD * w.step) {
+            C x[AHEAD];
 #pragma unroll
             for (int a = 0; a < AHEAD; ++a) {  // past the last row, this one again
                 const Index here = i + a * w.step < m ? i + a * w.step : i;
-                x[a] = inside ? __ldg(source(own, stride, mixing, here) + j) : T(0);
+                x[a] = load(source(own, stride, mixing, here) + column);
             }
 #pragma unroll
+            for (int a = 0; a < AHEAD; ++a) opaque(x[a]);  // or each is loaded where it is needed
+#pragma unroll
             for (int a = 0; a < AHEAD; ++a)
-                if (i + a * w.step < m) place_in(tile, bad, i + a * w.step, w.c, widen(x[a]));
+                if (i + a * w.step < m) place_in(tile, bad, i + a * w.step, w.c, x[a]);
         }
 #endif
+        for (Index i = m + w.first; i < whole; i += w.step) tile[at(i, w.c)] = infinity<C>();
         __syncthreads();
-        sort_tile(tile, m, w);
+        sort_tile(tile, whole, w);
         if (adds) {
-            C total = static_cast<C>(-0.0);
-#pragma unroll 4
-            for (Index i = low + w.first; i < high; i += 4) {
-#if FG_RANKS
-                const C weight = static_cast<C>(__ldg(ranks + i));
-#else
-                const C weight = scale;
-#endif
-                total = multiply_add(tile[at(i, w.c)], weight, total);
-            }
-            partial[w.first * WIDTH + w.c] = total;
+            const auto same = [](Index rank) { return rank; };
+            const double* const weights = FG_RANKS ? ranks : nullptr;
+            partial[w.first * WIDTH + w.c] =
+                sum(tile, w.c, low + w.first, high, same, weights, scale);
         }
         __syncthreads();
         const C* p = partial + w.c;
@@ -545,13 +596,12 @@ columns(const void* rows, long long stride, long long n, const void* mixing, lon
                     else
                         end = middle;
                 }
-                C total = static_cast<C>(-0.0);
-                for (Index slot = w.first; slot < closest; slot += 4) {
-                    Index rank = slot;  // of the ranks that leave this rest, that in the window
-                    if (rank < begin) rank += (begin - slot + closest - 1) / closest * closest;
-                    total = multiply_add(tile[at(rank, w.c)], window_scale, total);
-                }
-                partial[w.first * WIDTH + w.c] = total;
+                const auto moved = [&](Index slot) {  // of ranks that leave this rest, that in it
+                    const Index turns = (begin - slot + closest - 1) / closest;
+                    return slot < begin ? slot + turns * closest : slot;
+                };
+                partial[w.first * WIDTH + w.c] =
+                    sum(tile, w.c, w.first, closest, moved, nullptr, window_scale);
             }
             __syncthreads();
             value = (p[0] + p[WIDTH]) + (p[2 * WIDTH] + p[3 * WIDTH]);

@@ -42,9 +42,9 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
 #if FG_TABLE
             const long long size = RECORD + n + (outs ? 0 : k);
             const long long* const leaf = leaf_of(rows, stride, size, tile);
-            const long long number = tile - leaf[0];
+            const long long number = tile - __ldg(leaf);
             const long long* const starts = leaf + RECORD;
-            columns = leaf[2];
+            columns = __ldg(leaf + 2);
 #else
             const long long number = tile;
             const void* const starts = rows;
@@ -132,11 +132,11 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
                     result.item[p] = narrow(poisoned[q] ? not_a_number<C>() : used[q] ? sums[q][p] : C(0));
                 T* place = reinterpret_cast<T*>(static_cast<char*>(outs) + (from + q) * out_stride);
 #if FG_TABLE
-                if (!outs) place = reinterpret_cast<T*>(starts[n + from + q]);
+                if (!outs) place = reinterpret_cast<T*>(__ldg(starts + n + from + q));
 #endif
                 place += column;
                 if (column + PACK <= columns) {
-                    store_pack<PACK>(place, result);
+                    store_pack(place, result);
                 } else {
 #pragma unroll
                     for (int p = 0; p < PACK; ++p)

@@ -121,8 +121,9 @@ __device__ __forceinline__ T positive_zero(T x) {
 
 __device__ __forceinline__ C load(const T* place) { return widen(__ldg(place)); }
 
-// K neighbouring numbers, moved by one instruction: at most 16 bytes, aligned to their size.
-template <int K> struct Pack {
+// K neighbouring numbers, moved by one instruction for WIDE of them: at most 16 bytes, aligned to
+// their size.
+template <int K, int WIDE = K> struct Pack {
     T item[K];
     __device__ __forceinline__ C operator[](int i) const { return widen(item[i]); }
 };
@@ -133,19 +134,25 @@ template <> struct Word<4> { typedef unsigned int type; };
 template <> struct Word<8> { typedef uint2 type; };
 template <> struct Word<16> { typedef uint4 type; };
 
-template <int K> __device__ __forceinline__ Pack<K> load_pack(const T* place) {
-    typedef typename Word<K * sizeof(T)>::type W;
-    const W word = __ldg(reinterpret_cast<const W*>(place));
-    Pack<K> pack;
-    memcpy(&pack, &word, sizeof word);
-    return pack;
+template <int K, int WIDE>
+__device__ __forceinline__ void load_pack(Pack<K, WIDE>& pack, const T* place) {
+    typedef typename Word<WIDE * sizeof(T)>::type W;
+#pragma unroll
+    for (int i = 0; i < K; i += WIDE) {
+        const W word = __ldg(reinterpret_cast<const W*>(place + i));
+        memcpy(pack.item + i, &word, sizeof word);
+    }
 }
 
-template <int K> __device__ __forceinline__ void store_pack(T* place, const Pack<K>& pack) {
-    typedef typename Word<K * sizeof(T)>::type W;
-    W word;
-    memcpy(&word, &pack, sizeof word);
-    *reinterpret_cast<W*>(place) = word;
+template <int K, int WIDE>
+__device__ __forceinline__ void store_pack(T* place, const Pack<K, WIDE>& pack) {
+    typedef typename Word<WIDE * sizeof(T)>::type W;
+#pragma unroll
+    for (int i = 0; i < K; i += WIDE) {
+        W word;
+        memcpy(&word, pack.item + i, sizeof word);
+        *reinterpret_cast<W*>(place + i) = word;
+    }
 }
 
 // Whether `place` may be read K numbers at a time.
@@ -167,12 +174,12 @@ __device__ __forceinline__ const T* row(const void* rows, long long stride, long
 // last column, zeros. All loads are under way before one is waited for: so one test for all whether
 // they are whole, and where there are fewer rows, the first again, without a test. (Where a load
 // depends on a test, the compiler takes apart at once what it brings.)
-template <int K, int AHEAD, class Place>
-__device__ __forceinline__ void load_rows(Pack<K> (&x)[AHEAD], Place place, int count, long long j,
-                                          long long columns) {
+template <int K, int WIDE, int AHEAD, class Place>
+__device__ __forceinline__ void load_rows(Pack<K, WIDE> (&x)[AHEAD], Place place, int count,
+                                          long long j, long long columns) {
     if (j + K <= columns) {
 #pragma unroll
-        for (int a = 0; a < AHEAD; ++a) x[a] = load_pack<K>(place(a < count ? a : 0) + j);
+        for (int a = 0; a < AHEAD; ++a) load_pack(x[a], place(a < count ? a : 0) + j);
     } else {
 #pragma unroll
         for (int a = 0; a < AHEAD; ++a) {
@@ -238,15 +245,15 @@ template <class P> __device__ __forceinline__ void hide(P*& place) {
 #endif
 }
 
-// Hides from the compiler what a number was made of.
+// Hides from the compiler what a number was made of, which is made here and no later.
 __device__ __forceinline__ void opaque(float& x) {
 #ifdef __CUDACC__
-    asm("" : "+f"(x));
+    asm volatile("" : "+f"(x));
 #endif
 }
 __device__ __forceinline__ void opaque(double& x) {
 #ifdef __CUDACC__
-    asm("" : "+d"(x));
+    asm volatile("" : "+d"(x));
 #endif
 }
 

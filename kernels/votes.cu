@@ -67,7 +67,7 @@ votes(const void* rows, long long stride, long long n, long long faults, void* o
         }
         T* target = static_cast<T*>(out) + j;
         if (j + K <= columns) {
-            store_pack<K>(target, results);
+            store_pack(target, results);
         } else {
 #pragma unroll
             for (int k = 0; k < K; ++k)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import gcd
 from typing import TYPE_CHECKING
 
 from ..cpu.networks import pruned, sorting
+from .shapes import SHARED
 
 if TYPE_CHECKING:
     from ..primitives import Selection, Statistic
@@ -26,9 +28,10 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 # Most values of a column that stay in registers (of which a thread has 255, of 4 bytes each).
 IN_REGISTERS = {"float16": 128, "bfloat16": 128, "float32": 128, "float64": 60}
+# Most words of a mixed column with which a thread takes so many columns.
+MIXED = {4: 46, 3: 60, 2: 102}
 REGISTERS = 65536  # of a multiprocessor
 COLUMN_BLOCK = 128
-SHARED = 48 << 10  # bytes of shared memory that every GPU gives a block without being asked
 OWN_SHARED = 2 << 10  # of which columns.cu takes less than this for itself
 MIXING_BLOCKS = 2048  # blocks that stage W, each of which goes through many tiles of columns
 SELECTION_ROWS = 1024  # that selection.cu takes
@@ -95,11 +98,17 @@ def _frozen(macros: dict[str, object]) -> tuple[tuple[str, str], ...]:
     return tuple((name, str(value)) for name, value in macros.items())
 
 
-def _pack(values: int, dtype: str, alignment: int, mixed: bool) -> int:
+def _pack(values: int, dtype: str, alignment: int) -> int:
     """Return how many columns a thread takes: 16 bytes of few rows, 4 of many."""
     wanted = 16 if values <= 8 else 8 if values <= 16 else 4 if values <= 64 else 2
-    pack = max(1, min(wanted, alignment) // ITEMSIZE[dtype])
-    return 1 if mixed and pack * values > 32 else pack
+    return max(1, min(wanted, alignment) // ITEMSIZE[dtype])
+
+
+def _mixing_pack(values: int, dtype: str, weighted: bool) -> int:
+    """Return the same for a mixing: as many as registers hold, as a weight is read once for all."""
+    words = 3 * values if dtype == "float64" else values
+    words += 10 if weighted else 0
+    return next((pack for pack, most in MIXED.items() if words <= most), 1)
 
 
 def _blocks(values: int, pack: int, dtype: str, mixed: bool, weighted: bool) -> int:
@@ -149,14 +158,19 @@ def columns_variant(
     }
     if m <= IN_REGISTERS[dtype]:
         pairs = sorting(m) if closest else pruned(sorting(m), range(low, high))
-        pack = _pack(m, dtype, alignment, mix == 1)
+        weighted = ranks is not None
+        pack = _mixing_pack(m, dtype, weighted) if mix == 1 else _pack(m, dtype, alignment)
         macros |= {"FG_N": m, "FG_LOW": low, "FG_HIGH": high, "FG_CLOSEST": closest}
-        macros |= {"FG_PACK": pack, "FG_NETWORK": _network(pairs)}
-        macros["FG_BLOCKS"] = _blocks(m, pack, dtype, mix == 1, ranks is not None)
+        wide = gcd(pack, max(1, alignment // ITEMSIZE[dtype]))
+        macros |= {"FG_PACK": pack, "FG_WIDE": wide, "FG_NETWORK": _network(pairs)}
+        macros["FG_BLOCKS"] = _blocks(m, pack, dtype, mix == 1, weighted)
         shared, most = 0, 2**31 - 1
         if mix == 1:
             line = (m + 3) // 4 * 4 * _computed(dtype)
-            shared, most = min(n, SHARED // line) * line, MIXING_BLOCKS
+            ahead = 8 if m * pack <= 96 else 4
+            part = min(n, SHARED // line // ahead * ahead)
+            macros |= {"FG_ROWS": n, "FG_AHEAD": ahead, "FG_PART": part}
+            shared, most = part * line, MIXING_BLOCKS
         block = COLUMN_BLOCK
         return Variant(
             "columns.cu", "columns", _frozen(macros), block, block * pack, shared, 0, most
