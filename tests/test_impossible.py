@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,9 +129,10 @@ def shrunk(keep: int) -> Any:
 def test_torch_views_beyond_their_storage() -> None:
     torch = pytest.importorskip("torch")
     import fastgar.torch as fgt
-    from fastgar.torch.collective import _parts
+    from fastgar.torch.collective import _Call
 
     ones = torch.ones(11, 100)
+    call: Any = SimpleNamespace(peers=SimpleNamespace(devices={"cpu"}))
     for keep in (0, 4000, 7996):
         rows, transposed, row = shrunk(keep)
         entries: dict[str, Callable[[], Any]] = {
@@ -141,7 +143,7 @@ def test_torch_views_beyond_their_storage() -> None:
             "a start": lambda x=row: fg.centered_clipping(ones, tau=1.0, start=x),
             "weights": lambda x=transposed: fg.combine(x, torch.ones(10, 3)),
             "an operator": lambda x=rows: fgt.ops.krum(x, 2),
-            "all_reduce, and its out": lambda x=rows: _parts([ones, x]),
+            "all_reduce, and its out": lambda x=rows: _Call._parts(call, [ones, x]),
             "an attack": lambda x=rows: fg.attacks.attack("empire")(x),
             "streaming": lambda x=rows: fg.Streaming("krum", n=10, f=2).observe(x),
         }

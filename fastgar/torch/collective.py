@@ -239,10 +239,6 @@ def _require_memory(part: Any) -> None:
             f"tensors with their numbers in memory are needed, got one on {part.device} "
             f"({kind}{', negated' if part.is_neg() else ''}): pass a dense copy"
         )
-    last = part.storage_offset() + 1
-    last += sum((k - 1) * step for k, step in zip(part.shape, part.stride(), strict=True))
-    if part.numel() and last * part.element_size() > part.untyped_storage().nbytes():
-        raise ValueError("the memory of a tensor has been freed or made smaller: it has no numbers")
 
 
 def _vectors(parts: Sequence[Tensor]) -> list[Tensor]:
