@@ -378,7 +378,8 @@ def tensors_that_cannot_be_sent(rank: int, group: Any) -> None:
     kinds: dict[str, Callable[[], Tensor]] = {
         "meta": lambda: torch.ones(4, device="meta"), "sparse_coo": torch.ones(4).to_sparse,
         "complex64": lambda: torch.ones(4, dtype=torch.complex64), "int64": lambda: torch.arange(4),
-        "negated": lambda: torch.ones(4, dtype=torch.complex64).conj().imag, "freed": freed,
+        "negated": lambda: torch.ones(4, dtype=torch.complex64).conj().imag,
+        "without memory": freed,
         "Marked": lambda: torch.ones(4).as_subclass(Marked), "on cuda, got": lambda: torch.ones(4),
     }  # fmt: skip
     for word, make in kinds.items():
