@@ -47,36 +47,43 @@ class TooManyFaults(ValueError):
 
 
 class SearchLimit(RuntimeError):
-    """The search for the best subset was stopped before it was certain of it.
+    """A rule was stopped at its `work_limit`, before it was certain of what it decides.
 
     Attributes
     ----------
     rule : str
-        The rule that searches.
     n, f : int
-        Rows, and how many of them the subset leaves out.
+        Rows, and how many of them may lie.
     work : int
         Operations done.
-    best : tuple of int
-        The best subset so far: indices of n-f rows, ascending.
+    best : tuple
+        Of a search (mda, mva, smea) the best subset so far: indices of n-f rows, ascending. Of caf
+        the best n weights so far, which need not be robust. Of dnc nothing: what is left while
+        fewer than f rows have gone is not robust.
     value : float
-        Its diameter (mda), its variance (mva: the trace of its covariance) or the largest
-        eigenvalue of its covariance (smea).
+        The diameter of the best subset (mda), its variance (mva: the trace of its covariance) or
+        the largest eigenvalue of its covariance (smea, caf); infinity where there is none.
     bound : float
-        A number that no subset has a lower value than.
+        A number that nothing has a lower value than: 0 where none is known, as for caf and dnc.
     """
 
     def __init__(
-        self, rule: str, n: int, f: int, work: int, best: Sequence[int], value: float, bound: float
-    ) -> None:
+        self, rule: str, n: int, f: int, work: int, best: Sequence[float], value: float,
+        bound: float,
+    ) -> None:  # fmt: skip
         self.rule, self.n, self.f, self.work = rule, n, f, work
-        self.best = tuple(int(row) for row in best)
+        self.best = tuple(best)
         self.value, self.bound = float(value), float(bound)
+        searches = any(isinstance(row, int) for row in self.best)
         super().__init__(
             f"{rule} is exact, and {work} operations did not settle which {n - f} of {n} rows "
             f"(f = {f}) are best; the least width may be {self.gap:.1%} below the best found. "
             "Use a rule that does not search, such as 'nnm | trimmed_mean', or on_limit='best' to "
             "take the best found, declare a smaller f, or pass a larger work_limit"
+            if searches
+            else f"{rule} takes out rows one after another, and {work} operations did not do for "
+            f"{n} rows (f = {f}). Use a rule with less to do, such as 'nnm | trimmed_mean', "
+            "declare a smaller f, or pass a larger work_limit"
         )
 
     @property

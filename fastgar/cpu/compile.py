@@ -27,7 +27,7 @@ from numba.extending import register_jitable
 
 from fastgar.errors import levels_to_the_caller
 
-__all__ = ["SHORT", "Kernel", "Tiered", "address_in_c", "part", "step"]
+__all__ = ["SHORT", "Kernel", "Tiered", "address_in_c", "jit", "part", "step"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,9 +70,13 @@ def _name_runtime() -> None:
         binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", place)
 
 
-def jit(function: F) -> F:
-    """Compile `function` at its first call, without the GIL, and cache it on disk if possible."""
-    dispatcher: Any = njit(nogil=True)(function)
+def jit(function: F, regroup: bool = False) -> F:
+    """Compile `function` at its first call, without the GIL, and cache it on disk if possible.
+
+    The compiler may `regroup` sums, so that they are quicker and not what an interpreter has.
+    """
+    fast = {"reassoc", "nsz", "contract"} if regroup else False
+    dispatcher: Any = njit(nogil=True, fastmath=fast)(function)
     make: Any = _Cache
     try:
         dispatcher._cache = make(function)

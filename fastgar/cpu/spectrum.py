@@ -487,6 +487,7 @@ def minimum_spectral_subset(
     narrowest = max(_least_along(K, subset), least_variance(squares, size) / max(size - 1, 1))
     limit.bound = float(np.ldexp(narrowest, 20))
     least = width(subset)
+    limit.spend(n**3 // 4)  # what led here: NumPy's
     while least > 0:
         found = search(np.zeros(n, np.int8), least * (1 - TIE))
         if found is None or width(found) >= least:

@@ -39,6 +39,7 @@ TIE = 1e-12  # widths that differ by less, relatively, are equal: sums in differ
 Flags = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
 Rows = NDArray[np.intp]
+Weights = NDArray[np.float64]
 Status = NDArray[np.int8]
 Find = Callable[[Status], "Flags | None"]  # from what is decided to a subset, if there is one
 
@@ -49,19 +50,21 @@ class Limit:
     Work is counted, not timed, so that every machine stops at the same point: in operations, each
     a pass through an innermost loop that takes about a nanosecond once compiled.
 
-    `best` is a subset of width `value`; none has a width below `bound`.
+    `best` is a subset of width `value`, or the weights of the rows of one; none has a width below
+    `bound`.
     """
 
     def __init__(self, rule: str, n: int, size: int, work_limit: int) -> None:
         self.rule, self.n, self.f, self.limit, self.spent = rule, n, n - size, work_limit, 0
-        self.best, self.value, self.bound = np.arange(0), inf, 0.0
+        self.best: Rows | Weights = np.arange(0)
+        self.value, self.bound = inf, 0.0
 
     @property
     def left(self) -> int:
         """What a search may take: with one operation more, it is too much."""
         return self.limit - self.spent + 1
 
-    def found(self, best: Rows, value: float) -> None:
+    def found(self, best: Rows | Weights, value: float) -> None:
         """Remember the first subset, and each that is better than those before."""
         if value < self.value or not self.best.size:
             self.best, self.value = best, value

@@ -167,13 +167,13 @@ def dnc(n: int, f: int, options: Options) -> float | None:
     others, with mean m; along the main direction let a, b, y be the distances from m of mu, of the
     mean of the B, and of x. As h a = B b and y is the greatest of all, y >= (h/B) a; and y <= a +
     |x - mu| <= a + sqrt(h-1) s. So y <= sqrt(h-1) s h/(h-B). The variance of Q in any direction is
-    at most y^2 (1.001 y^2, as the direction found is the main one to that), hence (1) puts the mean
-    of any h rows of Q, such as mu and F, within sqrt(B/h) y of m; and B <= f.
+    at most y^2 (1.1 y^2, as that much is proved of the direction found), hence (1) puts the mean of
+    any h rows of Q, such as mu and F, within sqrt(B/h) y of m; and B <= f.
     """
     if options["removal"] == "at once":
         return None
     h = n - f
-    return 1.001 * 4 * f * h * (h - 1) / (n - 2 * f) ** 2
+    return 1.1 * 4 * f * h * (h - 1) / (n - 2 * f) ** 2
 
 
 # ------------------------------------------------------------------------ a mixing step and a rule

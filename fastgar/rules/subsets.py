@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from ..errors import SearchLimit
 from ..primitives import Selection
 from . import proofs
-from .options import Count
+from .options import OPERATIONS, Count
 from .registry import distance_rule
 
 if TYPE_CHECKING:
     from ..geometry import Decision, Geometry
 
 __all__ = ["mda", "mva", "smea"]
-
-OPERATIONS = 1_000_000_000  # about a second
 
 OnLimit = Literal["raise", "best"]
 Rows = NDArray[np.intp]
