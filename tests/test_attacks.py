@@ -756,14 +756,15 @@ def test_equal_are_attacks_that_do_the_same() -> None:
         ("little(kk=2)", "unknown option of little 'kk': did you mean 'k'"),
         ("optimal(empir)", "unknown attack 'empir': did you mean 'empire'"),
         ("optimal(empire, evaluation=3)", "did you mean 'evaluations'"),
-        ("little(2)", "naming the options of little"),
-        ("optimal(little, empire)", "naming the options of optimal"),
+        ("little(2)", "name the options of little, as in option=value"),
+        ("optimal(little, empire)", "name the options of optimal"),
         ("optimal(little(k=2))", "optimal searches for little's k: leave it out"),
         ("optimal(label_flip)", "label_flip has no factor to search for"),
         ("optimal(optimal)", "optimal has no factor to search for"),
         ("optimal(evaluations=0)", "evaluations must be an integer between 1 and 1000, got 0"),
         ("little | empire", "is no attack"),
-        ("little(k=open)", "is a literal"),
+        ("little(k=open)", "little(k=...) must be a literal, such as 2 or 'a'"),
+        ("little(k=1, k=2)", "is no attack: little has k twice"),
         ("little(**{})", "is no attack"),
         ("a.b", "is no attack"),
         ("little(", "is no attack"),
@@ -786,9 +787,9 @@ def test_an_attack_that_cannot_be_is_refused(spec: str, message: str) -> None:
 
 def test_wrong_types_are_refused() -> None:
     for wrong, message in (
-        (3, "by a string, got int"), ("bulyan(coordinate=1.5)", "an integer or 'all', got 1.5"),
+        (3, "by a string, got 3"), ("bulyan(coordinate=1.5)", "an integer or 'all', got 1.5"),
         ("little(k=None)", "a finite number or 'auto', got None"),
-        ("optimal(3)", "by a string, got int"),
+        ("optimal(3)", "by a string, got 3"),
     ):  # fmt: skip
         with pytest.raises(TypeError, match=message):
             attack(wrong)  # type: ignore[arg-type]
