@@ -36,10 +36,7 @@ class Attack:
             self.options["inner"] = attack(self.options["inner"])
         declared.resolve(self.options)
         if declared.wraps:
-            from .search import refuse
-
-            wrapped = attack(self.settings["inner"])
-            refuse(lookup(wrapped.name), wrapped.options)
+            attack(self.settings["inner"]).require_a_free_factor(name)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,6 +50,16 @@ class Attack:
     def poisons(self) -> bool:
         """Whether attackers compute honestly, on other labels: those that `labels` returns."""
         return lookup(self.name).poisons
+
+    def require_a_free_factor(self, wrapper: str) -> None:
+        """Raise an error unless an attack about this one can choose how far it goes."""
+        declared = lookup(self.name)
+        if declared.poisons or declared.wraps:
+            raise ValueError(f"{wrapper}: {self.name} has no factor to search for")
+        if declared.factor in self.options:
+            raise ValueError(
+                f"{wrapper} searches for {self.name}'s {declared.factor}: leave it out"
+            )
 
     def labels(self, labels: Any, classes: int) -> Any:
         """Return the labels that the attackers train on."""
