@@ -35,24 +35,18 @@ def optimal(
     the honest ones: among `evaluations` values that are tried (see `line_maximum`), which always
     include 0.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are.
+    Options
+    -------
     inner : str or Attack
         Which attack. Its factor is ``k`` of little, empire and bulyan, ``eps`` of empire_strict,
         ``x`` of reverse; these must not be given. For an attack without such an option the
         factor multiplies what it adds to the honest mean: 1 is the attack itself.
     evaluations : int
         How many factors are tried, at most 1000.
-    view : View
-        With the rule, and with what the rule needs: ``start``, ``positions``.
 
-    Returns
-    -------
-    array, shape (...)
+    View
+    ----
+    Needed: with the rule, and with what the rule needs: ``start``, ``positions``.
 
     Raises
     ------
