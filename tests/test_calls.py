@@ -14,13 +14,13 @@ from fastgar.stages import names
 
 torch = pytest.importorskip("torch")
 
-from fastgar.train import config, models, split, zeno  # noqa: E402
+from fastgar.train import models, rates, split, zeno  # noqa: E402
 
 READERS: dict[str, tuple[Callable[[Any], object], str, str]] = {
     "rule": (fg.rule, "clip(c=2.5)", "c"),
     "attack": (attack, "empire(k=2.5)", "k"),
     "split": (split.check, "gamma(similarity=0.5)", "similarity"),
-    "schedule": (config.schedule, "inverse(decay=2.5)", "decay"),
+    "schedule": (rates.schedule, "inverse(decay=2.5)", "decay"),
     "model": (models.check, "mlp(hidden=3)", "hidden"),
     "zeno": (zeno.parse, "zeno(b=3)", "b"),
 }
