@@ -52,14 +52,10 @@ class Config:
     # A setting is declared here and nowhere else: its flag of the command line, its line in a TOML
     # document and its part of the docstring follow.
     workers: int = setting(11, "how many there are", AT_LEAST_1, metavar="N")
-    byzantine: int = setting(
-        2, "how many of them attack", AT_LEAST_0, metavar="Q",
-        doc="How many of them attack, if there is an attack.",
-    )  # fmt: skip
+    byzantine: int = setting(2, "how many of them attack", AT_LEAST_0, metavar="Q")
     declared: int | None = setting(
-        None, "the rule's f (default: as many as attack)", AT_LEAST_0, metavar="F",
-        doc="The rule's f: how many liars it expects. By default as many as there are.",
-    )  # fmt: skip
+        None, "the rule's f (default: as many as attack)", AT_LEAST_0, metavar="F"
+    )
     rule: str = setting(
         "mean", "what the server aggregates with",
         doc='As `fastgar.rule` takes it, or "zeno(b=4)" (see `fastgar.train.zeno`).',
@@ -68,17 +64,13 @@ class Config:
         "none", "what the workers that attack send",
         doc='As `fastgar.attacks.attack` takes it, or "none": everybody is honest.',
     )  # fmt: skip
-    model: str = setting(
-        "mlp", "name, or module:factory", doc="By name: see `fastgar.train.models.build`."
-    )
+    model: str = setting("mlp", "name, or module:factory", doc="See `fastgar.train.models.build`.")
     data: str = setting(
-        "digits", "data set; all others are downloaded, once",
-        doc="By name: see `fastgar.train.data.load`.",
-    )  # fmt: skip
+        "digits", "data set; all others are downloaded, once", doc="See `fastgar.train.data.load`."
+    )
     split: str = setting(
-        "iid", "iid, extreme, gamma(0.5), dirichlet(0.1)",
-        doc="By name: see `fastgar.train.split.split`.",
-    )  # fmt: skip
+        "iid", "iid, extreme, gamma(0.5), dirichlet(0.1)", doc="See `fastgar.train.split.split`."
+    )
     validation: float = setting(
         0.0, "share of the samples that the server keeps", FROM_0_BELOW_1, metavar="SHARE",
         doc="Share of the training samples that the server keeps to itself, for rules that ask it: "
@@ -117,11 +109,7 @@ class Config:
         'is added to the loss; with "norm" w^2 |parameters|, as the code of "Distributed momentum '
         'for Byzantine-resilient SGD" (El Mhamdi et al., ICLR 2021) does.',
     )  # fmt: skip
-    eval_mode: bool = setting(
-        False, "no dropout, frozen batch statistics",
-        doc="Whether the network stays in evaluation mode, as in that code: no dropout, and batch "
-        "normalisation with the statistics that it started with.",
-    )  # fmt: skip
+    eval_mode: bool = setting(False, "no dropout, frozen batch statistics")
     local_steps: int = setting(
         1, "of a worker by itself, before it sends", AT_LEAST_1, metavar="K",
         doc="Steps that a worker makes by itself, from the server's model, before it sends how far "
@@ -131,26 +119,19 @@ class Config:
         1.0, "share of the workers in each step", ABOVE_0_TO_1, metavar="SHARE",
         doc="Share of the workers that take part in a step, drawn anew in each.",
     )  # fmt: skip
-    seed: int = setting(
-        0, "of initial weights, shares, batches, positions", BELOW_2_63,
-        doc="Of initial parameters, shares, batches, and where the liars sit.",
-    )  # fmt: skip
+    seed: int = setting(0, "of initial weights, shares, batches, positions", BELOW_2_63)
     evaluate_every: int | None = setting(
         None, f"steps (default: {EVALUATIONS} times in a run)", AT_LEAST_1, metavar="STEPS",
         doc=f"Steps between evaluations on the test set; by default there are {EVALUATIONS}.",
     )  # fmt: skip
     metrics: bool = setting(
-        False, "record norms, cosines, ... of each step",
-        doc="Whether to record what `fastgar.train.metrics` tells of each step.",
-    )  # fmt: skip
+        False, "record norms, cosines, ... of each step", doc="Record `fastgar.train.metrics`."
+    )
     checkpoint_every: int | None = setting(
         None, "steps (default: half a minute)", AT_LEAST_1, metavar="STEPS",
         doc="Steps between checkpoints in the run directory; by default half a minute passes.",
     )  # fmt: skip
-    device: str = setting(
-        "cpu", "where gradients are computed",
-        doc="Where gradients are computed, as torch calls it.",
-    )  # fmt: skip
+    device: str = setting("cpu", "where gradients are computed")
 
     def __post_init__(self) -> None:
         from . import split  # which needs torch, where the declarations do not

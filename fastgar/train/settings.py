@@ -20,22 +20,10 @@ def setting(
     default: Any, help: str, must: Must | None = None, *, choices: tuple[str, ...] = (),
     metavar: str | None = None, doc: str = "",
 ) -> Any:  # fmt: skip
-    """Return a field of a dataclass.
+    """Return a field of a dataclass; the default of an optional one is None.
 
-    Parameters
-    ----------
-    default
-        None is an optional setting's.
-    help : str
-        Of the command line's flag.
-    must : Must, optional
-        What a value must be, if there is one.
-    choices : tuple of str
-        All that it can be.
-    metavar : str, optional
-        What stands for the value in the flag's help.
-    doc : str
-        Of the documentation, where it has more to say.
+    `help` is that of the flag, `metavar` what stands there for the value, and `doc` is for the
+    docstring, where there is more to say.
     """
     if choices:
         must = listed(choices), lambda value: value in choices
