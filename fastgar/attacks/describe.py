@@ -6,12 +6,10 @@ for), Returns (what is particular), Raises, Notes and Examples. One that has Par
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
+from typing import Any
 
 from ..docstrings import section, split, wrapped
-
-if TYPE_CHECKING:
-    from .registry import Declared
 
 __all__ = ["document"]
 
@@ -46,22 +44,24 @@ WIDE = (
 )
 
 
-def document(declared: Declared) -> str:
-    """Return the numpydoc text of an attack."""
-    own = declared.formula.__doc__ or f"Send what {declared.name} does."
+def document(
+    formula: Callable[..., Any], options: Collection[str], takes_view: bool, wide: bool
+) -> str:
+    """Return the numpydoc text of an attack, of which a `Declared` says as much."""
+    own = formula.__doc__ or f"Send what {formula.__name__} does."
     text, sections = split(own)
     if "Parameters" in sections:
         return own
     parameters = [ROWS]
     if "Options" in sections:
         parameters.append(sections["Options"])
-    if "seed" in declared.options:
+    if "seed" in options:
         parameters.append(SEED)
-    seen = sections.get("View", LOOKED_AT if declared.takes_view else IGNORED)
+    seen = sections.get("View", LOOKED_AT if takes_view else IGNORED)
     parameters.append("view : View, optional\n" + wrapped(" ".join(seen.split()), "    "))
     returns = f"{sections.get('Returns', ONE_ROW)} {ALIKE}".split("\n", 1)
     raises = "\n".join(filter(None, (RAISES, sections.get("Raises"))))
-    facts = f"{NON_FINITE} {WIDE}" if declared.wide else NON_FINITE
+    facts = f"{NON_FINITE} {WIDE}" if wide else NON_FINITE
     parts = [
         text,
         section("Parameters", "\n".join(parameters)),

@@ -182,7 +182,9 @@ def _public(declared: Declared) -> Function:
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter("view", keyword, default=None))
     wrapper: Any = public
-    wrapper.__doc__ = document(declared)
+    wrapper.__doc__ = document(
+        declared.formula, declared.options, declared.takes_view, declared.wide
+    )
     wrapper.__signature__ = inspect.Signature(parameters)
     return public
 
