@@ -13,11 +13,10 @@ from reprlib import Repr
 from typing import Any
 
 __all__ = [
-    "LONGEST", "SearchLimit", "TooManyFaults", "levels_to_the_caller", "nearest", "of_extra",
-    "shown", "unknown",
+    "SearchLimit", "TooManyFaults", "levels_to_the_caller", "nearest", "of_extra", "shown",
+    "unknown",
 ]  # fmt: skip
 
-LONGEST = 2000  # characters of a string that is parsed
 READABLE = 200  # characters of a value in a message
 
 

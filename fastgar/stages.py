@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import ast
 import operator
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import LONGEST, nearest, shown
+from .calls import Strings
+from .errors import nearest, shown
 from .geometry import Decision, Geometry
 from .primitives import Statistic
 from .rules.options import GREATEST
 from .rules.registry import lookup, registered
 from .rules.spec import Guarantee, Spec
 
-__all__ = ["Stage", "as_decision", "as_mixing", "as_statistic", "argument_for", "parse", "whole"]
+__all__ = [
+    "Stage", "as_decision", "as_mixing", "as_statistic", "argument_for", "names", "parse", "whole",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 
@@ -181,45 +182,6 @@ def whole(name: str, value: Any) -> int | None:
 # ------------------------------------------------------------------------------------- the string
 
 
-@lru_cache(maxsize=256)
-def _parse(spec: str) -> tuple[tuple[str, dict[str, Any]], ...]:
-    what = f"{shown(spec)} is no rule"
-    if len(spec) > LONGEST:
-        raise ValueError(f"a rule's string has at most {LONGEST} characters")
-    try:
-        tree = ast.parse(spec.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(f"{what}: {_meant(spec)}") from None
-    stages: list[ast.expr] = []
-    while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
-        stages.insert(0, tree.right)
-        tree = tree.left
-    stages.insert(0, tree)
-    found = []
-    for stage in stages:
-        options = {}
-        name = stage.func if isinstance(stage, ast.Call) else stage
-        if not isinstance(name, ast.Name):
-            raise ValueError(f"{what}: {_meant(spec)}")
-        if isinstance(stage, ast.Call):
-            if stage.args or any(keyword.arg is None for keyword in stage.keywords):
-                raise ValueError(f"{what}: name the options of {name.id}, as in option=value")
-            for keyword in stage.keywords:
-                assert keyword.arg is not None
-                if keyword.arg == "f":
-                    raise ValueError(f"{what}: f is not an option, pass it as rule(..., f=...)")
-                if keyword.arg in options:
-                    raise ValueError(f"{what}: {name.id} has {keyword.arg} twice")
-                try:
-                    options[keyword.arg] = ast.literal_eval(keyword.value)
-                except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-                    raise ValueError(
-                        f"{what}: {name.id}({keyword.arg}=...) must be a literal, such as 2 or 'a'"
-                    ) from None
-        found.append((name.id, options))
-    return tuple(found)
-
-
 def _meant(spec: str) -> str:
     """Return what to write instead of a string such as "trimmed-mean" or "nnm, krum"."""
     known = {each.name: each.kind for each in registered()}
@@ -231,8 +193,21 @@ def _meant(spec: str) -> str:
     return f"did you mean {' | '.join(names)!r}?"
 
 
+STRINGS = Strings("rule", _meant, several=True)
+
+
 def parse(spec: str) -> tuple[Stage, ...]:
     """Return the stages that a string describes."""
-    if not isinstance(spec, str):
-        raise TypeError(f"a rule is described by a string, got {type(spec).__name__}")
-    return tuple(Stage(lookup(name), options) for name, options in _parse(spec))
+    calls = STRINGS.read(spec)
+    if any("f" in call.named for call in calls):
+        raise STRINGS.refusal(spec, "f is not an option, pass it as rule(..., f=...)")
+    return tuple(Stage(lookup(call.name), call.named) for call in calls)
+
+
+def names(spec: str) -> tuple[str, ...]:
+    """Return the names in a string, of rules or not.
+
+    >>> names("nnm | zeno(b=2)")
+    ('nnm', 'zeno')
+    """
+    return tuple(call.name for call in STRINGS.read(spec))

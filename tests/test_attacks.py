@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.metadata
+import inspect
 import math
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +23,7 @@ import fastgar as fg
 from fastgar import attacks, primitives
 from fastgar.attacks import Attack, View, attack, forget, label_flip, list_attacks, register
 from fastgar.attacks import registry as registry_module
+from fastgar.attacks.registry import lookup
 from fastgar.attacks.search import line_maximum
 
 Array = np.ndarray
@@ -704,10 +708,40 @@ def test_the_table_is_complete() -> None:
         "bulyan", "anti_cge", "mimic", "mimic_heuristic", "min_max", "min_sum", "fang", "gaussian",
         "random", "zero", "inf", "nan", "drop", "huge", "optimal",
     }  # fmt: skip
-    for name in list_attacks():
-        function = getattr(attacks, name)
-        assert function.__name__ == name and ">>> " in function.__doc__
-        assert function.__doc__.count("Returns\n") == 1
+
+
+@pytest.mark.parametrize("name", [name for name in list_attacks() if hasattr(attacks, name)])
+def test_documentation(name: str) -> None:
+    function = getattr(attacks, name)
+    documentation = inspect.getdoc(function)
+    assert function.__name__ == name and documentation is not None
+    for section in ("Parameters", "Returns", "Raises", "Notes", "Examples"):
+        assert documentation.count(f"\n{section}\n{'-' * len(section)}\n") == 1, section
+    for section in ("Options", "View"):
+        assert f"\n{section}\n" not in documentation
+    described = documentation.split("Parameters\n")[1].split("Returns\n")[0]
+    found = re.findall(r"^(\w+) : ", described, re.MULTILINE)
+    assert sorted(found) == sorted(inspect.signature(function).parameters)
+    assert max(map(len, documentation.splitlines())) <= 100
+    tests = doctest.DocTestParser().get_doctest(documentation, vars(attacks).copy(), name, None, 0)
+    assert tests.examples
+    assert doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(tests).failed == 0
+
+
+def test_a_docstring_with_parameters_is_left_as_it_is() -> None:
+    @register()
+    def whole(honest: Any, q: int) -> Any:
+        """Send the first row.
+
+        Parameters
+        ----------
+        honest, q
+            As for all.
+        """
+        return honest[0]
+
+    assert whole.__doc__ == lookup("whole").formula.__doc__
+    forget("whole")
 
 
 def test_names_need_neither_torch_nor_numba() -> None:
@@ -756,14 +790,15 @@ def test_equal_are_attacks_that_do_the_same() -> None:
         ("little(kk=2)", "unknown option of little 'kk': did you mean 'k'"),
         ("optimal(empir)", "unknown attack 'empir': did you mean 'empire'"),
         ("optimal(empire, evaluation=3)", "did you mean 'evaluations'"),
-        ("little(2)", "naming the options of little"),
-        ("optimal(little, empire)", "naming the options of optimal"),
+        ("little(2)", "name the options of little, as in option=value"),
+        ("optimal(little, empire)", "name the options of optimal"),
         ("optimal(little(k=2))", "optimal searches for little's k: leave it out"),
         ("optimal(label_flip)", "label_flip has no factor to search for"),
         ("optimal(optimal)", "optimal has no factor to search for"),
         ("optimal(evaluations=0)", "evaluations must be an integer between 1 and 1000, got 0"),
         ("little | empire", "is no attack"),
-        ("little(k=open)", "is a literal"),
+        ("little(k=open)", "little(k=...) must be a literal, such as 2 or 'a'"),
+        ("little(k=1, k=2)", "is no attack: little has k twice"),
         ("little(**{})", "is no attack"),
         ("a.b", "is no attack"),
         ("little(", "is no attack"),
@@ -786,9 +821,9 @@ def test_an_attack_that_cannot_be_is_refused(spec: str, message: str) -> None:
 
 def test_wrong_types_are_refused() -> None:
     for wrong, message in (
-        (3, "by a string, got int"), ("bulyan(coordinate=1.5)", "an integer or 'all', got 1.5"),
+        (3, "by a string, got 3"), ("bulyan(coordinate=1.5)", "an integer or 'all', got 1.5"),
         ("little(k=None)", "a finite number or 'auto', got None"),
-        ("optimal(3)", "by a string, got int"),
+        ("optimal(3)", "by a string, got 3"),
     ):  # fmt: skip
         with pytest.raises(TypeError, match=message):
             attack(wrong)  # type: ignore[arg-type]

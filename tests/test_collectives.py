@@ -139,7 +139,7 @@ def test_only_the_memory_of_a_rank_is_taken_for_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("extra", ["torch", "train"])
 def test_without_torch_the_extra_is_named(extra: str) -> None:
-    code = f"import sys; sys.modules['torch'] = None; import fastgar.{extra}"
+    code = f"import sys; sys.modules['torch'] = None; from fastgar.{extra} import *"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f'torch is not installed: pip install "fastgar[{extra}]"' in found.stderr
 

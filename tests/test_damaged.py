@@ -21,9 +21,10 @@ pytest.importorskip("torch")
 import torch
 
 from fastgar.cli import main
-from fastgar.train.config import Config, schedule
+from fastgar.train.config import Config
 from fastgar.train.data import load
 from fastgar.train.models import check as check_model
+from fastgar.train.rates import schedule
 from fastgar.train.split import check as check_split
 from fastgar.train.zeno import parse
 

@@ -510,7 +510,7 @@ def test_dirichlet_leaves_no_worker_empty() -> None:
         ("dirichlet(beta=1)", ValueError, "unknown option of dirichlet 'beta'"),
         ("iid(2)", ValueError, r"'iid\(2\)' is no split: iid has no options"),
         ("gamma(0.5, 1)", ValueError, "name the options"),
-        ("gamma(open)", ValueError, r"is no split: write name or name\(option=value\)"),
+        ("gamma(open)", ValueError, r"no split: gamma\(...\) must be a literal, such as 2 or 'a'"),
         ("gamma(0.5))(", ValueError, "is no split"),
         ("", ValueError, "is no split"),
         (3, TypeError, "a split is described by a string, got 3"),

@@ -136,7 +136,7 @@ def test_a_rule_may_be_given_as_a_rule() -> None:
     rule = fg.rule("krum", 2)
     assert fg.rule(rule) is rule
     assert fg.rule(rule, 3) == fg.rule("krum", 3)
-    with pytest.raises(TypeError, match="described by a string, got int"):
+    with pytest.raises(TypeError, match="described by a string, got 3"):
         fg.rule(3)  # type: ignore[arg-type]
 
 

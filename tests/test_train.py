@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import math
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 import fastgar as fg
 from fastgar import attacks
 from fastgar.cli import main
-from fastgar.cli.train_flags import FLAGS
+from fastgar.cli.train_flags import DEFAULTS, add_settings, given_settings
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("sklearn")
@@ -34,14 +35,15 @@ pytest.importorskip("matplotlib")
 from torch import Tensor, nn  # noqa: E402
 
 from fastgar.train import Config, Data, Result, Training, load, run  # noqa: E402
-from fastgar.train.config import schedule  # noqa: E402
 from fastgar.train.gradients import Batched, LayerByLayer, Layout, OneByOne, choose  # noqa: E402
 from fastgar.train.models import build  # noqa: E402
 from fastgar.train.ranks import Ranks  # noqa: E402
+from fastgar.train.rates import schedule  # noqa: E402
 from fastgar.train.reproduce.execute import execute  # noqa: E402
 from fastgar.train.results import Results  # noqa: E402
 from fastgar.train.roles import Roles  # noqa: E402
 from fastgar.train.rundir import Mismatch  # noqa: E402
+from fastgar.train.settings import check, document, setting  # noqa: E402
 from fastgar.train.workers import Batches, hold_back  # noqa: E402
 from fastgar.train.worst import every_attack  # noqa: E402
 
@@ -738,6 +740,8 @@ def test_settings_say_what_differs() -> None:
         ({"weight_decay": math.inf}, "weight-decay must be at least 0 and finite, got inf"),
         ({"local_steps": 0}, "local-steps must be at least 1, got 0"),
         ({"participation": 0}, "participation must be above 0 and at most 1, got 0.0"),
+        ({"participation": math.nan}, "participation must be above 0 and at most 1, got nan"),
+        ({"participation": math.inf}, "participation must be above 0 and at most 1, got inf"),
         ({"participation": 0.2}, "below 2, the number of workers that take part in a step, got 2"),
         ({"validation": 1}, "validation must be at least 0 and below 1, got 1.0"),
         ({"seed": -1}, "seed must be at least 0"),
@@ -904,12 +908,75 @@ SMALL = ["train", "--steps", "6", "--rule", "mean", "--rule", "krum", "--attack"
 
 
 def test_every_setting_is_an_option_of_the_command() -> None:
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
     defaults = {field.name: field.default for field in fields(Config)}
-    flags = {name.replace("-", "_"): options["help"] for name, options in FLAGS}
-    assert flags.keys() == defaults.keys() - {"rule", "attack"}
-    for name, help_ in flags.items():
-        if defaults[name] is not None and name != "metrics":
-            assert help_.endswith(f"(default: {defaults[name]})"), name
+    flags = {action.dest: action.help or "" for action in parser._actions}
+    assert flags.keys() - {"help"} == defaults.keys() - {"rule", "attack"}
+    for name, default in (defaults | DEFAULTS).items():
+        if default is not None and name in flags:
+            assert flags[name].endswith(f"(default: {default})"), name
+    assert given_settings(parser.parse_args([])) == {}
+    given = ["--momentum-at", "worker", "--no-metrics", "--clip", "2", "--steps", "7"]
+    assert given_settings(parser.parse_args(given)) == {
+        "momentum_at": "worker", "metrics": False, "clip": 2.0, "steps": 7,
+    }  # fmt: skip
+
+
+def test_what_is_said_of_a_setting_is_said_once() -> None:
+    documentation = Config.__doc__ or ""
+    described = documentation.split("Attributes\n")[1].split("Raises\n")[0]
+    names = [field.name for field in fields(Config)]
+    assert re.findall(r"^(\w+) : ", described, re.MULTILINE) == names
+    assert '\nmomentum_at : {"worker", "server", "mixed"}, default "server"\n' in described
+    assert "\nclip : float, optional\n    The norm to which" in described
+
+    @dataclass(frozen=True)
+    class Few:
+        """Few settings."""
+
+        pace: float = setting(1.5, "how fast", ("above 0", lambda value: value > 0), metavar="V")
+        hat: str | None = setting(None, "colour", choices=("red", "blue"), doc="Of a hat.")
+
+    document(Few)
+    assert Few.__doc__ == (
+        "Few settings.\n\nAttributes\n----------\npace : float, default 1.5\n    How fast.\n"
+        'hat : {"red", "blue"}, optional\n    Of a hat.\n'
+    )
+    check(Few(hat="red"))
+    for few, message in (
+        (Few(pace=-1.0), "pace must be above 0, got -1.0"),
+        (Few(hat="green"), "hat must be 'red' or 'blue', got 'green'"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            check(few)
+
+
+def test_settings_and_the_flags_need_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from fastgar.train import Config; from fastgar.cli import main\n"
+        "print(Config.__doc__ is not None)\n"
+        "main(['train', '--help'])\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("True\n") and "--checkpoint-every STEPS" in found.stdout
+
+
+def test_modules_of_training_are_found_when_they_are_asked_for() -> None:
+    code = (
+        "import fastgar.train as t; print(t.models.MODELS is not None, 'run' in dir(t))\nt.nothing"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert found.stdout == "True True\n"
+    assert "AttributeError: module 'fastgar.train' has no attribute 'nothing'" in found.stderr
 
 
 @pytest.mark.parametrize("how", ["run", "command", "grid"])

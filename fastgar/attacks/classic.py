@@ -28,12 +28,8 @@ def _minus_deviation(honest: Any, ddof: int) -> tuple[Any, Any]:
 def little(honest: Any, q: int, *, k: float | Literal["auto"] = 1.5, ddof: Divisor = 0) -> Any:
     """Send the honest mean minus k standard deviations in every coordinate.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are; only ``k="auto"`` looks at it.
+    Options
+    -------
     k : float or "auto"
         How far to go. "auto" is the largest deviation that leaves enough honest rows further out
         to form a majority with the attackers, were the rows normal: the quantile of
@@ -42,10 +38,6 @@ def little(honest: Any, q: int, *, k: float | Literal["auto"] = 1.5, ddof: Divis
     ddof : {0, 1}
         The standard deviation divides by h - ddof: 0 as the authors' code does, 1 as that of
         "Distributed Momentum for Byzantine-resilient SGD", ICLR 2021.
-
-    Returns
-    -------
-    array, shape (...)
 
     Notes
     -----
@@ -83,18 +75,10 @@ def empire(honest: Any, q: int, *, k: float = 1.1) -> Any:
     The mean of n rows keeps its direction as long as k < n/q; rules that look for a close
     group can be led astray with k barely above 1, since the vector is short.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are; not looked at.
+    Options
+    -------
     k : float
         1.1 sends -0.1 times the mean.
-
-    Returns
-    -------
-    array, shape (...)
 
     Notes
     -----
@@ -120,18 +104,10 @@ def _minus_mean_from_zero(honest: Any) -> tuple[Any, Any]:
 def empire_strict(honest: Any, q: int, *, eps: float = 0.1) -> Any:
     """Send -eps times the honest mean: `empire` with the paper's own factor.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are; not looked at.
+    Options
+    -------
     eps : float
         ``empire_strict(eps)`` is ``empire(k=1 + eps)``.
-
-    Returns
-    -------
-    array, shape (...)
 
     Notes
     -----
@@ -151,17 +127,6 @@ def empire_strict(honest: Any, q: int, *, eps: float = 0.1) -> Any:
 def sign_flip(honest: Any, q: int) -> Any:
     """Send the honest mean with its sign turned.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are; not looked at.
-
-    Returns
-    -------
-    array, shape (...)
-
     Examples
     --------
     >>> import numpy as np
@@ -175,18 +140,10 @@ def sign_flip(honest: Any, q: int) -> Any:
 def reverse(honest: Any, q: int, *, x: Positive = 100.0) -> Any:
     """Send -x times the honest mean.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are; not looked at.
+    Options
+    -------
     x : float
         Above 0.
-
-    Returns
-    -------
-    array, shape (...)
 
     Notes
     -----
@@ -206,18 +163,9 @@ def reverse(honest: Any, q: int, *, x: Positive = 100.0) -> Any:
 def bit_flip(honest: Any, q: int, *, view: View | None = None) -> Any:
     """Send the gradient of the first attacker with its sign bits flipped.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are; not looked at.
-    view : View, optional
-        With ``own``, whose first row is meant. Without it the first honest row stands in for it.
-
-    Returns
-    -------
-    array, shape (...)
+    View
+    ----
+    With ``own``, whose first row is meant. Without it the first honest row stands in for it.
 
     Notes
     -----
@@ -255,20 +203,12 @@ def bulyan(honest: Any, q: int, *, k: float = 1.0, coordinate: int | Literal["al
     distance hides one coordinate that is off by as much as all others together: by about
     sqrt(d) times their spread. The rule `bulyan` is the answer to it.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are; not looked at.
+    Options
+    -------
     k : float
         What to add; ``optimal(bulyan)`` finds what a rule lets through.
     coordinate : int or "all"
         Which number of the flattened row; negative numbers count from the end.
-
-    Returns
-    -------
-    array, shape (...)
 
     Notes
     -----

@@ -20,15 +20,10 @@ def mimic(honest: Any, q: int, *, view: View | None = None) -> Any:
 
     No rule can tell such attackers from honest workers; it hurts where workers differ.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are.
-    view : View, optional
-        With the rule, which is tried for every row. Without a rule, the row that is farthest from
-        the mean is sent (which is what hurts averaging most).
+    View
+    ----
+    With the rule, which is tried for every row. Without a rule, the row that is farthest from
+    the mean is sent (which is what hurts averaging most).
 
     Returns
     -------
@@ -64,17 +59,6 @@ def mimic(honest: Any, q: int, *, view: View | None = None) -> Any:
 @register()
 def mimic_heuristic(honest: Any, q: int) -> Any:
     """Send copies of the honest row that is farthest out along the direction of most variance.
-
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are; not looked at.
-
-    Returns
-    -------
-    array, shape (...)
 
     Notes
     -----

@@ -37,22 +37,19 @@ def fang(
     value just beyond the least honest value where the mean is positive, just beyond the largest
     where it is negative.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are, and f unless the view's rule says otherwise.
+    Options
+    -------
     target : {"auto", "krum", "trimmed_mean", "median"}
         Which rule to attack ("trimmed_mean" and "median" are attacked alike). "auto": the latter
         if the view's rule ends in a column rule, else Krum.
     b : float
         How far beyond the honest values: up to b times (or 1/b times) the outermost one. At least
         1.
-    seed : int
-        Of the draw between these, besides the run's seed and the step that the view knows.
-    view : View, optional
-        With the rule. If that is `krum` or `multi_krum`, its own options decide who is picked.
+
+    View
+    ----
+    With the rule, for its f; without one, f is q. The options of `krum` or `multi_krum` decide who
+    is picked.
 
     Returns
     -------

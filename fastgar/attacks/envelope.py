@@ -78,12 +78,8 @@ def min_max(honest: Any, q: int, *, direction: Direction = "unit") -> Any:
     That is g + gamma * p with the largest gamma for which the distance to every honest row is at
     most the largest distance of two honest rows.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are; not looked at.
+    Options
+    -------
     direction : {"unit", "sign", "std"}
         p is minus the mean over its length, minus its sign, or minus the standard deviation.
 
@@ -115,12 +111,8 @@ def min_sum(honest: Any, q: int, *, direction: Direction = "unit") -> Any:
     That is g + gamma * p with the largest gamma for which the sum of squared distances to the
     honest rows is at most the largest such sum of an honest row.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are; not looked at.
+    Options
+    -------
     direction : {"unit", "sign", "std"}
         p is minus the mean over its length, minus its sign, or minus the standard deviation.
 
@@ -152,18 +144,9 @@ def anti_cge(honest: Any, q: int, *, view: View | None = None) -> Any:
     With h honest rows, CGE keeps all attackers if they are shorter than the f-th longest honest
     row; beside them it keeps the h-f shortest honest rows, which are those in the sum.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are, and f unless the view's rule says otherwise.
-    view : View, optional
-        With the rule, for its f.
-
-    Returns
-    -------
-    array, shape (...)
+    View
+    ----
+    With the rule, for its f; without one, f is q.
 
     Notes
     -----

@@ -21,17 +21,10 @@ def gaussian(
 ) -> Any:
     """Send normal numbers with mean 0, each attacker its own.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows; only their shape matters.
-    q : int
-        How many attackers there are.
+    Options
+    -------
     std : float
         Standard deviation, above 0.
-    seed : int
-        Of the draw, besides the run's seed and the step that the view knows.
-    view : View, optional
 
     Returns
     -------
@@ -59,17 +52,10 @@ def random(
 ) -> Any:
     """Send numbers that are uniform between 0 and `scale`, each attacker its own.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows; only their shape matters.
-    q : int
-        How many attackers there are.
+    Options
+    -------
     scale : float
         Above 0.
-    seed : int
-        Of the draw, besides the run's seed and the step that the view knows.
-    view : View, optional
 
     Returns
     -------
@@ -99,17 +85,6 @@ def _constant(honest: Any, value: float) -> Any:
 def zero(honest: Any, q: int) -> Any:
     """Send zeros, as if there were nothing to learn.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows; only their shape matters.
-    q : int
-        How many attackers there are; not looked at.
-
-    Returns
-    -------
-    array, shape (...)
-
     Examples
     --------
     >>> import numpy as np
@@ -123,17 +98,6 @@ def zero(honest: Any, q: int) -> Any:
 def inf(honest: Any, q: int) -> Any:
     """Send infinity in every coordinate.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows; only their shape matters.
-    q : int
-        How many attackers there are; not looked at.
-
-    Returns
-    -------
-    array, shape (...)
-
     Examples
     --------
     >>> import numpy as np
@@ -146,17 +110,6 @@ def inf(honest: Any, q: int) -> Any:
 @register(wide=False)
 def nan(honest: Any, q: int) -> Any:
     """Send NaN in every coordinate.
-
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows; only their shape matters.
-    q : int
-        How many attackers there are; not looked at.
-
-    Returns
-    -------
-    array, shape (...)
 
     Examples
     --------
@@ -174,18 +127,10 @@ def huge(honest: Any, q: int, *, value: float = 1e30) -> Any:
     Code that checks for NaN and infinity lets it through, and then squares it in single
     precision.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows; only their shape matters.
-    q : int
-        How many attackers there are; not looked at.
+    Options
+    -------
     value : float
         What to send, or the largest finite number of the rows' dtype if that is less.
-
-    Returns
-    -------
-    array, shape (...)
 
     Examples
     --------
@@ -209,20 +154,16 @@ def drop(
 ) -> Any:
     """Send what an honest worker would, with some coordinates lost.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are.
+    Options
+    -------
     p : float
         The probability that a coordinate is lost, from 0 to 1.
     lost : {"zero", "nan"}
         What arrives in its place.
-    seed : int
-        Of the draw, besides the run's seed and the step that the view knows.
-    view : View, optional
-        With ``own``; without it the honest rows stand in for it, in turn.
+
+    View
+    ----
+    With ``own``; without it the honest rows stand in for it, in turn.
 
     Returns
     -------

@@ -3,7 +3,8 @@
 An attack is a function ``(honest, q, *, options)`` of an (h, d) matrix of any array library that
 returns the one vector that all q attackers send, or a (q, d) matrix, a row for each. If it has a
 parameter `view`, it is told what the adversary sees (a `View`, or None). Its keyword-only
-parameters are its options, and their annotations are checked.
+parameters are its options, and their annotations are checked. What all attacks have in common is
+added to its docstring (see `fastgar.attacks.describe`).
 
 >>> from fastgar.attacks import attack, forget, register
 >>> @register()
@@ -28,6 +29,7 @@ from typing import Any
 
 from ..errors import shown, unknown
 from ..rules.options import Count, Option, read_options
+from .describe import document
 from .rows import as_matrix, cast, narrow, widen
 from .view import View
 
@@ -180,6 +182,9 @@ def _public(declared: Declared) -> Function:
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter("view", keyword, default=None))
     wrapper: Any = public
+    wrapper.__doc__ = document(
+        declared.formula, declared.options, declared.takes_view, declared.wide
+    )
     wrapper.__signature__ = inspect.Signature(parameters)
     return public
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..rules.options import Steps
-from .registry import Declared, lookup, register
+from .registry import lookup, register
 from .rows import length
+from .spec import Attack, attack
 from .trial import ByDistances, ByRows, target
 from .view import View
-
-if TYPE_CHECKING:
-    from .spec import Attack
 
 __all__ = ["line_maximum", "optimal"]
 
@@ -37,24 +35,18 @@ def optimal(
     the honest ones: among `evaluations` values that are tried (see `line_maximum`), which always
     include 0.
 
-    Parameters
-    ----------
-    honest : array, shape (h, ...)
-        The honest rows.
-    q : int
-        How many attackers there are.
+    Options
+    -------
     inner : str or Attack
         Which attack. Its factor is ``k`` of little, empire and bulyan, ``eps`` of empire_strict,
         ``x`` of reverse; these must not be given. For an attack without such an option the
         factor multiplies what it adds to the honest mean: 1 is the attack itself.
     evaluations : int
         How many factors are tried, at most 1000.
-    view : View
-        With the rule, and with what the rule needs: ``start``, ``positions``.
 
-    Returns
-    -------
-    array, shape (...)
+    View
+    ----
+    Needed: with the rule, and with what the rule needs: ``start``, ``positions``.
 
     Raises
     ------
@@ -136,11 +128,9 @@ def line_maximum(score: Callable[[float], float], evaluations: int) -> float:
 
 def _line(honest: Any, q: int, inner: Any, view: View) -> tuple[Any, Any]:
     """Return base and direction: what is sent is base + factor * direction."""
-    from .spec import attack
-
     chosen = attack(inner)
+    chosen.require_a_free_factor("optimal")
     declared = lookup(chosen.name)
-    refuse(declared, chosen.options)
     values = declared.resolve(chosen.options)
     if declared.line is not None and declared.factor is not None:
         del values[declared.factor]
@@ -150,14 +140,6 @@ def _line(honest: Any, q: int, inner: Any, view: View) -> tuple[Any, Any]:
     if sent.ndim != 1:
         raise ValueError(f"optimal needs one vector for all attackers, and {inner} sends {q}")
     return mean, sent - mean
-
-
-def refuse(inner: Declared, given: Any) -> None:
-    """Raise an error if there is nothing to optimise in an attack."""
-    if inner.poisons or inner.wraps:
-        raise ValueError(f"optimal: {inner.name} has no factor to search for")
-    if inner.factor in given:
-        raise ValueError(f"optimal searches for {inner.name}'s {inner.factor}: leave it out")
 
 
 def _best_factor(honest: Any, base: Any, direction: Any, evaluations: int, view: View) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import LONGEST, nearest, shown
+from ..calls import Call, Strings, form
+from ..errors import nearest, shown
 from . import registry
-from .registry import Declared, lookup
+from .registry import lookup
 from .view import View
 
 __all__ = ["Attack", "attack", "list_attacks"]
@@ -36,10 +36,7 @@ class Attack:
             self.options["inner"] = attack(self.options["inner"])
         declared.resolve(self.options)
         if declared.wraps:
-            from .search import refuse
-
-            wrapped = attack(self.settings["inner"])
-            refuse(lookup(wrapped.name), wrapped.options)
+            attack(self.settings["inner"]).require_a_free_factor(name)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,6 +50,16 @@ class Attack:
     def poisons(self) -> bool:
         """Whether attackers compute honestly, on other labels: those that `labels` returns."""
         return lookup(self.name).poisons
+
+    def require_a_free_factor(self, wrapper: str) -> None:
+        """Raise an error unless an attack about this one can choose how far it goes."""
+        declared = lookup(self.name)
+        if declared.poisons or declared.wraps:
+            raise ValueError(f"{wrapper}: {self.name} has no factor to search for")
+        if declared.factor in self.options:
+            raise ValueError(
+                f"{wrapper} searches for {self.name}'s {declared.factor}: leave it out"
+            )
 
     def labels(self, labels: Any, classes: int) -> Any:
         """Return the labels that the attackers train on."""
@@ -148,15 +155,8 @@ def attack(spec: str | Attack) -> Attack:
     """
     if isinstance(spec, Attack):
         return spec
-    if not isinstance(spec, str):
-        raise TypeError(f"an attack is described by a string, got {type(spec).__name__}")
-    if len(spec) > LONGEST:
-        raise ValueError(f"an attack's string has at most {LONGEST} characters")
-    try:
-        tree = ast.parse(spec.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise _no_attack(spec) from None
-    return _configured(tree, spec)
+    (call,) = STRINGS.read(spec)
+    return _configured(call, spec)
 
 
 def list_attacks() -> list[str]:
@@ -170,32 +170,17 @@ def list_attacks() -> list[str]:
     return registry.names()
 
 
-def _no_attack(spec: str) -> ValueError:
+def _meant(spec: str) -> str:
     close = None if "(" in spec else nearest(spec, registry.names())
-    meant = "write name or name(option=value)" if close is None else f"did you mean {close!r}?"
-    return ValueError(f"{shown(spec)} is no attack: {meant}")
+    return form(spec) if close is None else f"did you mean {close!r}?"
 
 
-def _configured(tree: ast.expr, spec: str) -> Attack:
-    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
-    if not isinstance(call.func, ast.Name) or any(k.arg is None for k in call.keywords):
-        raise _no_attack(spec)
-    declared = lookup(call.func.id)
-    given = [(str(keyword.arg), keyword.value) for keyword in call.keywords]
-    if call.args:
-        if not declared.wraps or len(call.args) > 1:
-            raise ValueError(f"{_no_attack(spec)}, naming the options of {declared.name}")
-        given.insert(0, ("inner", call.args[0]))
-    return Attack(declared.name, {name: _value(declared, name, tree, spec) for name, tree in given})
+STRINGS = Strings("attack", _meant, unnamed=1, inner="inner")
 
 
-def _value(declared: Declared, option: str, tree: ast.expr, spec: str) -> Any:
-    if option == "inner" and declared.wraps and not isinstance(tree, ast.Constant):
-        return _configured(tree, spec)
-    try:
-        return ast.literal_eval(tree)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        raise ValueError(
-            f"{_no_attack(spec)}, where {declared.name}({option}=...) is a literal, such as 2 or "
-            "'a'"
-        ) from None
+def _configured(call: Call, spec: str) -> Attack:
+    declared = lookup(call.name)
+    given = STRINGS.options(spec, call, "inner" if declared.wraps else None)
+    if isinstance(given.get("inner"), Call):
+        given["inner"] = _configured(given["inner"], spec)
+    return Attack(declared.name, given)

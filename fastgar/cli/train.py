@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .refuse import Refused, refusing
-from .train_flags import FLAGS
+from .train_flags import DEFAULTS, add_settings, given_settings
 from .train_report import percent, report
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attack", action="append", metavar="A",
         help=f"repeatable (default: {_listed(ATTACKS)}); 'worst': all, the most harmful first",
     )  # fmt: skip
-    for name, arguments in FLAGS:
-        add(f"--{name}", **arguments)
+    add_settings(parser)
     add("--config", type=Path, metavar="FILE", help="settings as in a run's config.toml")
     add("--out", type=Path, default=Path("fastgar-run"), metavar="DIR", help="for the results")
     add("--fresh", action="store_true", help="forget results that DIR already has")
@@ -89,7 +88,7 @@ def _configs(options: argparse.Namespace) -> tuple[list[Config], bool]:
     from ..train.prepare import check
     from ..train.worst import every_attack
 
-    given: dict[str, Any] = {"metrics": True}
+    given: dict[str, Any] = dict(DEFAULTS)
     if options.config is not None:
         try:
             given |= read_settings(options.config)
@@ -97,10 +96,7 @@ def _configs(options: argparse.Namespace) -> tuple[list[Config], bool]:
             raise Refused(f"cannot read --config {options.config}: {error.strerror}") from error
         except ValueError as error:
             raise Refused(f"--config {options.config} cannot be read: {error}") from error
-    for name, _ in FLAGS:
-        key = name.replace("-", "_")
-        if key in vars(options):
-            given[key] = getattr(options, key)
+    given |= given_settings(options)
     rules = _distinct(options.rule or [given.get("rule", "")]) or list(RULES)
     attacks = _distinct(options.attack or [given.get("attack", "")]) or list(ATTACKS)
     worst = WORST in attacks

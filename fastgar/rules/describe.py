@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-import textwrap
 from typing import TYPE_CHECKING
+
+from ..docstrings import section, split, wrapped
 
 if TYPE_CHECKING:
     from .spec import Spec
@@ -67,29 +67,9 @@ GUARANTEE = {
 ZERO = " A coordinate that is zero is +0.0, whatever the signs of the zeros in it."
 
 
-def _section(title: str, body: str) -> str:
-    return f"{title}\n{'-' * len(title)}\n{body}"
-
-
-def _split(docstring: str) -> tuple[str, dict[str, str]]:
-    """Split a docstring into its text and its sections."""
-    lines = inspect.cleandoc(docstring).split("\n")
-    parts: dict[str, list[str]] = {"": []}
-    title = ""
-    for number, line in enumerate(lines):
-        following = lines[number + 1] if number + 1 < len(lines) else ""
-        if line and following == "-" * len(line):
-            title = line
-            parts[title] = []
-        elif not (title and line and line == "-" * len(title)):
-            parts[title].append(line)
-    sections = {name: "\n".join(body).strip() for name, body in parts.items()}
-    return sections.pop(""), sections
-
-
 def document(spec: Spec) -> str:
     """Return the numpydoc text of a rule."""
-    text, sections = _split(spec.mathematics.__doc__ or f"Aggregate by {spec.name}.")
+    text, sections = split(spec.mathematics.__doc__ or f"Aggregate by {spec.name}.")
     parameters = [X]
     if spec.f != "no":
         parameters.append(F if spec.f == "required" else F_OPTIONAL)
@@ -108,7 +88,7 @@ def document(spec: Spec) -> str:
             for name, preset in spec.variants.items()
         )
         meaning = f"Options as published code has them ({presets}). Options that are given win."
-        parameters.append(f"variant : {{{choices}}}\n" + _wrapped(meaning, "    "))
+        parameters.append(f"variant : {{{choices}}}\n" + wrapped(meaning, "    "))
     parameters.append(BUFFERS)
     if spec.kind != "column":
         parameters.append(DISTANCE_ON)
@@ -148,15 +128,11 @@ def document(spec: Spec) -> str:
     ]
     parts = [
         text,
-        _section("Parameters", "\n".join(parameters)),
-        _section("Returns", result),
-        _section("Raises", raises),
-        _section("Notes", "\n".join(_wrapped(fact) for fact in facts if fact)),
+        section("Parameters", "\n".join(parameters)),
+        section("Returns", result),
+        section("Raises", raises),
+        section("Notes", "\n".join(wrapped(fact) for fact in facts if fact)),
     ]
     if "Examples" in sections:
-        parts.append(_section("Examples", sections["Examples"]))
+        parts.append(section("Examples", sections["Examples"]))
     return "\n\n".join(parts) + "\n"
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, 96, initial_indent=indent, subsequent_indent=indent)

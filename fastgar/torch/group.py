@@ -20,6 +20,7 @@ from torch import Tensor
 from fastgar.bounds import max_f
 from fastgar.cpu.threads import share
 from fastgar.pipeline import Rule, rule
+from fastgar.stages import names
 
 CPU = torch.device("cpu")
 __all__ = ["Peers", "configured", "hashes", "peers_of"]
@@ -312,7 +313,7 @@ def peers_of(group: Any) -> Peers:
 
 def configured(spec: str | Rule, f: int | None, n: int) -> Rule:
     """Return the rule, or raise the error that says what n ranks can have instead."""
-    if isinstance(spec, str) and spec.split("(")[0].strip() == "zeno":
+    if isinstance(spec, str) and "zeno" in names(spec):
         raise ValueError(
             "zeno scores ranks by a loss on validation data, which a collective does not have: it "
             "is in fastgar.train; of rules that need nothing but gradients, try 'nnm | krum'"

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from ..errors import of_extra
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-with of_extra("train"):
-    from .config import Config
+from ..errors import of_extra
+from .config import Config
+
+if TYPE_CHECKING:
     from .data import Data, load
     from .loop import Training, run
     from .result import Evaluation, Result
     from .rundir import Mismatch
 
 __all__ = ["Config", "Data", "Evaluation", "Mismatch", "Result", "Training", "load", "run"]
+
+LATER = {  # where to find what needs torch, which the settings do not: the command line has them
+    "Data": "data", "load": "data", "Training": "loop", "run": "loop", "Evaluation": "result",
+    "Result": "result", "Mismatch": "rundir",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is imported when it is first asked for."""
+    module = f"{__name__}.{LATER.get(name, name)}"
+    if find_spec(module) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with of_extra("train"):
+        found = import_module(module)
+    return getattr(found, name) if name in LATER else found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,87 +5,35 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ..errors import shown, unknown
-from ..rules.options import GREATEST, Count, Positive
-from . import split
-from .spec import configured
+from ..rules.options import GREATEST
+from .rates import schedule
+from .settings import Must, check, document, setting
 
-__all__ = ["EVALUATIONS", "PENALTIES", "PLACES", "Config", "read_settings", "schedule"]
+__all__ = ["EVALUATIONS", "PENALTIES", "PLACES", "Config", "read_settings"]
 
 EVALUATIONS = 30  # in a run, unless said otherwise
 PLACES = ("worker", "server", "mixed")
 PENALTIES = ("squared", "norm")
 LONGEST = 16_000  # characters of a document: a key of that length takes a second, of 100,000 127
 
-Rate = Callable[[int], float]
+AT_LEAST_0: Must = ("at least 0", lambda value: value >= 0)
+AT_LEAST_1: Must = ("at least 1", lambda value: value >= 1)
+ABOVE_0: Must = ("a finite number above 0", lambda value: 0 < value < math.inf)
+ABOVE_0_TO_1: Must = ("above 0 and at most 1", lambda value: 0 < value <= 1)
+FROM_0: Must = ("at least 0 and finite", lambda value: 0 <= value < math.inf)
+FROM_0_BELOW_1: Must = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+BELOW_2_63: Must = ("at least 0 and below 2^63", lambda value: 0 <= value < 1 << 63)
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything that a run depends on.
-
-    Attributes
-    ----------
-    workers : int
-        How many there are.
-    byzantine : int
-        How many of them attack, if there is an attack.
-    declared : int, optional
-        The rule's f: how many liars it expects. By default as many as there are.
-    rule, attack : str
-        As `fastgar.rule` and `fastgar.attacks.attack` take them, ``"zeno(b=4)"`` (see
-        `fastgar.train.zeno`), and "none": everybody is honest.
-    model, data, split : str
-        By name: see `fastgar.train.models.build`, `data.load` and `split.split`.
-    validation : float
-        Share of the training samples that the server keeps to itself, for rules that ask it: zeno
-        and rules with a trusted gradient.
-    steps : int
-        Updates of the model.
-    batch : int
-        Samples for each gradient of a worker, drawn from its own with replacement.
-    lr : float
-    schedule : str
-        What becomes of the learning rate: "constant", "steps(every=1500, factor=0.1)",
-        "steps(at=(60, 120), factor=0.2)", or "inverse(decay=100)", which divides it by t/100 + 1.
-    momentum : float
-        Share of the past that is kept.
-    momentum_at : {"worker", "server", "mixed"}
-        Who accumulates. "mixed": workers send their gradient plus momentum times what the rule
-        returned last, and the server moves along what it returns now.
-    nesterov : bool
-        Whether gradients are taken where the momentum alone would lead.
-    clip : float, optional
-        The norm to which longer gradients are scaled down, each before any momentum.
-    weight_decay : float
-        Times the parameters, added to each gradient (before clipping).
-    l2 : {"squared", "norm"}
-        What weight_decay, w, is a factor of: with "squared" the penalty w/2 |parameters|^2 is added
-        to the loss; with "norm" w^2 |parameters|, as the code of "Distributed momentum for
-        Byzantine-resilient SGD" (El Mhamdi et al., ICLR 2021) does.
-    eval_mode : bool
-        Whether the network stays in evaluation mode, as in that code: no dropout, and batch
-        normalisation with the statistics that it started with.
-    local_steps : int
-        Steps that a worker makes by itself, from the server's model, before it sends how far it
-        went, over the learning rate: the sum of its gradients.
-    participation : float
-        Share of the workers that take part in a step, drawn anew in each.
-    seed : int
-        Of initial parameters, shares, batches, and where the liars sit.
-    evaluate_every : int, optional
-        Steps between evaluations on the test set; by default there are 30.
-    metrics : bool
-        Whether to record what `fastgar.train.metrics` tells of each step.
-    checkpoint_every : int, optional
-        Steps between checkpoints in the run directory; by default half a minute passes.
-    device : str
-        Where gradients are computed, as torch calls it.
 
     Raises
     ------
@@ -101,66 +49,103 @@ class Config:
     {'lr': (0.1, 0.2)}
     """
 
-    workers: int = 11
-    byzantine: int = 2
-    declared: int | None = None
-    rule: str = "mean"
-    attack: str = "none"
-    model: str = "mlp"
-    data: str = "digits"
-    split: str = "iid"
-    validation: float = 0.0
-    steps: int = 300
-    batch: int = 32
-    lr: float = 0.05
-    schedule: str = "constant"
-    momentum: float = 0.9
-    momentum_at: str = "server"
-    nesterov: bool = False
-    clip: float | None = None
-    weight_decay: float = 0.0
-    l2: str = "squared"
-    eval_mode: bool = False
-    local_steps: int = 1
-    participation: float = 1.0
-    seed: int = 0
-    evaluate_every: int | None = None
-    metrics: bool = False
-    checkpoint_every: int | None = None
-    device: str = "cpu"
+    # A setting is declared here and nowhere else: its flag of the command line, its line in a TOML
+    # document and its part of the docstring follow.
+    workers: int = setting(11, "how many there are", AT_LEAST_1, metavar="N")
+    byzantine: int = setting(2, "how many of them attack", AT_LEAST_0, metavar="Q")
+    declared: int | None = setting(
+        None, "the rule's f (default: as many as attack)", AT_LEAST_0, metavar="F"
+    )
+    rule: str = setting(
+        "mean", "what the server aggregates with",
+        doc='As `fastgar.rule` takes it, or "zeno(b=4)" (see `fastgar.train.zeno`).',
+    )  # fmt: skip
+    attack: str = setting(
+        "none", "what the workers that attack send",
+        doc='As `fastgar.attacks.attack` takes it, or "none": everybody is honest.',
+    )  # fmt: skip
+    model: str = setting("mlp", "name, or module:factory", doc="See `fastgar.train.models.build`.")
+    data: str = setting(
+        "digits", "data set; all others are downloaded, once", doc="See `fastgar.train.data.load`."
+    )
+    split: str = setting(
+        "iid", "iid, extreme, gamma(0.5), dirichlet(0.1)", doc="See `fastgar.train.split.split`."
+    )
+    validation: float = setting(
+        0.0, "share of the samples that the server keeps", FROM_0_BELOW_1, metavar="SHARE",
+        doc="Share of the training samples that the server keeps to itself, for rules that ask it: "
+        "zeno and rules with a trusted gradient.",
+    )  # fmt: skip
+    steps: int = setting(300, "updates of the model in each run", AT_LEAST_1)
+    batch: int = setting(
+        32, "samples per worker and step", AT_LEAST_1,
+        doc="Samples for each gradient of a worker, drawn from its own with replacement.",
+    )  # fmt: skip
+    lr: float = setting(0.05, "learning rate", ABOVE_0)
+    schedule: str = setting(
+        "constant", "constant, steps(every=100, factor=0.1), inverse(decay=9)",
+        doc='What becomes of the learning rate: "constant", "steps(every=1500, factor=0.1)", '
+        '"steps(at=(60, 120), factor=0.2)", or "inverse(decay=100)", which divides it by '
+        "t/100 + 1.",
+    )  # fmt: skip
+    momentum: float = setting(0.9, "share of the past that is kept", FROM_0_BELOW_1)
+    momentum_at: str = setting(
+        "server", "who accumulates", choices=PLACES,
+        doc='Who accumulates. "mixed": workers send their gradient plus momentum times what the '
+        "rule returned last, and the server moves along what it returns now.",
+    )  # fmt: skip
+    nesterov: bool = setting(False, "gradients where the momentum alone would lead")
+    clip: float | None = setting(
+        None, "norm to which longer gradients are scaled", ABOVE_0, metavar="NORM",
+        doc="The norm to which longer gradients are scaled down, each before any momentum.",
+    )  # fmt: skip
+    weight_decay: float = setting(
+        0.0, "times the parameters, added to gradients", FROM_0, metavar="W",
+        doc="Times the parameters, added to each gradient (before clipping).",
+    )  # fmt: skip
+    l2: str = setting(
+        "squared", "what is decayed: see Config", choices=PENALTIES,
+        doc='What weight_decay, w, is a factor of: with "squared" the penalty w/2 |parameters|^2 '
+        'is added to the loss; with "norm" w^2 |parameters|, as the code of "Distributed momentum '
+        'for Byzantine-resilient SGD" (El Mhamdi et al., ICLR 2021) does.',
+    )  # fmt: skip
+    eval_mode: bool = setting(False, "no dropout, frozen batch statistics")
+    local_steps: int = setting(
+        1, "of a worker by itself, before it sends", AT_LEAST_1, metavar="K",
+        doc="Steps that a worker makes by itself, from the server's model, before it sends how far "
+        "it went, over the learning rate: the sum of its gradients.",
+    )  # fmt: skip
+    participation: float = setting(
+        1.0, "share of the workers in each step", ABOVE_0_TO_1, metavar="SHARE",
+        doc="Share of the workers that take part in a step, drawn anew in each.",
+    )  # fmt: skip
+    seed: int = setting(0, "of initial weights, shares, batches, positions", BELOW_2_63)
+    evaluate_every: int | None = setting(
+        None, f"steps (default: {EVALUATIONS} times in a run)", AT_LEAST_1, metavar="STEPS",
+        doc=f"Steps between evaluations on the test set; by default there are {EVALUATIONS}.",
+    )  # fmt: skip
+    metrics: bool = setting(
+        False, "record norms, cosines, ... of each step", doc="Record `fastgar.train.metrics`."
+    )
+    checkpoint_every: int | None = setting(
+        None, "steps (default: half a minute)", AT_LEAST_1, metavar="STEPS",
+        doc="Steps between checkpoints in the run directory; by default half a minute passes.",
+    )  # fmt: skip
+    device: str = setting("cpu", "where gradients are computed")
 
     def __post_init__(self) -> None:
+        from . import split  # which needs torch, where the declarations do not
+
         for name, hint in get_type_hints(Config).items():
             object.__setattr__(self, name, _plain(name, getattr(self, name), hint))
-        taking_part = f"{self.taking_part}, the number of workers"
-        if self.participation < 1:
-            taking_part += " that take part in a step"
-        checks = {
-            "workers must be at least 1": self.workers >= 1,
-            "byzantine must be at least 0": self.byzantine >= 0,
-            "declared must be at least 0": self.f >= 0,
-            "validation must be at least 0 and below 1": 0 <= self.validation < 1,
-            "steps must be at least 1": self.steps >= 1,
-            "batch must be at least 1": self.batch >= 1,
-            "lr must be a finite number above 0": 0 < self.lr < math.inf,
-            "momentum must be at least 0 and below 1": 0 <= self.momentum < 1,
-            f"momentum-at must be {_listed(PLACES)}": self.momentum_at in PLACES,
-            "clip must be a finite number above 0": self.clip is None or 0 < self.clip < math.inf,
-            "weight-decay must be at least 0 and finite": 0 <= self.weight_decay < math.inf,
-            f"l2 must be {_listed(PENALTIES)}": self.l2 in PENALTIES,
-            "local-steps must be at least 1": self.local_steps >= 1,
-            "participation must be above 0 and at most 1": 0 < self.participation <= 1,
-            f"byzantine must leave an honest worker: below {taking_part}": (
-                self.byzantine < self.taking_part
-            ),
-            "seed must be at least 0 and below 2^63": 0 <= self.seed < 1 << 63,
-            "evaluate-every must be at least 1": _at_least_one(self.evaluate_every),
-            "checkpoint-every must be at least 1": _at_least_one(self.checkpoint_every),
-        }
-        for sentence, holds in checks.items():
-            if not holds:
-                value = getattr(self, sentence.split()[0].replace("-", "_"))
-                raise ValueError(f"{sentence}, got {shown(value)}")
+        check(self)
+        if self.byzantine >= self.taking_part:
+            rows = f"{self.taking_part}, the number of workers"
+            if self.participation < 1:
+                rows += " that take part in a step"
+            raise ValueError(
+                f"byzantine must leave an honest worker: below {rows}, got {self.byzantine}"
+            )
         schedule(self.schedule)
         split.check(self.split)
 
@@ -216,6 +201,9 @@ class Config:
         }
 
 
+document(Config)
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Return the settings in a file.
 
@@ -239,60 +227,6 @@ def _settings(text: str) -> dict[str, Any]:
         raise ValueError(f"this is no TOML document: {error}") from None
 
 
-def schedule(spec: str) -> Rate:
-    """Return the function that a string describes: from steps done to a factor of the rate.
-
-    Examples
-    --------
-    >>> rate = schedule("steps(every=100, factor=0.1)")
-    >>> rate(0), rate(99), rate(100)
-    (1.0, 1.0, 0.1)
-    >>> schedule("inverse(decay=100)")(100)
-    0.5
-    """
-    name, options = configured("schedule", spec, SCHEDULES)
-    return SCHEDULES[name](**options)
-
-
-def constant() -> Rate:
-    """Keep the learning rate."""
-    return lambda done: 1.0
-
-
-def steps(
-    *,
-    factor: Positive,
-    every: Count | None = None,
-    at: tuple = (),  # type: ignore[type-arg]  # the check is one of the class alone
-) -> Rate:
-    """Multiply the learning rate by a factor, every so many steps or after certain numbers."""
-    if (every is None) == (not at):
-        raise ValueError("schedule: steps needs either every=... or at=(..., ...)")
-    if not all(type(number) is int and number >= 1 for number in at):
-        raise ValueError(f"schedule: steps(at=...) must be numbers of steps, got {shown(at)}")
-
-    def rate(done: int) -> float:
-        times = done // every if every else sum(done >= number for number in at)
-        try:
-            return float(factor**times)
-        except OverflowError:
-            return math.inf
-
-    return rate
-
-
-def inverse(*, decay: Positive) -> Rate:
-    """Divide the learning rate by t / decay + 1 after t steps."""
-    return lambda done: 1.0 / (done / decay + 1.0)
-
-
-SCHEDULES: dict[str, Callable[..., Rate]] = {
-    "constant": constant,
-    "steps": steps,
-    "inverse": inverse,
-}
-
-
 def _plain(name: str, value: Any, hint: Any) -> Any:
     """Return a value as one of the type that is wanted; a whole number will do for a float."""
     kind, *optional = get_args(hint) or (hint,)
@@ -307,11 +241,3 @@ def _plain(name: str, value: Any, hint: Any) -> Any:
         words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
         raise TypeError(f"{said} must be {words[kind]}, got {shown(value)}")
     return value
-
-
-def _at_least_one(value: int | None) -> bool:
-    return value is None or value >= 1
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"

@@ -43,11 +43,12 @@ from torch import Tensor, nn
 import fastgar as fg
 
 from .adversary import Adversary
-from .config import Config, schedule
+from .config import Config
 from .data import Data, load
 from .metrics import Recorder
 from .models import build, require_fit
 from .ranks import Ranks
+from .rates import schedule
 from .result import Evaluation, Result, Seconds
 from .resume import resume, state_of
 from .roles import Part, Roles

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import fastgar as fg
 
 from .. import primitives
 from ..arrays import table
+from ..stages import names
 from .config import Config
 from .data import Data
 from .metrics import Distances, Recorder
@@ -37,7 +37,7 @@ def read_rule(config: Config) -> fg.Rule | Zeno:
         server's own and there are none.
     """
     rule: fg.Rule | Zeno
-    if re.match(r"\s*zeno\b", config.rule):
+    if "zeno" in names(config.rule):
         rule = parse(config.rule)
         needs = "loss on samples" if not config.validation else ""
     else:
