@@ -7,7 +7,7 @@ import pytest
 
 import fastgar as fg
 from fastgar import reference
-from fastgar.cpu import eigen
+from fastgar.search import eigen
 
 
 def with_eigenvalues(values, first):

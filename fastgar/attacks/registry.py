@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import shown, unknown
-from ..rules.options import Count, Option, read_options
+from ..options import Count, Option, read_options
 from .rows import as_matrix, cast, narrow, widen
 from .view import View
 
-__all__ = ["Declared", "forget", "lookup", "names", "register"]
+__all__ = ["Declared", "forget", "lookup", "names", "refuse_to_search", "register"]
 
 ENTRY_POINTS = "fastgar.attacks"
 ATTACKERS = Option("q", 1, Count)
@@ -226,3 +226,11 @@ def _load_entry_points() -> None:
             entry.load()  # its decorators register what it defines
         except Exception as error:  # another distribution's fault must not take ours down
             warnings.warn(f"attacks of {entry} could not be loaded: {error!r}", stacklevel=3)
+
+
+def refuse_to_search(inner: Declared, given: Any) -> None:
+    """Raise an error if there is nothing to optimise in an attack."""
+    if inner.poisons or inner.wraps:
+        raise ValueError(f"optimal: {inner.name} has no factor to search for")
+    if inner.factor in given:
+        raise ValueError(f"optimal searches for {inner.name}'s {inner.factor}: leave it out")

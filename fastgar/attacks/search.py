@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..rules.options import Steps
-from .registry import Declared, lookup, register
+from ..options import Steps
+from .registry import lookup, refuse_to_search, register
 from .rows import length
+from .spec import Attack, attack
 from .trial import ByDistances, ByRows, target
 from .view import View
-
-if TYPE_CHECKING:
-    from .spec import Attack
 
 __all__ = ["line_maximum", "optimal"]
 
@@ -136,11 +134,9 @@ def line_maximum(score: Callable[[float], float], evaluations: int) -> float:
 
 def _line(honest: Any, q: int, inner: Any, view: View) -> tuple[Any, Any]:
     """Return base and direction: what is sent is base + factor * direction."""
-    from .spec import attack
-
     chosen = attack(inner)
     declared = lookup(chosen.name)
-    refuse(declared, chosen.options)
+    refuse_to_search(declared, chosen.options)
     values = declared.resolve(chosen.options)
     if declared.line is not None and declared.factor is not None:
         del values[declared.factor]
@@ -150,14 +146,6 @@ def _line(honest: Any, q: int, inner: Any, view: View) -> tuple[Any, Any]:
     if sent.ndim != 1:
         raise ValueError(f"optimal needs one vector for all attackers, and {inner} sends {q}")
     return mean, sent - mean
-
-
-def refuse(inner: Declared, given: Any) -> None:
-    """Raise an error if there is nothing to optimise in an attack."""
-    if inner.poisons or inner.wraps:
-        raise ValueError(f"optimal: {inner.name} has no factor to search for")
-    if inner.factor in given:
-        raise ValueError(f"optimal searches for {inner.name}'s {inner.factor}: leave it out")
 
 
 def _best_factor(honest: Any, base: Any, direction: Any, evaluations: int, view: View) -> float:

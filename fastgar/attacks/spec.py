@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import LONGEST, nearest, shown
 from . import registry
-from .registry import Declared, lookup
+from .registry import Declared, lookup, refuse_to_search
 from .view import View
 
 __all__ = ["Attack", "attack", "list_attacks"]
@@ -36,10 +36,8 @@ class Attack:
             self.options["inner"] = attack(self.options["inner"])
         declared.resolve(self.options)
         if declared.wraps:
-            from .search import refuse
-
             wrapped = attack(self.settings["inner"])
-            refuse(lookup(wrapped.name), wrapped.options)
+            refuse_to_search(lookup(wrapped.name), wrapped.options)
 
     @property
     def settings(self) -> dict[str, Any]:

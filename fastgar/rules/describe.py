@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .spec import Spec
+    from ..spec import Spec
 
 __all__ = ["document"]
 

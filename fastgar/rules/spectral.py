@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..geometry import Decision
 from . import proofs
-from .registry import distance_rule
+from .decorators import distance_rule
 
 if TYPE_CHECKING:
     from ..geometry import Geometry
@@ -55,7 +55,7 @@ def caf(g: Geometry, f: int) -> Decision:
     >>> fg.caf(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1).round(3)
     array([2.008])
     """
-    from ..cpu.eigen import largest_eigenpair
+    from ..search.eigen import largest_eigenpair
 
     K = g.gram
     c = np.where(g.faulty, 0.0, 1.0)
@@ -88,7 +88,7 @@ def _standing_out(K: Array) -> Array:
 
     Directions with the same spread, but for rounding, all count: any of them might be found.
     """
-    from ..cpu.eigen import largest_eigenspace
+    from ..search.eigen import largest_eigenspace
 
     centred = _centred(K, np.full(len(K), 1.0 / len(K)))
     most, main = largest_eigenspace(centred, SAME)

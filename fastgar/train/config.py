@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ..errors import shown, unknown
-from ..rules.options import GREATEST, Count, Positive
+from ..options import GREATEST, Count, Positive
 from . import split
 from .spec import configured
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import LONGEST, shown, unknown
-from ..rules.options import read_options
+from ..options import read_options
 
 __all__ = ["configured"]
 
