@@ -29,8 +29,9 @@ ROWS = (11, 20, 32, 51, 100)
 def variants() -> list[tuple[str, str, int, str, dict[str, object], str]]:
     """Return rule, dtype, n, file, macros and kernel of what is shown."""
     from fastgar.cuda.shapes import pair_shape
-    from fastgar.cuda.variants import CODES, ITEMSIZE, columns_variant
-    from fastgar.primitives import Statistic
+    from fastgar.cuda.variants import columns_variant
+    from fastgar.dtypes import CODES, ITEMSIZE
+    from fastgar.statistic import Statistic
 
     def column(rule: str, dtype: str, n: int, statistic: Statistic) -> Any:
         variant = columns_variant(statistic, n, n, dtype, table=False, mix=0, alignment=16)

@@ -23,7 +23,7 @@ def lanes(capability: tuple[int, int]) -> int:
 
 def exchanges(rule: str, n: int, f: int) -> int:
     """Return the minima and maxima of a rule's network that a result depends on."""
-    from fastgar.cpu.networks import pruned, sorting
+    from fastgar.networks import pruned, sorting
 
     if rule not in ("median", "trimmed_mean"):
         return 0

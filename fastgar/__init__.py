@@ -18,7 +18,6 @@ from .bounds import kappa, list_rules, max_f, min_n, variance_ratio
 from .cpu.threads import get_threads, set_threads
 from .errors import SearchLimit, TooManyFaults, nearest
 from .pipeline import Rule, rule
-from .primitives import CHUNK
 from .report import Report, inspect
 from .rules import (
     aksel,
@@ -49,6 +48,7 @@ from .rules import (
     smea,
     trimmed_mean,
 )
+from .statistic import CHUNK
 from .streaming import Streaming
 
 __version__ = "0.1.0"

@@ -13,7 +13,7 @@ from .arrays import Table, numbers, reference, table
 from .errors import unknown
 from .geometry import Decision
 from .pipeline import Rule
-from .rules.registry import lookup, registered
+from .registry import lookup, registered
 from .stages import Stage
 
 __all__ = ["columns", "combine", "sqdist"]

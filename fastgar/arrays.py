@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .dtypes import ITEMSIZE, widened
 from .errors import shown, unknown
-from .libraries import NUMPY, SIZES, DLPack, Library, View, as_numpy, library_of
+from .libraries import NUMPY, DLPack, Library, View, as_numpy, library_of
 
 __all__ = ["Block", "Out", "Table", "numbers", "reference", "table"]
 
@@ -53,9 +54,7 @@ def numbers(x: Any) -> np.ndarray:
         if view.device != "cpu":
             x = library.to_host(x)
             view = (library_of(x) or NUMPY).view(x)
-        values = as_numpy(view)
-        if view.dtype == "bfloat16":
-            values = (values.astype(np.uint32) << 16).view(np.float32)
+        values = widened(as_numpy(view), view.dtype)
     if values.dtype.kind not in "biuf":
         raise TypeError(f"real numbers are needed, got {values.dtype}")
     return values.astype(np.float64)
@@ -151,7 +150,7 @@ class Table:
             address, made = leaf.library.make(leaf.like, shape)
             places = [address]
             if count is not None:
-                step = self.columns * SIZES[leaf.dtype]
+                step = self.columns * ITEMSIZE[leaf.dtype]
                 places = [address + i * step for i in range(count)]
             return Out((places,), lambda: leaf.library.finish(made, leaf.like))
         return _empty_structures(self, self._build, count)
@@ -243,7 +242,7 @@ def table(X: Any, *, buffers: str = "median") -> Table:
     if n == 0:
         raise ValueError(f"no rows (n = 0): X has shape {tuple(shape)}, pass at least one row")
     dtype = view.dtype
-    size = SIZES.get(dtype)
+    size = ITEMSIZE.get(dtype)
     if size is None:
         raise _wrong_dtype("X", dtype, library)
     if len(shape) == 1:
@@ -442,15 +441,15 @@ def _leaf(path: str, arrays: list[Any], label: _Label, like: _Leaf | None = None
             raise _differs(_place(path, label(i)), this, other, first)
         views.append(view)
     library, dtype, device, shape = this
-    if dtype not in SIZES and (path == "" or dtype not in _INTEGERS):
+    if dtype not in ITEMSIZE and (path == "" or dtype not in _INTEGERS):
         raise _wrong_dtype(_place(path, label(0)), dtype, library)
-    size = SIZES.get(dtype) or np.dtype(dtype).itemsize
+    size = ITEMSIZE.get(dtype) or np.dtype(dtype).itemsize
     for i, view in enumerate(views):
         packed = view.strides is None or _packed(shape, view.strides, size // view.unit)
         if not packed or view.address % size:
             views[i] = library.contiguous(view)
     block = None
-    if dtype in SIZES:
+    if dtype in ITEMSIZE:
         addresses = np.array([view.address for view in views], np.int64)
         block = Block(addresses, prod(shape), dtype)
     return _Leaf(path, library, arrays[0], tuple(shape), dtype, device, block, views)

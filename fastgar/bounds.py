@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .pipeline import Rule, rule
+from .registry import registered
 from .rules import RULES
-from .rules.registry import registered
-from .rules.spec import Bound, Guarantee, Spec
+from .spec import Bound, Guarantee, Spec
 from .stages import Stage, whole
 
 __all__ = ["Listing", "kappa", "list_rules", "max_f", "min_n", "variance_ratio"]

@@ -19,19 +19,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from .primitives import Statistic
+from .statistic import FAR, Statistic
 
-__all__ = ["FAR", "Decision", "Frame", "Geometry", "medoid", "rescaling"]
+__all__ = ["Decision", "Frame", "Geometry", "medoid", "rescaling"]
 
 Array = NDArray[np.float64]
 
-FAR = 1e3  # a row this many usual distances from the medoid would spoil algebra on D
 ALONE = 1 << 18  # multiply-adds that OpenBLAS does in one thread: more may wait for a busy core
 PAIRWISE = 128  # up to this many rows, distances of mixed rows are formed pair by pair
 ROUNDING = 2.0**-21  # of the sum that makes a mixed row, in units of its longest part
@@ -124,7 +122,7 @@ def _mixed_distances(W: Array, D: Array) -> Array:
     Pair by pair, so that ties stay ties (see `mixed_distances`, which does so for a few rows). With
     many rows that costs too much, and one product does for all pairs.
     """
-    from .cpu.mixed import MIXED, ROWS
+    from .search.mixed import MIXED, ROWS
 
     m = len(W)
     out = np.zeros((m, m))

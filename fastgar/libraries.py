@@ -26,11 +26,11 @@ import numpy as np
 
 from . import capsules
 from .capsules import steps
+from .dtypes import ITEMSIZE, stored
 
-__all__ = ["NUMPY", "SIZES", "DLPack", "Library", "View", "as_numpy", "library_of"]
+__all__ = ["NUMPY", "DLPack", "Library", "View", "as_numpy", "library_of"]
 
 HUGE = 4 << 20  # bytes from which on NumPy asks for huge pages, which cost a quarter to touch
-SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 _new = tuple.__new__  # of a NamedTuple: half the time of calling it
@@ -137,7 +137,7 @@ class Torch(Library):
     def __init__(self, torch: Any) -> None:
         self.torch = torch
         self.plain = {torch.Tensor, torch.nn.Parameter}
-        self.names = {getattr(torch, name): name for name in SIZES}
+        self.names = {getattr(torch, name): name for name in ITEMSIZE}
         self.no_dispatch = torch.Tensor.__torch_dispatch__
         self.strided, self.empty = torch.strided, torch.empty
         self.bytes = torch.uint8
@@ -230,7 +230,7 @@ class Cupy(Library):
         return View(x, x.data.ptr, x.shape, strides, 1, x.dtype.name, f"cuda:{x.device.id}")
 
     def contiguous(self, view: View) -> View:
-        from .cuda.device import connect
+        from .cuda.connect import connect
 
         with self.cupy.cuda.Device(view.owner.device.id):
             copy = self.cupy.array(view.owner, order="C")
@@ -239,7 +239,7 @@ class Cupy(Library):
         return self.view(copy)
 
     def _capturing(self, device: str) -> bool:
-        from .cuda.device import connect
+        from .cuda.connect import connect
 
         return connect(device).capturing(self.stream(device))
 
@@ -372,7 +372,7 @@ def _read_capsule(x: Any, library: str) -> View:
 
 def _make_on(view: View, shape: tuple[int, ...]) -> tuple[int, Any]:
     """Return memory on the device of a view, for libraries that import it when it is filled."""
-    from .cuda.device import connect
+    from .cuda.connect import connect
 
     return connect(view.device).array(tuple(shape), view.dtype, 0)
 
@@ -382,7 +382,7 @@ def _wait(view: View) -> None:
 
     It may do so as soon as the input is dropped, on streams that do not wait for ours.
     """
-    from .cuda.device import connect
+    from .cuda.connect import connect
 
     connect(view.device).synchronise(0)
 
@@ -472,7 +472,7 @@ class _Memory:
 
 def as_numpy(view: View, writable: bool = False) -> np.ndarray:
     """Return the memory of `view` as a numpy array (bfloat16 as its bits); it owns nothing."""
-    dtype = np.dtype("uint16" if view.dtype == "bfloat16" else view.dtype)
+    dtype = stored(view.dtype)
     strides = view.strides and tuple(stride * view.unit for stride in view.strides)
     if not prod(view.shape):
         return np.empty(view.shape, dtype)

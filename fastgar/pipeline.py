@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from . import primitives
 from .arrays import Out, Table, reference, table
+from .dtypes import ITEMSIZE
 from .errors import TooManyFaults, shown
 from .geometry import Decision, Geometry, rescaling
-from .libraries import SIZES
-from .primitives import Selection, Statistic
-from .rules.spec import GUARANTEES, Guarantee
+from .spec import GUARANTEES, Guarantee
 from .stages import Stage, argument_for, as_decision, as_mixing, as_statistic, parse, whole
+from .statistic import Selection, Statistic
 
 __all__ = ["Rule", "rule"]
 
@@ -178,8 +178,8 @@ class Rule:
         (False, True)
         """
         rows = whole("n", n)
-        if rows is None or dtype not in SIZES:
-            raise TypeError(f"n must be an integer and dtype one of {', '.join(SIZES)}")
+        if rows is None or dtype not in ITEMSIZE:
+            raise TypeError(f"n must be an integer and dtype one of {', '.join(ITEMSIZE)}")
         self.require(rows)
         if self._columns_only:
             return False

@@ -22,129 +22,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgar.cpu import CHUNK
-from fastgar.cpu.draws import hash64
+from fastgar.dtypes import ITEMSIZE
+from fastgar.statistic import Selection, Statistic, hash64
 
 if TYPE_CHECKING:
     from fastgar.arrays import Out, Table
 
 __all__ = [
-    "CHUNK", "Selection", "Statistic", "columns", "combine", "hash64", "hash_key", "inner",
-    "select", "selects", "selects_on_gpu", "sqdist", "sqdist_to", "usage",
+    "columns", "combine", "inner", "select", "selects", "selects_on_gpu", "sqdist", "sqdist_to",
+    "usage",
 ]  # fmt: skip
 
 WIDE = 4 << 20  # bytes of float64 in which `usage` sorts at a time
 Matrix = NDArray[np.float64]
-Middle = Literal["mean", "lower", "upper"]  # what a median takes of the two middle values
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """What to compute of each column of n values, sorted in ascending order.
-
-    Attributes
-    ----------
-    weights : tuple of float
-        One for each of the n ranks: the statistic is the weighted sum of the sorted values.
-    closest : int, optional
-        The mean of the `closest` values that are closest to that weighted sum instead (of two
-        equally close values the smaller one).
-    faults : int
-        A column with more non-finite values than this is NaN; otherwise NaN ranks as +infinity.
-    kind : {"order", "mean", "finite_mean", "sign", "condense"}
-        ``"mean"``: the plain mean, whatever the values; ``"finite_mean"``: the mean of the
-        finite values; ``"sign"``: the sign of the sum of signs;
-        ``"condense"``: the weighted sum with `probability`, else the first row's value, by a
-        counter hash of `key` (see `hash_key`) and the column's number.
-    """
-
-    weights: tuple[float, ...]
-    closest: int | None = None
-    faults: int = 0
-    kind: str = "order"
-    probability: float = 1.0
-    key: int = 0
-
-    @staticmethod
-    @cache
-    def median(
-        n: int, middle: str = "mean", faults: int | None = None, closest: int | None = None
-    ) -> Statistic:
-        """Return the median of n values; of an even number the mean, lower or upper middle one."""
-        low, high = (n - 1) // 2, n // 2
-        if middle == "lower":
-            high = low
-        elif middle == "upper":
-            low = high
-        limit = (n - 1) // 2 if faults is None else faults
-        return Statistic.between(n, low, high + 1, limit, closest)
-
-    @staticmethod
-    @cache
-    def between(n: int, low: int, high: int, faults: int, closest: int | None = None) -> Statistic:
-        """Return the mean of the sorted values at positions low to high (excluded)."""
-        share = 1.0 / (high - low)
-        weights = tuple(share if low <= rank < high else 0.0 for rank in range(n))
-        return Statistic(weights, closest=closest, faults=faults)
-
-    @cached_property
-    def support(self) -> tuple[int, int, Matrix | None]:
-        """Range of ranks with a weight, and the weights unless all have the same share."""
-        ranks = [rank for rank, weight in enumerate(self.weights) if weight != 0.0]
-        if not ranks:
-            return 0, 1, np.zeros(len(self.weights))
-        low, high = ranks[0], ranks[-1] + 1
-        share = 1.0 / (high - low)
-        if all(weight == share for weight in self.weights[low:high]):
-            return low, high, None
-        return low, high, np.array(self.weights, dtype=np.float64)
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """A choice of rows that a backend makes from their distances by itself.
-
-    Attributes
-    ----------
-    kind : {"krum", "bulyan", "bulyan_averaged", "nnm", "cge", "monna", "mda", "mva", \
-            "centered_clipping", "geometric_median"}
-        "krum": the mean of the `m` rows with the least sums over the `kept` least distances (their
-        own, 0, among them), squared or not. "bulyan": n-2f picks by Krum, one after the other;
-        "bulyan_averaged": n-2f-2 means of ever fewer rows; then `statistic` of the picks.
-        "nnm": the `statistic` of the means of each row's n-f nearest. "cge": the mean of the n-f
-        rows nearest to the last point, which is the origin; "monna": nearest to the row `pivot`.
-        "centered_clipping": one step from the last point, with `tau`. The others are rules (with
-        `tol` and `max_iter`).
-    f : int
-        How many faulty rows there may be; with more the result is NaN on a GPU, else an error.
-    then : Selection, optional
-        What is chosen among the means that "nnm" makes, by a rule that looks at no further points.
-        `statistic` is then that of this choice.
-    """
-
-    kind: str
-    f: int
-    kept: int = 0
-    squared: bool = True
-    m: int = 1
-    statistic: Statistic | None = None
-    pivot: int = 0
-    tau: float = 0.0
-    tol: float = 0.0
-    max_iter: int = 0
-    then: Selection | None = None
-
-
-def hash_key(seed: int, step: int) -> int:
-    """Return the number that stands for (seed, step) in `hash64`."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
 
 
 def _on(T: Table) -> Any:
@@ -161,6 +57,13 @@ def _cpu() -> Any:
     from fastgar.cpu import backend  # Numba is imported here, at the first computation
 
     return backend
+
+
+@cache
+def _selection() -> Any:
+    from fastgar.search import selection
+
+    return selection
 
 
 @cache
@@ -219,7 +122,10 @@ def _distances(backend: Any, T: Table, refs: Sequence[Any], start: Matrix | None
 
 def selects(T: Table, selection: Selection) -> bool:
     """Return whether the backend makes this choice among these rows by itself."""
-    does: bool = _on(T).selects(selection, T.n, T.blocks)
+    if T.device == "cpu":
+        does: bool = _selection().makes(selection, T.n)
+    else:
+        does = _on(T).selects(selection, T.n, [block.dtype for block in T.blocks])
     return does
 
 
@@ -239,7 +145,8 @@ def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> Mat
         return None
     backend = _on(T)
     total = _distances(backend, T, refs, None)
-    chosen, whole = backend.select(total, selection)
+    select = _selection().choose if T.device == "cpu" else backend.select
+    chosen, whole = select(total, selection)
     if chosen is None:
         D: Matrix = total
         return D
@@ -347,7 +254,7 @@ def sqdist_to(T: Table, statistic: Statistic, start: Matrix | None = None) -> Ma
     owners = []  # of the statistic, which is read when the matrix is complete
     for block in T.blocks:
         span = backend.span(block.columns, T.n)
-        size = backend.ITEMSIZE[block.dtype]
+        size = ITEMSIZE[block.dtype]
         centre, owner = backend.room(span * size)
         owners.append(owner)
         for begin in range(0, block.columns, span):
@@ -375,7 +282,7 @@ def usage(
     step = max(1, WIDE // (8 * max(m, T.n)))
     for number, block in enumerate(T.blocks):
         rows = _addresses(T, refs, number, 0)
-        size = backend.ITEMSIZE[block.dtype]
+        size = ITEMSIZE[block.dtype]
         for begin in range(0, block.columns, step):
             count = min(step, block.columns - begin)
             X = np.zeros((len(rows), count))

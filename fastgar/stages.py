@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from .calls import Strings
 from .errors import nearest, shown
 from .geometry import Decision, Geometry
-from .primitives import Statistic
-from .rules.options import GREATEST
-from .rules.registry import lookup, registered
-from .rules.spec import Guarantee, Spec
+from .options import GREATEST
+from .registry import lookup, registered
+from .spec import Guarantee, Spec
+from .statistic import Statistic
 
 __all__ = [
     "Stage", "as_decision", "as_mixing", "as_statistic", "argument_for", "names", "parse", "whole",

@@ -14,7 +14,7 @@ import numpy as np
 from emulation import build, guarded
 
 from fastgar import capsules, libraries
-from fastgar.cuda import device as devices
+from fastgar.cuda import connect as devices
 
 NAME = "cuda:0"
 TAKEN = {int, float, np.void}  # what CuPy takes as arguments: not what inherits from them

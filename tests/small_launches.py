@@ -19,7 +19,7 @@ from fastgar.cuda.variants import (
     selection_shape,
     votes_variant,
 )
-from fastgar.primitives import Statistic
+from fastgar.statistic import Statistic
 
 __all__ = ["LAUNCHES", "Case"]
 

@@ -18,6 +18,7 @@ import standin
 from emulation import KERNELS, needs_compiler
 
 import fastgar as fg
+from fastgar.cuda import connect
 from fastgar.cuda import device as devices
 from fastgar.cuda.backend import NUMBERS, STRUCT, WRITE_TABLE
 from fastgar.cuda.driver import _Stream
@@ -90,7 +91,7 @@ class Recorded(emulated.EmulatedDevice):
 @pytest.mark.parametrize("spec", SPECS)
 def test_rules_give_the_bits_of_the_emulation_without_cupy(ask, monkeypatch, spec):
     device = Recorded()
-    monkeypatch.setitem(devices._devices, device.name, device)
+    monkeypatch.setitem(connect._devices, device.name, device)
     made, calls = ask(in_aggregate, spec, "away")
     want = fg.rule(spec, 2)([emulated.Away(row) for row in X]).values
     assert made.tobytes() == want.tobytes()
@@ -124,7 +125,7 @@ def test_cupys_own_arrays_on_any_device_and_stream(ask, spec):
 
 
 def in_table():
-    device = devices.connect("cuda:1")
+    device = connect.connect("cuda:1")
     given = np.arange(NUMBERS) * 0x0123456789ABCDEF + 1
     got = np.zeros_like(given)
 
@@ -144,7 +145,7 @@ def test_a_struct_arrives_whole_on_another_device_and_stream(ask):
 
 def in_launch(address, number):
     """Return the error of a launch, and what was launched."""
-    device = devices.connect("cuda:0")
+    device = connect.connect("cuda:0")
     struct = np.zeros(NUMBERS, np.int64).view(STRUCT)[0]
     standin.calls.clear()
     try:
@@ -166,7 +167,7 @@ def test_what_a_kernel_does_wrong_is_an_error_of_the_launch(ask):
 
 
 def in_load(name, broken):
-    device = devices.connect("cuda:0")
+    device = connect.connect("cuda:0")
     kernel = devices.kernel("table.cu", name, (("FG_TRIED", int(broken)),))
     if broken:
         device._cubin = lambda kernel: b"broken"
@@ -192,7 +193,7 @@ def test_a_module_that_cannot_be_loaded(ask, name, broken, said):
 
 
 def in_memory():
-    device = devices.connect("cuda:1")
+    device = connect.connect("cuda:1")
 
     def work():
         address, owner = device.allocate(1000, 77)
@@ -217,7 +218,7 @@ def test_memory_is_the_devices_and_stays_the_streams(ask):
 
 
 def in_write():
-    device = devices.connect("cuda:1")
+    device = connect.connect("cuda:1")
 
     def work():
         address, _owner = device.allocate(80, 77)
@@ -250,7 +251,7 @@ def in_capture(spec):
     import cupy
 
     x = cupy.asarray(X)
-    kept = devices.connect("cuda:0")._kept
+    kept = connect.connect("cuda:0")._kept
     kept.clear()
 
     def work():

@@ -23,12 +23,12 @@ import pytest
 from emulation import KERNELS, needs_compiler
 
 import fastgar as fg
-from fastgar.cuda import backend, cubins, driver
+from fastgar.cuda import backend, connect, cubins, driver
 from fastgar.cuda import device as devices
 from fastgar.cuda.shapes import pair_shape
 from fastgar.cuda.variants import columns_variant, votes_variant
 from fastgar.libraries import Cupy
-from fastgar.primitives import Statistic
+from fastgar.statistic import Statistic
 
 PACKAGE = Path(fg.__file__).parent
 COMBINE = devices.kernel("combine.cu", "combine", (("FG_DTYPE", 2),))
@@ -168,7 +168,7 @@ def test_without_cupy_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     for cuda, extra in [("12.8", "fastgar[cuda12]"), ("13.0", "fastgar[cuda13]"), (None, "cuda12")]:
         with pytest.raises(ImportError, match="needs CuPy") as caught:
-            devices.connect("cuda:9", cuda)
+            connect.connect("cuda:9", cuda)
         assert extra in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -608,7 +608,7 @@ def test_what_cupy_compiles_is_machine_code_and_stays_on_disk(
 def test_integers_of_cupy_are_not_sorted_into_a_graph(on, monkeypatch):
     """CuPy gives the memory in which they are sorted back, and the graph would use it."""
     cupy = Pretended()
-    monkeypatch.setitem(devices._devices, "cuda:0", on(cupy))
+    monkeypatch.setitem(connect._devices, "cuda:0", on(cupy))
     cupy.cuda.get_current_stream = lambda index: SimpleNamespace(ptr=5)
     cupy.stack, cupy.sort = np.stack, np.sort
     library = Cupy(cupy)

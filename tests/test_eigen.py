@@ -7,9 +7,9 @@ import pytest
 
 import fastgar as fg
 from fastgar import reference
-from fastgar.cpu import eigen
-from fastgar.cpu.subsets import Limit
 from fastgar.errors import SearchLimit
+from fastgar.search import eigen
+from fastgar.search.subsets import Limit
 
 
 def with_eigenvalues(values, seed=1):

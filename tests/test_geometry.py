@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastgar as fg
-from fastgar.geometry import FAR, PAIRWISE, Geometry, medoid, rescaling
+from fastgar.geometry import PAIRWISE, Geometry, medoid, rescaling
+from fastgar.statistic import FAR
 
 
 def vectors(n: int, d: int, seed: int = 0) -> np.ndarray:

@@ -16,8 +16,8 @@ from fastgar.attacks.climb import climb
 from fastgar.attacks.promise import Promise, quietly
 from fastgar.attacks.witness import Witness
 from fastgar.cli import main
-from fastgar.primitives import Statistic
 from fastgar.rules import column_rule, distance_rule
+from fastgar.statistic import Statistic
 
 WITNESSES = sorted((Path(__file__).parent / "witnesses").glob("*.json"))
 OPTIONS = {"centered_clipping": "(tau=2.0, iters=2)"}  # of rules that cannot be called without

@@ -15,7 +15,7 @@ from emulation import EmulationError, build, guarded, needs_compiler, sanitizer_
 from fastgar import arrays, primitives
 from fastgar.cpu import backend
 from fastgar.cuda.variants import columns_variant, votes_variant
-from fastgar.primitives import Statistic
+from fastgar.statistic import Statistic, hash_key
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 pytestmark = needs_compiler()
@@ -289,7 +289,7 @@ def test_picked_rows_are_read_where_they_are(theta, table):
 def test_condense_takes_the_median_or_the_first_row(n, middle):
     from dataclasses import replace
 
-    key = primitives.hash_key(12345, 3)
+    key = hash_key(12345, 3)
     assert key >> 63  # does not fit a signed integer
     X = sample(n, 333 if n == 6 else 60, seed=2, faults=1)
     statistic = replace(Statistic.median(n, middle), kind="condense", probability=0.7, key=key)
@@ -387,7 +387,7 @@ def test_a_wide_load_that_the_alignment_does_not_allow_is_found():
 SANITIZED = """
 import numpy as np
 import test_kernels_columns as t
-from fastgar.primitives import Statistic
+from fastgar.statistic import Statistic
 build, t.build = t.build, lambda *args, **how: build(*args, **how, sanitize="address")
 for n in (6, 130):
     X = t.sample(n, 35, faults=1)

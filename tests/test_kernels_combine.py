@@ -11,9 +11,9 @@ from test_zeros import table
 
 from fastgar.cpu import backend as cpu
 from fastgar.cuda import backend as cuda
-from fastgar.cuda import device as devices
+from fastgar.cuda import connect
 from fastgar.libraries import Library
-from fastgar.primitives import Statistic
+from fastgar.statistic import Statistic
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 pytestmark = needs_compiler()
@@ -29,7 +29,7 @@ DTYPES = {
 @pytest.fixture
 def gpu(monkeypatch):
     device = EmulatedDevice()
-    monkeypatch.setitem(devices._devices, device.name, device)
+    monkeypatch.setitem(connect._devices, device.name, device)
     return cuda.Backend(device.name, Library())
 
 

@@ -17,13 +17,12 @@ import pytest
 
 from fastgar.cuda.shapes import pair_shape
 from fastgar.cuda.variants import (
-    CODES,
     IN_REGISTERS,
-    ITEMSIZE,
     columns_variant,
     votes_variant,
 )  # fmt: skip
-from fastgar.primitives import Statistic
+from fastgar.dtypes import CODES, ITEMSIZE
+from fastgar.statistic import Statistic
 
 pytestmark = pytest.mark.skipif(
     nvrtc.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"

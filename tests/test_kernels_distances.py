@@ -9,10 +9,11 @@ from emulation import guarded, needs_compiler
 
 from fastgar import arrays, primitives
 from fastgar.cuda import backend as cuda
+from fastgar.cuda import connect
 from fastgar.cuda import device as devices
 from fastgar.cuda.shapes import SPAN, pair_shape
 from fastgar.libraries import Library
-from fastgar.primitives import CHUNK
+from fastgar.statistic import CHUNK
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 pytestmark = needs_compiler()
@@ -30,7 +31,7 @@ TOLERANCE = {"float16": 1e-5, "bfloat16": 1e-5, "float32": 1e-5, "float64": 1e-1
 @pytest.fixture
 def gpu(monkeypatch):
     device = EmulatedDevice()
-    monkeypatch.setitem(devices._devices, device.name, device)
+    monkeypatch.setitem(connect._devices, device.name, device)
     return cuda.Backend(device.name, Library())
 
 

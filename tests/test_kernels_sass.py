@@ -17,8 +17,9 @@ import pytest
 from test_kernels_compile import column_variants, of_columns, of_combine, of_distances
 
 from fastgar.cuda.shapes import pair_shape
-from fastgar.cuda.variants import CODES, IN_REGISTERS, votes_variant
-from fastgar.primitives import Statistic
+from fastgar.cuda.variants import IN_REGISTERS, votes_variant
+from fastgar.dtypes import CODES
+from fastgar.statistic import Statistic
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # where the benchmarks are
 from asv_benchmarks import roofline, sass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastgar.cpu.networks import bitonic_merge, pruned, sorting
+from fastgar.networks import bitonic_merge, pruned, sorting
 
 # Comparators of the best networks known (n <= 16) and of our splits and merges beyond.
 BEST = {2: 1, 3: 3, 4: 5, 5: 9, 6: 12, 7: 16, 8: 19, 9: 25, 10: 29, 11: 35, 12: 39, 13: 45, 14: 51}

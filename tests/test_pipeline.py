@@ -16,8 +16,9 @@ import fastgar as fg
 from fastgar import primitives
 from fastgar.arrays import table
 from fastgar.cpu import backend
-from fastgar.cpu.mixed import ROWS
-from fastgar.cpu.subsets import every
+from fastgar.search.mixed import ROWS
+from fastgar.search.selection import choose
+from fastgar.search.subsets import every
 
 
 def rows(n: int = 11, d: int = 17, seed: int = 0, dtype: Any = np.float64) -> np.ndarray:
@@ -292,7 +293,7 @@ def chosen(rule: fg.Rule, X: np.ndarray) -> np.ndarray | None:
     selection = rule._selection(T)
     assert selection is not None
     decision = rule._decide_on(T, points := rule.points(T), "all")
-    made, whole = backend.select(primitives.sqdist(T, points), selection)
+    made, whole = choose(primitives.sqdist(T, points), selection)
     if made is None:
         return None
     if selection.kind == "bulyan":

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 import fastgar
 from fastgar import arrays, primitives
 from fastgar.cpu import backend
-from fastgar.primitives import CHUNK, Statistic
+from fastgar.statistic import CHUNK, Statistic, hash64, hash_key
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
@@ -340,7 +340,7 @@ def test_combine_writes_separate_rows():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_condense_takes_the_first_row_where_the_hash_says_so(dtype, probability):
-    key = primitives.hash_key(12345, 3)
+    key = hash_key(12345, 3)
     assert key >> 63  # does not fit a signed integer
     median = Statistic.median(5)
     statistic = replace(median, kind="condense", probability=probability, key=key)
@@ -348,7 +348,7 @@ def test_condense_takes_the_first_row_where_the_hash_says_so(dtype, probability)
         X = sample(5, d, dtype, seed=d)
         for offset in (0, 10**10):
             index = np.arange(offset, offset + d, dtype=np.uint64)
-            draws = (primitives.hash64(key, index) >> np.uint64(11)) * 2.0**-53
+            draws = (hash64(key, index) >> np.uint64(11)) * 2.0**-53
             want = np.where(draws < probability, columns(X, median), X[0])
             assert columns(X, statistic, offset=offset).tobytes() == want.tobytes()
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import fastgar as fg
-from fastgar.rules import column_rule, distance_rule, forget, mixing_rule, registry
+from fastgar import registry
+from fastgar.rules import column_rule, decorators, distance_rule, forget, mixing_rule
 
 
 @pytest.fixture(autouse=True)
@@ -277,7 +278,7 @@ def test_examples_elsewhere() -> None:
     import fastgar.report
     import fastgar.streaming
 
-    for module in (fg, registry, fastgar.api, fastgar.bounds, fastgar.pipeline, fastgar.report,
+    for module in (fg, decorators, fastgar.api, fastgar.bounds, fastgar.pipeline, fastgar.report,
                    fastgar.streaming):  # fmt: skip
         result = doctest.testmod(module, extraglobs={"fg": fg, "np": np})
         assert result.failed == 0 and result.attempted > 0, module.__name__

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import fastgar as fg
-from fastgar.cpu import subsets
-from fastgar.cpu.bitsets import find_cover, pack, pack_all, unpack
-from fastgar.cpu.diameter import minimum_diameter_subset
-from fastgar.cpu.spectrum import minimum_spectral_subset
-from fastgar.cpu.variance import minimum_variance_subset
 from fastgar.errors import SearchLimit
+from fastgar.search import subsets
+from fastgar.search.bitsets import find_cover, pack, pack_all, unpack
+from fastgar.search.diameter import minimum_diameter_subset
+from fastgar.search.spectrum import minimum_spectral_subset
+from fastgar.search.variance import minimum_variance_subset
 
 SEARCHES = [minimum_diameter_subset, minimum_variance_subset, minimum_spectral_subset]
 
@@ -442,7 +442,7 @@ def test_points_of_a_small_lattice(points, f):
 
 
 def test_a_search_in_slices_finds_the_same(monkeypatch):
-    from fastgar.cpu import spectrum, variance
+    from fastgar.search import spectrum, variance
 
     generator = np.random.default_rng(21)
     X = generator.normal(size=(17, 40))

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from fastgar.cpu import compile as tiers
-from fastgar.cpu import geometric, selection, spectrum, subsets, variance
 from fastgar.cpu.compile import INTERPRETED, Tiered, step
 from fastgar.errors import SearchLimit
-from fastgar.primitives import Selection
+from fastgar.search import geometric, selection, spectrum, subsets, variance
+from fastgar.statistic import Selection
 
 
 @step
@@ -70,7 +70,7 @@ def test_the_next_process_finds_it_on_the_disk(tmp_path):
     code = """
 import sys
 import numpy as np
-from fastgar.cpu.subsets import CLOSEST
+from fastgar.search.subsets import CLOSEST
 subsets = np.array([[0, 1], [0, 2], [1, 2]])
 D = np.array([[0.0, 3.0, 2.0], [3.0, 0.0, 1.0], [2.0, 1.0, 0.0]])
 CLOSEST._spent = float(sys.argv[1])

@@ -15,8 +15,8 @@ from test_kernels_columns import DTYPES, bits, emulated, on_cpu
 import fastgar as fg
 from fastgar import reference
 from fastgar.cpu import backend
-from fastgar.primitives import Statistic
-from fastgar.rules.registry import lookup
+from fastgar.registry import lookup
+from fastgar.statistic import Statistic
 
 RULES = [
     "median", "median(middle='lower')", "median(middle='upper')", "trimmed_mean", "meamed",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from ..rules.options import Positive, Range
+from ..options import Positive, Range
 from .registry import register
 from .rows import like, moments
 from .view import View, own_rows

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from ..options import Range, Seed
 from ..pipeline import Rule, rule
-from ..rules.options import Range, Seed
 from .registry import register
 from .rows import extremes, like, sign
 from .trial import ByDistances, distances

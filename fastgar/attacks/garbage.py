@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..rules.options import Positive, Probability, Seed
+from ..dtypes import LARGEST
+from ..options import Positive, Probability, Seed
 from .registry import register
-from .rows import LARGEST, dtype_name, like
+from .rows import dtype_name, like
 from .view import View, generator, own_rows
 
 __all__ = ["drop", "gaussian", "huge", "inf", "nan", "random", "zero"]

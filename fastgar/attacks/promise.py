@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..bounds import kappa
 from ..errors import SearchLimit
 from ..pipeline import Rule, rule
-from ..rules.spec import Guarantee
+from ..spec import Guarantee
 
 __all__ = ["Promise", "quietly"]
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import shown, unknown
-from ..rules.options import Count, Option, read_options
+from ..options import Count, Option, read_options
 from .describe import document
 from .rows import as_matrix, cast, narrow, widen
 from .view import View

@@ -8,21 +8,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
+from ..dtypes import LARGEST
 from ..libraries import library_of
 
 __all__ = [
-    "LARGEST", "as_matrix", "cast", "copy", "dtype_name", "extremes", "length", "like", "moments",
+    "as_matrix", "cast", "copy", "dtype_name", "extremes", "length", "like", "moments",
     "narrow", "sign", "widen",
 ]  # fmt: skip
 
-LARGEST = {
-    "float16": 65504.0,
-    "bfloat16": float(np.float32(2.0**128 - 2.0**120)),
-    "float32": float(np.finfo(np.float32).max),
-    "float64": float(np.finfo(np.float64).max),
-}
 BLOCK = 1 << 19  # numbers of a block of columns: 2 MB in float32, which stays in the cache
 
 

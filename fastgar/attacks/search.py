@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..rules.options import Steps
+from ..options import Steps
 from .registry import lookup, register
 from .rows import length
 from .spec import Attack, attack

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from .. import primitives
 from ..arrays import reference, table
-from ..geometry import FAR
 from ..pipeline import Rule
+from ..statistic import FAR
 from .view import View
 
 __all__ = ["ByDistances", "ByRows", "distances", "target"]

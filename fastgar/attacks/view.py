@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import shown
-from ..primitives import hash_key
+from ..statistic import hash_key
 from .rows import cast
 
 __all__ = ["View", "generator", "own_rows", "tolerated"]

@@ -11,7 +11,7 @@ from textwrap import fill
 import fastgar as fg
 
 from ..bounds import Listing
-from ..rules.spec import GUARANTEES
+from ..spec import GUARANTEES
 from .tables import markdown_table, text_table
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]

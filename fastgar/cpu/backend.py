@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Sequence
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgar.cpu import CHUNK
 from fastgar.cpu import columns as column_kernels
 from fastgar.cpu.combine import COMBINE, COMBINE_ONE, COPY, PART, RUN
 from fastgar.cpu.combine import STEP as COMBINE_STEP
 from fastgar.cpu.condense import PIECE, REPLACE
 from fastgar.cpu.distances import COMPLETE, PARTIALS, SPAN
-from fastgar.cpu.selection import choose as select
-from fastgar.cpu.selection import makes
 from fastgar.cpu.threads import get_threads, run
-from fastgar.cpu.vectors import BLOCK, CODES, ITEMSIZE, WIDTH, computing, lanes
+from fastgar.cpu.vectors import BLOCK, WIDTH, lanes
 from fastgar.cpu.votes import VOTES
-
-if TYPE_CHECKING:
-    from fastgar.arrays import Block
-    from fastgar.primitives import Selection, Statistic
+from fastgar.dtypes import CODES, ITEMSIZE, computing, stored, widened
+from fastgar.statistic import CHUNK, Statistic
 
 __all__ = [
-    "CHUNK", "ITEMSIZE", "ORIGIN", "add_distances", "add_inner", "columns", "combine", "complete",
-    "flush", "matrix", "numbers", "room", "select", "selects", "span", "view",
+    "ORIGIN", "add_distances", "add_inner", "columns", "combine", "complete", "flush", "matrix",
+    "numbers", "room", "span", "view",
 ]  # fmt: skip
 
 Matrix = NDArray[np.float64]
@@ -62,7 +56,7 @@ def _address_or_0(array: NDArray[Any] | None) -> int:
 
 def view(place: int, count: int, dtype: str) -> NDArray[Any]:
     """Return the `count` numbers at `place` as an array (bfloat16: as unsigned integers)."""
-    kind = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+    kind = stored(dtype)
     memory: Any = (ctypes.c_char * (count * kind.itemsize)).from_address(place)
     values: NDArray[Any] = np.frombuffer(memory, dtype=kind, count=count)
     return values
@@ -70,10 +64,7 @@ def view(place: int, count: int, dtype: str) -> NDArray[Any]:
 
 def numbers(place: int, count: int, dtype: str) -> Matrix:
     """Return the `count` numbers at `place` in double precision."""
-    values = view(place, count, dtype)
-    if dtype == "bfloat16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float64)
+    return widened(view(place, count, dtype), dtype).astype(np.float64)
 
 
 def flush() -> None:
@@ -206,11 +197,6 @@ def add_distances(
         if infinite and _overflowed(total[np.newaxis], np.ones(1, np.int64)):
             total[:] = 0.0
             _fill(total, rows, columns, code, DOUBLE)
-
-
-def selects(selection: Selection, n: int, blocks: Sequence[Block]) -> bool:
-    """Return whether `select` makes this choice among n rows."""
-    return makes(selection, n)
 
 
 def add_inner(

@@ -17,7 +17,6 @@ from llvmlite import ir
 from numba import types
 
 from fastgar.cpu.compile import Kernel, part
-from fastgar.cpu.networks import pruned, sorting
 from fastgar.cpu.tiles import (
     add_slot,
     add_weighted,
@@ -41,7 +40,9 @@ from fastgar.cpu.tiles import (
     store_vector,
     take,
 )  # fmt: skip
-from fastgar.cpu.vectors import AHEAD, DTYPES, I64, WIDTH, Vectors, computing
+from fastgar.cpu.vectors import AHEAD, I64, WIDTH, Vectors
+from fastgar.dtypes import DTYPES, computing
+from fastgar.networks import pruned, sorting
 
 SHORT, LONG = 4096, 32768  # columns that a thread takes at a time
 WHOLE = 64  # columns: a multiple of what any kernel computes at a time

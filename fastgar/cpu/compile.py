@@ -31,6 +31,8 @@ __all__ = ["SHORT", "Kernel", "Tiered", "address_in_c", "jit", "part", "step"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# What machine code is made of: what these import besides makes no difference to it.
+COMPILED = ("cpu/*.py", "search/*.py", "dtypes.py", "networks.py", "statistic.py")
 INTERPRETED = 68  # points up to which functions of them may be interpreted: 64 rows, references
 SHORT = 0.001, 0.01  # what `Tiered` takes for functions of a millisecond or less
 
@@ -157,10 +159,12 @@ def _say_uncached(why: str) -> None:
 
 @cache
 def _fingerprint() -> int:
-    """Return a hash of the sources of this package: Numba sees edits in a function's file only."""
+    """Return a hash of all sources of machine code: Numba sees edits in a function's file only."""
     digest = hashlib.blake2b(digest_size=6)
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+    package = Path(__file__).parent.parent
+    for pattern in COMPILED:
+        for source in sorted(package.glob(pattern)):
+            digest.update(source.read_bytes())
     return int.from_bytes(digest.digest(), "big")
 
 

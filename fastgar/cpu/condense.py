@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fastgar.cpu.compile import Kernel, part
-from fastgar.cpu.draws import hash64
 from fastgar.cpu.tiles import copy_number, itemsize_of, take
+from fastgar.statistic import hash64
 
 __all__ = ["PIECE", "REPLACE"]
 

@@ -16,7 +16,6 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from fastgar.cpu import CHUNK
 from fastgar.cpu.compile import SHORT, Kernel, Tiered, part, step
 from fastgar.cpu.tiles import (
     allocate,
@@ -31,7 +30,9 @@ from fastgar.cpu.tiles import (
     release,
     take,
 )
-from fastgar.cpu.vectors import BLOCK, CODES, DTYPES, I64, Vectors
+from fastgar.cpu.vectors import BLOCK, I64, Vectors
+from fastgar.dtypes import CODES, DTYPES
+from fastgar.statistic import CHUNK
 
 DOUBLE = CODES["float64"]
 SPAN = 1024  # columns over which sums stay in vectors

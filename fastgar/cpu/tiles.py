@@ -15,8 +15,9 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils as numba_cgutils
 
-from fastgar.cpu.networks import bitonic_merge, sorting
-from fastgar.cpu.vectors import DTYPES, I64, ITEMSIZE, Vectors, computing
+from fastgar.cpu.vectors import I64, Vectors
+from fastgar.dtypes import DTYPES, ITEMSIZE, computing
+from fastgar.networks import bitonic_merge, sorting
 
 __all__ = [
     "add_slot", "add_weighted", "allocate", "cgutils", "clean", "copy", "copy_number", "element",

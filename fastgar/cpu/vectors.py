@@ -15,21 +15,12 @@ from typing import Any
 from llvmlite import binding, ir
 from numba import config
 
-__all__ = [
-    "AHEAD", "BLOCK", "CODES", "DTYPES", "ITEMSIZE", "WIDTH", "Vectors", "computing", "lanes",
-]  # fmt: skip
+from fastgar.dtypes import ITEMSIZE, computing
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
-CODES = {name: code for code, name in enumerate(DTYPES)}
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+__all__ = ["AHEAD", "BLOCK", "WIDTH", "Vectors", "lanes"]
 
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 Value = Any  # llvmlite has no type stubs
-
-
-def computing(dtype: str) -> str:
-    """Return the dtype in which columns of `dtype` are computed."""
-    return "float64" if dtype == "float64" else "float32"
 
 
 @cache
@@ -49,7 +40,7 @@ WIDTH = 4 if _register_bytes() == 64 else 2  # vectors by four rows, for weighte
 
 def lanes(dtype: str) -> int:
     """Return how many columns of this dtype are computed at a time."""
-    return _register_bytes() // (8 if dtype == "float64" else 4)
+    return _register_bytes() // ITEMSIZE[computing(dtype)]
 
 
 @dataclass

@@ -11,7 +11,8 @@ from numba import types
 from fastgar.cpu.columns import WHOLE
 from fastgar.cpu.compile import Kernel
 from fastgar.cpu.tiles import cgutils, element, itemsize_of, lanes_of, literal, take
-from fastgar.cpu.vectors import DTYPES, Vectors, computing
+from fastgar.cpu.vectors import Vectors
+from fastgar.dtypes import DTYPES, computing
 
 
 @literal

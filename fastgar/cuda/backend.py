@@ -13,17 +13,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .device import Device, Kernel, connect, kernel
+from ..dtypes import CODES, ITEMSIZE, stored, widened
+from ..statistic import Selection, Statistic
+from .connect import connect
+from .device import Device, Kernel, kernel
 from .leaves import NOWHERE, NULL, Layout, Piece, Places, records
 from .shapes import CHUNK_SPANS, SPAN, PairShape, pair_shape, triangle, whole_chunks
 from .variants import (
-    CODES,
-    ITEMSIZE,
     SELECTION_ROWS,
     Variant,
     columns_variant,
@@ -32,10 +33,6 @@ from .variants import (
     selects,
     votes_variant,
 )
-
-if TYPE_CHECKING:
-    from fastgar.arrays import Block
-    from fastgar.primitives import Selection, Statistic
 
 __all__ = ["Backend", "Numbers"]
 
@@ -110,7 +107,6 @@ class Backend:
         not up to chance which kernels a call needs: they must be loaded before a graph is captured.
     """
 
-    ITEMSIZE = ITEMSIZE
     ORIGIN = 0  # the address that stands for a row of zeros
 
     def __init__(self, name: str, library: Any, regular: bool = True) -> None:
@@ -190,12 +186,10 @@ class Backend:
     def numbers(self, place: int, count: int, dtype: str) -> Matrix:
         """Return the `count` numbers at `place` in double precision. Waits."""
         self._refuse_to_wait()
-        into = np.empty(count, np.uint16 if dtype == "bfloat16" else dtype)
+        into = np.empty(count, stored(dtype))
         if count:
             self.device.read(place, into, self.stream)
-        if dtype == "bfloat16":
-            into = (into.astype(np.uint32) << 16).view(np.float32)
-        return into.astype(np.float64)
+        return widened(into, dtype).astype(np.float64)
 
     def _piece(self, rows: Addresses, columns: int, dtype: str, outs: Sequence[int] = ()) -> Piece:
         known = self._layouts.get(id(rows))
@@ -356,9 +350,9 @@ class Backend:
         self._add(total, finish=1 if distances else 2)
         return total.address
 
-    def selects(self, selection: Selection, n: int, blocks: Sequence[Block]) -> bool:
-        """Return whether `select` makes this choice among n rows."""
-        return selects(selection, n, [block.dtype for block in blocks])
+    def selects(self, selection: Selection, n: int, dtypes: Sequence[str]) -> bool:
+        """Return whether `select` makes this choice among n rows of these dtypes."""
+        return selects(selection, n, dtypes)
 
     def select(self, total: _Total, selection: Selection) -> tuple[Numbers, bool]:
         """Return what a selection makes of the distances; nothing waits."""

@@ -1,4 +1,4 @@
-"""What the backend needs of a GPU, and how to come by one.
+"""What the backend needs of a GPU, and the text of its kernels.
 
 Everything is queued on the caller's stream and waits for nothing, but for `Device.read` and
 `Device.synchronise`.
@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Device", "Kernel", "connect", "kernel", "source"]
+__all__ = ["Device", "Kernel", "kernel", "source"]
 
 Macros = tuple[tuple[str, Any], ...]
 
@@ -82,35 +81,6 @@ class Device(Protocol):
 
     def keep(self, owner: Any) -> None:
         """Keep memory that a graph uses whenever it is replayed, as long as the process lives."""
-
-
-_devices: dict[str, Device] = {}
-_lock = Lock()
-
-
-def connect(name: str, cuda: str | None = None) -> Device:
-    """Return the GPU of this name ("cuda:0"); `cuda` is the caller's version of CUDA, if known.
-
-    Raises
-    ------
-    ImportError
-        CuPy is missing or broken; says what to install.
-    RuntimeError
-        The driver is too old for it, or the GPU for the kernels.
-    """
-    device = _devices.get(name)
-    if device is None:
-        with _lock:
-            device = _devices.get(name)
-            if device is None:
-                device = _devices[name] = _open(name, cuda)
-    return device
-
-
-def _open(name: str, cuda: str | None) -> Device:
-    from .driver import CupyDevice
-
-    return CupyDevice(name, cuda)
 
 
 def _folder() -> Path:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
+from ..statistic import CHUNK
+
 __all__ = ["CHUNK_SPANS", "SPAN", "PairShape", "pair_shape", "triangle", "whole_chunks"]
 
 SPAN = 2048  # columns of one partial matrix
-CHUNK_SPANS = 8192 // SPAN  # that are added to each other before they go to the total
+CHUNK_SPANS = CHUNK // SPAN  # that are added to each other before they go to the total
 TRIANGLE = 128  # up to here one block takes all pairs; above, it takes CROSS rows against CROSS
 CROSS = 64
 SHARED = 48 << 10  # bytes that every GPU gives a block without being asked

@@ -10,21 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
-from typing import TYPE_CHECKING
 
-from ..cpu.networks import pruned, sorting
+from ..dtypes import CODES, ITEMSIZE, computing
+from ..networks import pruned, sorting
+from ..statistic import Selection, Statistic
 from .shapes import SHARED
-
-if TYPE_CHECKING:
-    from ..primitives import Selection, Statistic
 
 __all__ = [
     "SELECTION_ROWS", "Variant", "columns_variant", "dtype_macros", "selection_scratch",
     "selection_shape", "selects", "votes_variant",
 ]  # fmt: skip
-
-CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 # Most values of a column that stay in registers (of which a thread has 255, of 4 bytes each).
 IN_REGISTERS = {"float16": 128, "bfloat16": 128, "float32": 128, "float64": 60}
@@ -194,7 +189,7 @@ def columns_variant(
 
 
 def _computed(dtype: str) -> int:
-    return 8 if dtype == "float64" else 4
+    return ITEMSIZE[computing(dtype)]
 
 
 @cache

@@ -1,7 +1,9 @@
-"""Every rule, one short module per family, and how to add one's own (see `registry`)."""
+"""Every rule, one short module per family, and how to add one's own (see `decorators`)."""
 
 from __future__ import annotations
 
+from ..registry import lookup, registered, remove
+from ..spec import Spec
 from .centres import centered_clipping, geometric_median, rfa
 from .columns import (
     condense,
@@ -13,19 +15,10 @@ from .columns import (
     sign_majority,
     trimmed_mean,
 )
+from .decorators import PublicRule, column_rule, configured, distance_rule, mixing_rule
 from .krum import bulyan, krum, multi_krum
 from .mixing import bucketing, nnm
 from .norms import arc, cge, clip
-from .registry import (
-    PublicRule,
-    column_rule,
-    distance_rule,
-    forget,
-    lookup,
-    mixing_rule,
-    registered,
-)
-from .spec import Spec
 from .spectral import caf, dnc
 from .subsets import mda, mva, smea
 from .trust import aksel, fltrust, monna
@@ -43,6 +36,15 @@ __all__ = [
     "mixing_rule", "monna", "multi_krum", "mva", "nan_mean", "nnm", "phocas", "registered", "rfa",
     "sign_majority", "smea", "trimmed_mean",
 ]  # fmt: skip
+
+
+def forget(name: str) -> None:
+    """Take a rule out of the registry (a notebook cell that defines one can then run again)."""
+    if any(lookup(name) is rule.spec for rule in RULES):
+        raise ValueError(f"{name} is one of fastgar's own rules, which stay")
+    remove(name)
+    configured.cache_clear()
+
 
 # Where doctest finds the examples: the public functions are made by a decorator elsewhere.
 __test__ = {rule.__name__: rule.__doc__ for rule in RULES}

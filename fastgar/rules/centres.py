@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..geometry import Decision
-from ..primitives import Selection
+from ..options import Count, Positive, Steps
+from ..statistic import Selection
 from . import proofs
-from .options import Count, Positive, Steps
-from .registry import distance_rule
+from .decorators import distance_rule
 
 if TYPE_CHECKING:
     from ..geometry import Geometry
@@ -162,7 +162,7 @@ def geometric_median(
     >>> fg.geometric_median(np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0], [1.0, 1.0]]))
     array([1., 1.])
     """
-    from ..cpu.geometric import least_sum_of_distances
+    from ..search.geometric import least_sum_of_distances
 
     rows = g.sound()
     gram, length = g.frame

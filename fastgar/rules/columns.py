@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 from math import sqrt
 
-from ..primitives import Middle, Statistic, hash_key
+from ..options import Probability, Seed
+from ..statistic import Middle, Statistic, hash_key
 from . import proofs
-from .options import Probability, Seed
-from .registry import column_rule
+from .decorators import column_rule
 
 __all__ = [
     "condense", "mean", "meamed", "median", "nan_mean", "phocas", "sign_majority", "trimmed_mean",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..docstrings import section, split, wrapped
 
 if TYPE_CHECKING:
-    from .spec import Spec
+    from ..spec import Spec
 
 __all__ = ["document"]
 

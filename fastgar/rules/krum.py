@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import Decision
-from ..primitives import Middle, Selection, Statistic
+from ..options import Count
+from ..statistic import Middle, Selection, Statistic
 from . import proofs
-from .options import Count
-from .registry import distance_rule
+from .decorators import distance_rule
 
 if TYPE_CHECKING:
     from ..geometry import Geometry

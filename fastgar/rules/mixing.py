@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..primitives import Selection, hash64, hash_key
+from ..options import Count, Seed
+from ..statistic import Selection, hash64, hash_key
 from . import proofs
-from .options import Count, Seed
-from .registry import mixing_rule
+from .decorators import mixing_rule
 
 if TYPE_CHECKING:
     from ..geometry import Geometry

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..primitives import Selection
+from ..options import Positive
+from ..statistic import Selection
 from . import proofs
-from .options import Positive
-from .registry import distance_rule, mixing_rule
+from .decorators import distance_rule, mixing_rule
 
 if TYPE_CHECKING:
     from ..geometry import Decision, Geometry

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import Decision
+from ..options import OPERATIONS, Count
 from . import proofs
-from .options import OPERATIONS, Count
-from .registry import distance_rule
+from .decorators import distance_rule
 
 if TYPE_CHECKING:
-    from ..cpu.eigen import Spread
-    from ..cpu.subsets import Limit
     from ..geometry import Geometry
+    from ..search.eigen import Spread
+    from ..search.subsets import Limit
 
 __all__ = ["caf", "dnc"]
 
@@ -60,8 +60,8 @@ def caf(g: Geometry, f: int, *, work_limit: Count = OPERATIONS) -> Decision:
     >>> fg.caf(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1).round(3)
     array([2.008])
     """
-    from ..cpu.eigen import Spread
-    from ..cpu.subsets import Limit
+    from ..search.eigen import Spread
+    from ..search.subsets import Limit
 
     limit = Limit("caf", g.n, g.n - f, work_limit)
     sound = g.sound()
@@ -82,7 +82,7 @@ def _faded(
     K: Array, n: int, f: int, limit: Limit, sound: NDArray[np.intp], certain: bool
 ) -> tuple[Array, Array, float]:
     """Return the last weights, those of the least covariance, and the top eigenvalue of its sum."""
-    from ..cpu.eigen import ROUNDING, Spread, error
+    from ..search.eigen import ROUNDING, Spread, error
 
     def exact(values: Array, vectors: Array, lengths: Array) -> int | None:
         found = lengths[0] <= ROUNDING * values[0] or error(values, lengths) <= ACCURACY
@@ -152,8 +152,8 @@ def dnc(
     >>> fg.dnc(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
     array([2.])
     """
-    from ..cpu.eigen import Spread
-    from ..cpu.subsets import Limit
+    from ..search.eigen import Spread
+    from ..search.subsets import Limit
 
     sound = g.sound()
     spread = Spread(g.gram[np.ix_(sound, sound)], Limit("dnc", g.n, g.n - f, work_limit))
@@ -175,7 +175,7 @@ def _standing_out(spread: Spread, one: bool) -> Array:
     Directions with the same spread, but for rounding, all count: any of them might be found. Where
     only the farthest row matters, they need be no better known than to tell which `one` that is.
     """
-    from ..cpu.eigen import FRESH, ROUNDING, error
+    from ..search.eigen import FRESH, ROUNDING, error
 
     def clear(values: Array, vectors: Array, lengths: Array) -> int | None:
         if one:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SearchLimit
-from ..primitives import Selection
+from ..options import OPERATIONS, Count
+from ..statistic import Selection
 from . import proofs
-from .options import OPERATIONS, Count
-from .registry import distance_rule
+from .decorators import distance_rule
 
 if TYPE_CHECKING:
     from ..geometry import Decision, Geometry
@@ -78,7 +78,7 @@ def mda(
     >>> fg.mda(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
     array([2.])
     """
-    from ..cpu.diameter import minimum_diameter_subset
+    from ..search.diameter import minimum_diameter_subset
 
     return g.mean_of(_rows(on_limit, minimum_diameter_subset, g.D, g.n - f, work_limit))
 
@@ -111,7 +111,7 @@ def mva(
     >>> fg.mva(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
     array([2.])
     """
-    from ..cpu.variance import minimum_variance_subset
+    from ..search.variance import minimum_variance_subset
 
     return g.mean_of(_rows(on_limit, minimum_variance_subset, g.D, g.n - f, work_limit))
 
@@ -147,7 +147,7 @@ def smea(
     >>> fg.smea(np.array([[1.0], [2.0], [3.0], [90.0]]), f=1)
     array([2.])
     """
-    from ..cpu.spectrum import minimum_spectral_subset
+    from ..search.spectrum import minimum_spectral_subset
 
     search = minimum_spectral_subset, g.gram, g.n - f, work_limit, ~g.faulty
     return g.mean_of(_rows(on_limit, *search))

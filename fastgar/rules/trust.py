@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..geometry import Decision
-from ..primitives import Middle, Selection, Statistic
+from ..options import Index
+from ..spec import Options
+from ..statistic import Middle, Selection, Statistic
 from . import proofs
-from .options import Index
-from .registry import distance_rule
-from .spec import Options
+from .decorators import distance_rule
 
 if TYPE_CHECKING:
     from ..geometry import Geometry

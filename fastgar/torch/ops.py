@@ -29,8 +29,9 @@ from fastgar.cuda.variants import SELECTION_ROWS
 from fastgar.errors import unknown
 from fastgar.pipeline import Rule
 from fastgar.pipeline import rule as configured
+from fastgar.registry import lookup, registered
 from fastgar.rules import RULES
-from fastgar.rules.registry import function, lookup, registered
+from fastgar.rules.decorators import function
 
 __all__ = ["rule"]
 

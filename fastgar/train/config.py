@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from ..errors import shown, unknown
-from ..rules.options import GREATEST
+from ..options import GREATEST
 from .rates import schedule
 from .settings import Must, check, document, setting
 

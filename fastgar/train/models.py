@@ -28,7 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..rules.options import Count
+from ..options import Count
 from .data import Data
 from .importing import imported
 from .spec import configured

@@ -25,7 +25,15 @@ import fastgar as fg
 __all__ = ["Origin", "changed", "holds", "main", "sources"]
 
 PACKAGE = Path(fg.__file__).parent
-FOLDERS = ("attacks", "rules", "train")  # of the package: what decides on the results of a run
+# Of the package: what decides on the results of a run.
+DECIDING = (
+    "attacks/**/*.py",
+    "rules/*.py",
+    "train/**/*.py",
+    "options.py",
+    "registry.py",
+    "spec.py",
+)
 DRAWING = {  # modules there that only show results: a picture is as new as what drew it
     "estimate", "figures", "momentum_figures", "origin", "outcome", "plot", "progress", "report",
     "resilience_results", "tables", "zeno_results",
@@ -86,7 +94,7 @@ class Origin(NamedTuple):
 
 def sources(*, drawing: bool) -> dict[str, str]:
     """Return digests of the files that draw, or of those that results rest on, by their paths."""
-    files = [path for folder in FOLDERS for path in sorted((PACKAGE / folder).rglob("*.py"))]
+    files = [path for pattern in DECIDING for path in sorted(PACKAGE.glob(pattern))]
     return {
         path.relative_to(PACKAGE).as_posix(): _digest(path)[:12]
         for path in files

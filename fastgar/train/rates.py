@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from ..errors import shown
-from ..rules.options import Count, Positive
+from ..options import Count, Positive
 from .spec import configured
 
 __all__ = ["SCHEDULES", "schedule"]

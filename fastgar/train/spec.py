@@ -8,7 +8,7 @@ from typing import Any
 
 from ..calls import Strings
 from ..errors import unknown
-from ..rules.options import read_options
+from ..options import read_options
 
 __all__ = ["configured"]
 

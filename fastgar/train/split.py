@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..rules.options import Probability, Range
+from ..options import Probability, Range
 from .spec import configured
 
 __all__ = ["SPLITS", "check", "split"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastgar as fg
 
-from ..primitives import hash_key
+from ..statistic import hash_key
 from .config import Config
 from .data import Data
 from .gradients import Layout, choose, copies

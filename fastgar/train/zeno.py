@@ -21,7 +21,7 @@ from torch.func import vmap
 import fastgar as fg
 
 from ..errors import shown
-from ..rules.options import Count, Index, Range, read_options
+from ..options import Count, Index, Range, read_options
 from .spec import configured
 
 __all__ = ["BATCH_BYTES", "NoScore", "Validation", "Zeno", "parse"]

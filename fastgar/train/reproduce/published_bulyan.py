@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...geometry import Decision
-from ...primitives import Statistic
+from ...registry import registered
 from ...rules import distance_rule
-from ...rules.registry import registered
+from ...statistic import Statistic
 
 if TYPE_CHECKING:
     from ...geometry import Geometry

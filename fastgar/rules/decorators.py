@@ -25,84 +25,21 @@ array([2.])
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from ..errors import shown, unknown
+from ..options import read_options
+from ..pipeline import Rule
+from ..registry import add, lookup, refuse_taken
+from ..spec import GUARANTEES, Guarantee, Kind, Needs, Options, Spec, terms
+from ..stages import Stage
 from .describe import document
-from .options import read_options
-from .spec import GUARANTEES, Guarantee, Kind, Needs, Options, Spec, terms
 
-__all__ = [
-    "PublicRule",
-    "Spec",
-    "column_rule",
-    "distance_rule",
-    "forget",
-    "function",
-    "lookup",
-    "mixing_rule",
-]
+__all__ = ["PublicRule", "column_rule", "configured", "distance_rule", "function", "mixing_rule"]
 
-ENTRY_POINTS = "fastgar.rules"
 CALL_OPTIONS = ("buffers", "distance_on", "check")
-
-
-# -------------------------------------------------------------------------------------- registry
-
-_specs: dict[str, Spec] = {}
-_entry_points_loaded = False
-
-
-def _load_entry_points() -> bool:
-    """Import the rules that other distributions offer; True if that happened now."""
-    global _entry_points_loaded
-    if _entry_points_loaded:
-        return False
-    _entry_points_loaded = True
-    from importlib.metadata import entry_points
-
-    for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()  # its decorators register what it defines
-        except Exception as error:  # another distribution's fault must not take ours down
-            warnings.warn(f"rules of {entry} could not be loaded: {error!r}", stacklevel=4)
-    return True
-
-
-def lookup(name: str) -> Spec:
-    """Return the declaration of the rule of this name."""
-    if name not in _specs:
-        _load_entry_points()
-    if name not in _specs:
-        raise unknown("rule", name, _specs)
-    return _specs[name]
-
-
-def registered() -> tuple[Spec, ...]:
-    """Return every declaration, in the order of registration."""
-    _load_entry_points()
-    return tuple(_specs.values())
-
-
-def function(name: str) -> PublicRule:
-    """Return the rule of this name as users call it."""
-    return _public(lookup(name))
-
-
-def forget(name: str) -> None:
-    """Take a rule out of the registry (a notebook cell that defines one can then run again)."""
-    from . import RULES
-
-    if any(lookup(name) is rule.spec for rule in RULES):
-        raise ValueError(f"{name} is one of fastgar's own rules, which stay")
-    del _specs[name]
-    _configured.cache_clear()
-
-
-# ------------------------------------------------------------------------------------ decorators
 
 
 class PublicRule(Protocol):
@@ -120,16 +57,14 @@ Decorator = Callable[[Callable[..., Any]], PublicRule]
 
 
 @lru_cache(maxsize=512, typed=True)  # typed: f=2.0 and f=True must not be taken for f=2 or 1
-def _configured(name: str, f: Any, /, **options: Any) -> Any:
-    from ..pipeline import Rule
-    from ..stages import Stage
-
+def configured(name: str, f: Any, /, **options: Any) -> Rule:
+    """Return the rule of this name with these options; equal arguments give the same object."""
     return Rule((Stage(lookup(name), options),), f)
 
 
 def _call(spec: Spec, X: Any, f: Any, keywords: dict[str, Any]) -> Any:
     if not keywords and not spec.randomised and (f is None or type(f) is int):
-        return _configured(spec.name, f)(X)
+        return configured(spec.name, f)(X)
     at_call = {
         key: keywords.pop(key)
         for key in (*CALL_OPTIONS, "start", "reference", "step")
@@ -139,9 +74,9 @@ def _call(spec: Spec, X: Any, f: Any, keywords: dict[str, Any]) -> Any:
     if hasattr(f, "__len__") and not isinstance(f, str) and not hasattr(X, "__len__"):
         raise TypeError(f"X and f are swapped: the rows come first, as in {spec.name}(X, f=2)")
     try:
-        rule = _configured(spec.name, f, **keywords)
+        rule = configured(spec.name, f, **keywords)
     except TypeError:  # an unhashable value: let its own check complain
-        rule = _configured.__wrapped__(spec.name, f, **keywords)
+        rule = configured.__wrapped__(spec.name, f, **keywords)
     if spec.randomised:
         rule = rule.at(step)
     elif step != 0:
@@ -176,6 +111,11 @@ def _public(spec: Spec) -> PublicRule:
     return result
 
 
+def function(name: str) -> PublicRule:
+    """Return the rule of this name as users call it."""
+    return _public(lookup(name))
+
+
 def _signature(spec: Spec) -> inspect.Signature:
     keyword, ordinary = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter("X", ordinary)]
@@ -207,8 +147,7 @@ def _signature(spec: Spec) -> inspect.Signature:
 def _decorator(kind: Kind, needs: Needs, f: str | None, declared: dict[str, Any]) -> Decorator:
     def decorate(mathematics: Callable[..., Any]) -> PublicRule:
         name = mathematics.__name__
-        if name in _specs:
-            raise ValueError(f"a rule named {name!r} is already registered")
+        refuse_taken(name)
         parameters = list(inspect.signature(mathematics).parameters)
         takes_f = f or ("required" if "f" in parameters[1:2] else "no")
         options = read_options(mathematics)
@@ -233,7 +172,7 @@ def _decorator(kind: Kind, needs: Needs, f: str | None, declared: dict[str, Any]
             **known,
         )
         public = _public(spec)
-        _specs[name] = spec
+        add(spec)
         return public
 
     return decorate

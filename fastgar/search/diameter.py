@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastgar.cpu.bitsets import find_cover, neighbours, pack, pack_all, unpack
-from fastgar.cpu.subsets import (
+from fastgar.search.bitsets import find_cover, neighbours, pack, pack_all, unpack
+from fastgar.search.subsets import (
     CLOSEST,
     KEPT,
     REMOVED,

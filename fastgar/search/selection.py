@@ -13,21 +13,18 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import inf, nan, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastgar.cpu.compile import SHORT, Tiered, step
 from fastgar.cpu.distances import complete
-from fastgar.cpu.geometric import FOUND, LINES, descend
-from fastgar.cpu.mixed import ROWS, mixed_distances
-from fastgar.cpu.subsets import SUMMABLE, closest, every
 from fastgar.errors import TooManyFaults
-from fastgar.geometry import FAR
-
-if TYPE_CHECKING:
-    from fastgar.primitives import Selection
+from fastgar.search.geometric import FOUND, LINES, descend
+from fastgar.search.mixed import ROWS, mixed_distances
+from fastgar.search.subsets import SUMMABLE, closest, every
+from fastgar.statistic import FAR, Selection
 
 __all__ = ["choose", "makes"]
 

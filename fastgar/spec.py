@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from ..errors import shown, unknown
+from .errors import shown, unknown
 from .options import Option
 
 __all__ = ["GUARANTEES", "Bound", "Guarantee", "Kind", "Needs", "Options", "Spec", "least", "terms"]

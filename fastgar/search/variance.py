@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from fastgar.cpu.compile import SHORT, Tiered, step
-from fastgar.cpu.diameter import within
-from fastgar.cpu.subsets import (
+from fastgar.search.diameter import within
+from fastgar.search.subsets import (
     CLOSEST,
     FREE,
     KEPT,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from ..errors import shown
+from .errors import shown
 
 __all__ = [
     "OPERATIONS", "Count", "Index", "Option", "Positive", "Probability", "Range", "Seed", "Steps",

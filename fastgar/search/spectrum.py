@@ -17,8 +17,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from fastgar.cpu.compile import SHORT, Tiered, step
-from fastgar.cpu.eigen import is_positive
-from fastgar.cpu.subsets import (
+from fastgar.search.eigen import is_positive
+from fastgar.search.subsets import (
     FREE,
     KEPT,
     REMOVED,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgar.cpu.compile import INTERPRETED, SHORT, Tiered, jit, step
-from fastgar.cpu.subsets import Limit
+from fastgar.search.subsets import Limit
 
 __all__ = ["FRESH", "PROVED", "ROUNDING", "Spread", "error", "is_positive"]
 

@@ -1,0 +1,4 @@
+"""Searches among n rows by their distances, and what they need of linear algebra: no kernels.
+
+Importing this package imports nothing; its modules bring Numba, which compiles what is slow.
+"""
