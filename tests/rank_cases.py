@@ -37,8 +37,9 @@ from fastgar.cpu import backend
 from fastgar.rules import distance_rule
 from fastgar.torch import window
 from fastgar.torch.aggregation import Aggregation
-from fastgar.torch.exchange import Local, exchange_of, memory_of
+from fastgar.torch.exchange import Local, exchange_of
 from fastgar.torch.group import Peers, peers_of
+from fastgar.torch.memory import memory_of
 
 SIZE = 7
 TIMEOUT = timedelta(seconds=40)
@@ -409,7 +410,8 @@ def a_rank_that_missed_a_call(rank: int, group: Any) -> None:
     fgt.all_reduce(torch.ones(4), "median", 1, group=group)
     if rank == 2:
         with pytest.MonkeyPatch.context() as patch, raises(KeyError, "before it met the others"):
-            patch.setattr(Peers, "exchange", Mock(side_effect=KeyError("before it met the others")))
+            failing = Mock(side_effect=KeyError("before it met the others"))
+            patch.setattr(Peers, "begin_exchange", failing)
             fgt.all_reduce(torch.ones(4), "median", 1, group=group)
     for call in (2, 3):
         with raises(
@@ -1126,7 +1128,7 @@ def nobody_waits_longer_than_the_timeout(rank: int, group: Any) -> None:
                     with pytest.MonkeyPatch.context() as patch:
                         if odd and trouble == "hook" and step == 2:
                             fail = Mock(side_effect=KeyError("of the hook"))
-                            patch.setattr(state.momentum, "replace", fail)
+                            patch.setattr(state.rule, "measure", fail)
                         middle = Broken.apply if odd and trouble == "backward" else lambda x, _: x
                         y_ = net[4](net[3](middle(net[2](net[1](net[0](x))), step == 2)))
                         model.module.forward = lambda x, y_=y_: y_

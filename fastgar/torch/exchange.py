@@ -14,9 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,70 +23,12 @@ from fastgar.arrays import Table, table
 from fastgar.errors import unknown
 
 from .group import Peers
+from .memory import Memory, fresh
 from .window import Window, open_window
 
-__all__ = ["MODES", "Exchange", "Memory", "Slab", "exchange_of", "fresh", "memory_of"]
+__all__ = ["MODES", "Exchange", "Slab", "exchange_of"]
 
 MODES = ("sharded", "replicated")
-HUGE = 4 << 20  # bytes from which on NumPy asks for huge pages
-
-
-class Memory:
-    """Buffers that are used again in the next step: fresh memory costs more than a read of it."""
-
-    def __init__(self) -> None:
-        self.free: dict[Any, list[Tensor | Window]] = {}
-        self.taken: set[int] = set()
-
-    def tidy(self) -> None:
-        """Drop what the last step did not need (DDP cuts its buckets anew after the first)."""
-        for kind, free in self.free.items():
-            self.free[kind] = [each for each in free if id(each) in self.taken]
-        self.taken.clear()
-
-    def buffer(self, count: int, like: Tensor) -> Tensor:
-        """Return memory for so many numbers."""
-        size = count * like.element_size()
-        found = self._take(like.device, size)
-        return fresh(size, like.new_empty(0, dtype=torch.uint8)) if found is None else found
-
-    def window(self, size: int) -> Window | None:
-        """Return a window of at least that size, the same on every rank, if there is one."""
-        found: Window | None = self._take("window", size)
-        return found
-
-    def forget_windows(self) -> None:
-        """Keep none. Ranks must all have the same: those that did not ask alike may not."""
-        self.free.pop("window", None)
-
-    def _take(self, kind: Any, size: int) -> Any:
-        free = self.free.setdefault(kind, [])
-        fitting = [each for each in free if size <= _size(each) <= 2 * size]
-        if not fitting:  # a new one will be there for what these were for
-            self.free[kind] = [each for each in free if not size < 2 * _size(each) < 2 * size]
-            return None
-        found = min(fitting, key=_size)
-        self.free[kind] = [each for each in free if each is not found]
-        return found
-
-    def give(self, used: Tensor | Window) -> None:
-        """Take back what nobody reads any more."""
-        self.taken.add(id(used))
-        kind = "window" if isinstance(used, Window) else used.device
-        self.free.setdefault(kind, []).append(used)
-
-
-def _size(lent: Tensor | Window) -> int:
-    """Return how many bytes there are."""
-    return lent.size if isinstance(lent, Window) else len(lent)
-
-
-def fresh(count: int, like: Tensor) -> Tensor:
-    """Return new memory for so many numbers, in huge pages: 16 MB cost 2 ms to touch, not 11."""
-    size = count * like.element_size()
-    if like.is_cuda or size < HUGE:
-        return like.new_empty(count)
-    return torch.from_numpy(np.empty(size, np.uint8)).view(like.dtype)
 
 
 @dataclass
@@ -135,6 +75,8 @@ class Exchange(Protocol):
     """How columns get to those who aggregate them, and aggregates to everybody."""
 
     shared: bool  # whether ranks see different columns and must add up what they know
+    late: bool  # whether vectors that were offered need nothing more than that all are there
+    memory: Memory
 
     def offer(self, vector: Tensor) -> Window | None:
         """Make a vector ready for others before they are known to be ready, if that can be."""
@@ -160,7 +102,7 @@ class Sharded:
     `whole` is False where each rank keeps the aggregate of its columns: a reduce-scatter.
     """
 
-    shared = True
+    shared, late = True, False
 
     def __init__(self, peers: Peers, memory: Memory, whole: bool = True) -> None:
         self.peers, self.memory, self.whole = peers, memory, whole
@@ -211,6 +153,8 @@ class Local(Sharded):
     A rank's part of a window holds its vector, and then the aggregate of its range. It is written
     again when all others have said that they are through with it: they do so in the next exchange.
     """
+
+    late = True
 
     def offer(self, vector: Tensor) -> Window | None:
         window = self.memory.window(self._size(vector))
@@ -264,7 +208,7 @@ class Local(Sharded):
 class Replicated:
     """Every rank receives everything."""
 
-    shared = False
+    shared, late = False, False
 
     def __init__(self, peers: Peers, memory: Memory) -> None:
         self.peers, self.memory = peers, memory
@@ -293,14 +237,6 @@ class Replicated:
 
     def release(self, slab: Slab) -> None:
         self.memory.give(slab.lent)
-
-
-_kept: WeakKeyDictionary[Peers, Memory] = WeakKeyDictionary()
-
-
-def memory_of(peers: Peers) -> Memory:
-    """Return the buffers that a group keeps from call to call."""
-    return _kept.setdefault(peers, Memory())
 
 
 def exchange_of(
