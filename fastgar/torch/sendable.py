@@ -10,13 +10,19 @@ from torch import Tensor
 
 from fastgar.arrays import table
 
-__all__ = ["is_finite", "require_sendable"]
+__all__ = ["is_finite", "require_memory", "require_sendable"]
 
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def require_sendable(part: Any, devices: Collection[str]) -> None:
     """Raise if this is no tensor that a backend for such devices sends, and rules aggregate."""
+    require_memory(part, devices)
+    table([part])  # whose errors say what can be read
+
+
+def require_memory(part: Any, devices: Collection[str]) -> None:
+    """Raise if this is no plain tensor with its numbers in memory, on one of these devices."""
     if not isinstance(part, Tensor):
         raise TypeError(f"tensors are needed, got a {type(part).__name__} among them")
     if type(part) not in PLAIN:
@@ -30,7 +36,6 @@ def require_sendable(part: Any, devices: Collection[str]) -> None:
             f"tensors with their numbers in memory are needed, got one on {part.device} "
             f"({kind}{', negated' if part.is_neg() else ''}): pass a dense copy"
         )
-    table([part])  # whose errors say what can be read
     if part.device.type not in devices:
         raise TypeError(
             f"the backend of this process group sends tensors on {' or '.join(sorted(devices))}, "
