@@ -51,16 +51,17 @@ class Call:
         number: float = 0.0, failure: BaseException | None = None,
     ) -> None:  # fmt: skip
         peers.require_whole()
-        peers.calls, peers.known = peers.calls + 1, None
         self.peers, self.fields, self.failure = peers, ["what is called", *fields], failure
         self.header = np.zeros(4 + FIELDS)
-        values = [peers.calls, failure is not None, number, *hashes(kind), *found]
-        self.header[: len(values)] = values
+        values = [failure is not None, number, *hashes(kind), *found]
+        self.header[1 : 1 + len(values)] = values
         self._finish: Callable[[], NDArray[np.float64]] | None = None
         self._numbers: NDArray[np.float64] | None = None
 
     def post(self) -> None:
-        """Begin to tell the others."""
+        """Begin to tell the others: only now this counts as a call."""
+        self.peers.calls += 1
+        self.peers.known, self.header[0] = None, self.peers.calls
         self._finish = self.peers.begin_exchange(self.header)
 
     def check(self) -> NDArray[np.float64]:

@@ -115,7 +115,7 @@ class _Step:
         error = self.error
         if error is not None:
             skip = isinstance(error, TooManyFaultyRanks) and self.state.too_many == "nan"
-            results = [buffer.fill_(float("nan") if skip else 0.0) for buffer in self.buffers]
+            results = [b.fill_(float("nan")) if skip else b.zero_() for b in self.buffers]
             if not skip:
                 raise_after_backward(error)
         for future, result in zip(self.futures, results, strict=True):

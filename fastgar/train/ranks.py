@@ -4,7 +4,8 @@ Started by ``torchrun``, every rank draws the same random numbers, computes the 
 worker and gathers those of the others. What the adversary sends and what the server makes of it
 follows from the gathered rows alone, and every rank works it out by itself, so that all models stay
 the same: it is a simulation, in which attackers are ranks that compute honestly and are overruled.
-Only rank 0 reads and writes files.
+Only rank 0 reads and writes files. What ranks that meet need of `fastgar.torch` is imported there:
+it brings all of `torch.distributed`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import shown
-from ..torch.calls import agree, hashes
-from ..torch.group import peers_of
-from ..torch.sendable import require_memory
 
 __all__ = ["Ranks", "device_of"]
 
@@ -51,6 +49,9 @@ class Ranks:
             torch.cuda.set_device(self.device)
         if not ready:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        from ..torch.calls import agree
+        from ..torch.group import peers_of
+
         self.rank, self.peers = dist.get_rank(), peers_of(None)
 
         def prepare() -> tuple[None, float, list[float]]:
@@ -88,6 +89,8 @@ class Ranks:
         RuntimeError
             On every rank, if one has missed a call of the others.
         """
+        from ..torch.calls import agree, hashes
+        from ..torch.sendable import require_memory
 
         def prepare() -> tuple[Sequence[Tensor], float, list[float]]:
             rows, number = work()
@@ -120,6 +123,7 @@ class Ranks:
         """
         if self.alone:
             return make()
+        from ..torch.calls import agree
 
         def prepare() -> tuple[bytes, float, list[float]]:
             payload = make() if self.rank == 0 else b""
