@@ -150,8 +150,10 @@ class Sharded:
 class Local(Sharded):
     """Sharded, among ranks that have memory in common.
 
-    A rank's part of a window holds its vector, and then the aggregate of its range. It is written
-    again when all others have said that they are through with it: they do so in the next exchange.
+    A rank's part of a window holds its vector and, at the end, the aggregate of its range. That is
+    written again when all others have said that they are through with it: they do so in the next
+    exchange. They may still read it while this rank puts its next vector there, which is of another
+    length perhaps; but what is longer leaves more room at the end.
     """
 
     late = True
@@ -159,7 +161,7 @@ class Local(Sharded):
     def offer(self, vector: Tensor) -> Window | None:
         window = self.memory.window(self._size(vector))
         if window is not None:
-            self._part(window, self.peers.rank, vector)[: len(vector)].copy_(vector)
+            self._vector(window, self.peers.rank, vector).copy_(vector)
         return window
 
     def send(
@@ -171,11 +173,11 @@ class Local(Sharded):
             return super().send(vector, offset, into, None)
         rank, widths = self.peers.rank, self.widths(len(vector))
         begin, width = sum(widths[:rank]), widths[rank]
-        parts = [self._part(window, r, vector) for r in range(self.peers.n)]
+        parts = [self._vector(window, r, vector) for r in range(self.peers.n)]
         rows = [part[begin : begin + width] for part in parts]
         slab = Slab(vector, begin, offset, width, rows, window, into)
         if offered is None:
-            parts[rank][: len(vector)].copy_(vector)
+            parts[rank].copy_(vector)
             slab.arriving = [self.peers.meet()]
         return slab
 
@@ -184,8 +186,7 @@ class Local(Sharded):
             super().gather(slab, own)
             return
         if self.whole:
-            mine = self._part(slab.lent, self.peers.rank, slab.vector)
-            mine[len(slab.vector) :][: len(own)].copy_(own)
+            self._aggregate(slab.lent, self.peers.rank, slab.vector).copy_(own)
         slab.result = own
         slab.gathering = [self.peers.meet()]
 
@@ -194,15 +195,29 @@ class Local(Sharded):
         if isinstance(window, Window) and self.whole:
             slab.result = fresh(d, slab.vector) if slab.into is None else slab.into
             for rank, piece in enumerate(torch.split(slab.result, self.widths(d))):
-                piece.copy_(self._part(window, rank, slab.vector)[d : d + len(piece)])
+                piece.copy_(self._aggregate(window, rank, slab.vector))
         return super().collect(slab)
 
     def _size(self, vector: Tensor) -> int:
-        return (len(vector) + max(1, self.widths(len(vector))[0])) * vector.element_size()
+        return _whole(vector.nbytes) + self._room(vector)
 
-    def _part(self, window: Window, rank: int, like: Tensor) -> Tensor:
-        """Return a rank's part of the window, as numbers of that dtype."""
-        return window.parts[rank][: self._size(like)].view(like.dtype)
+    def _room(self, vector: Tensor) -> int:
+        """Return how many bytes there are for an aggregate: not fewer for a longer vector."""
+        return _whole(max(1, self.widths(len(vector))[0]) * vector.element_size())
+
+    def _vector(self, window: Window, rank: int, like: Tensor) -> Tensor:
+        """Return where a rank has its vector."""
+        return window.parts[rank][: like.nbytes].view(like.dtype)
+
+    def _aggregate(self, window: Window, rank: int, like: Tensor) -> Tensor:
+        """Return where a rank has the aggregate of its range."""
+        size = self.widths(len(like))[rank] * like.element_size()
+        return window.parts[rank][window.size - self._room(like) :][:size].view(like.dtype)
+
+
+def _whole(size: int) -> int:
+    """Return a number of bytes rounded up, so that numbers of any dtype may follow."""
+    return -(-size // 8) * 8
 
 
 class Replicated:
