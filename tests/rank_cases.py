@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -1312,6 +1313,23 @@ def ranks_that_do_not_train_alike(rank: int, group: Any) -> None:
 # ------------------------------------------------------------------------------------ a dead rank
 
 
+@case(7)
+def a_rank_that_dies_under_fsdp_is_noticed(rank: int, group: Any) -> None:
+    model = sharded(group)
+    fgt.make_robust(model, "krum", 1)
+    x, y = batch(rank, 0)
+    cross_entropy(model(x), y).backward()
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 6:
+            patch.setattr(Backward, "take", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        try:
+            cross_entropy(model(x), y).backward()
+        except RuntimeError as error:
+            assert "no sign of rank 6)" in " ".join(getattr(error, "__notes__", ())), error
+        else:
+            raise AssertionError
+
+
 @case(5)
 def a_rank_that_dies_is_noticed(rank: int, group: Any) -> None:
     state = fgt.RobustState("krum", 1, group=group)
@@ -1382,6 +1400,42 @@ def nobody_waits_longer_than_the_timeout(rank: int, group: Any) -> None:
             elif trouble == "hook":
                 assert "of the hook" in errors[0] and "left an earlier call" in errors[1], errors
             dist.barrier(group)
+
+
+@case(4)
+def nobody_waits_longer_than_the_timeout_of_fsdp(rank: int, group: Any) -> None:
+    """As above; all exchanges of FSDP itself are in the same group."""
+    SECONDS = 4.0
+    for trouble, scope in (("backward", "group"), ("rule", "global"), ("stops", "global")):
+        other, odd = another(group, SECONDS), rank == 2
+        model = sharded(other)
+        state = fgt.make_robust(model, "least_sum", 1, scope=scope)
+        x, y = batch(rank, 0)
+        for _ in range(2):
+            model.zero_grad()
+            cross_entropy(model(x), y).backward()
+        dist.barrier(group)
+        began, errors = perf_counter(), []
+        for step in range(3):
+            if odd and trouble == "stops":
+                break
+            model.zero_grad()
+            try:
+                with pytest.MonkeyPatch.context() as patch:
+                    if odd and trouble == "rule" and not step:
+                        fail = Mock(side_effect=KeyError("of the rule"))
+                        patch.setattr(state.rule, "measure", fail)
+                    if odd and trouble == "backward" and not step:
+                        patch.setattr(model[1], "forward", lambda x: Broken.apply(x, True))
+                    cross_entropy(model(x), y).backward()
+            except Exception as error:
+                errors.append(" ".join([str(error), *getattr(error, "__notes__", ())]))
+        assert perf_counter() - began < SECONDS + 8, errors
+        assert len(errors) == (0 if odd and trouble == "stops" else 3), errors
+        if trouble == "rule":
+            left = "" if odd else "rank 2 left a call: KeyError: "
+            assert left in errors[0] and "of the rule" in errors[0], errors
+        dist.barrier(group)
 
 
 def work(rank: int, folder: Path) -> None:
