@@ -342,6 +342,8 @@ def calls_that_cannot_be_right(rank: int, group: Any) -> None:
         call(own, "krumm", 1)
     with raises(ValueError, "unknown mode 'shard'", "sharded"):
         call(own, "median", 1, mode="shard")
+    with raises(ValueError, "unknown mode <Tensor of shape (4,)>"):
+        call(own, "median", 1, mode=own)
     with raises(TypeError, "fltrust needs reference="):
         call(own, "fltrust", 1)
     with raises(ValueError, "median takes no start"):

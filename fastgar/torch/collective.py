@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastgar.errors import SearchLimit, unknown
+from fastgar.errors import SearchLimit, require_name
 from fastgar.pipeline import Rule
 
 from .aggregation import Aggregation
@@ -120,8 +120,7 @@ class _Call:
         self, peers: Peers, tensors: Any, rule: str | Rule, f: int | None, mode: str,
         references: dict[str, Any], out: Any,
     ) -> None:  # fmt: skip
-        if mode not in MODES:
-            raise unknown("mode", mode, MODES)
+        require_name("mode", mode, MODES)
         self.peers, self.mode = peers, mode
         found = configured(rule, f, peers.n)
         self.rule = found if isinstance(rule, Rule) else peers.rules.setdefault(found, found)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastgar.arrays import Table, table
-from fastgar.errors import unknown
+from fastgar.errors import require_name
 
 from .group import Peers
 from .memory import Memory, fresh
@@ -258,8 +258,7 @@ def exchange_of(
     mode: str, peers: Peers, memory: Memory, device: torch.device, whole: bool = True
 ) -> Exchange:
     """Return the way of exchange of this mode."""
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES)
+    require_name("mode", mode, MODES)
     if mode == "replicated":
         return Replicated(peers, memory)
     local = peers.on_one_machine and device.type == "cpu"

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from fastgar.errors import unknown
+from fastgar.errors import require_name
 from fastgar.pipeline import Rule
 
 from .group import configured
@@ -100,8 +100,7 @@ def make_robust(
             "make_robust takes a model after torch.distributed.fsdp.fully_shard (of torch 2.9 or "
             "later); for DistributedDataParallel, register_comm_hook(state, fgt.robust_hook)"
         )
-    if scope not in SCOPES:
-        raise unknown("scope", scope, SCOPES)
+    require_name("scope", scope, SCOPES)
     groups = [_param_group(module) for module in modules]
     kept = [(module, group) for module, group in zip(modules, groups, strict=True) if group]
     if any(

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastgar.errors import unknown
+from fastgar.errors import require_name
 from fastgar.pipeline import Rule, rule
 
 from .aggregation import Aggregation
@@ -89,10 +89,8 @@ class RobustState:
         patience: int | None = None,
         callback: Callable[[RankReport], None] | None = None,
     ) -> None:
-        if mode not in MODES:
-            raise unknown("mode", mode, MODES)
-        if too_many not in ("raise", "nan"):
-            raise unknown("way to go on with too many faulty ranks", too_many, ("raise", "nan"))
+        require_name("mode", mode, MODES)
+        require_name("way to go on with too many faulty ranks", too_many, ("raise", "nan"))
         if patience is not None and patience < 1:
             raise ValueError(f"patience must be at least 1 step, got {patience}")
         if dist.is_available() and dist.is_initialized():
