@@ -53,8 +53,9 @@ class Call:
         peers.require_whole()
         self.peers, self.fields, self.failure = peers, ["what is called", *fields], failure
         self.header = np.zeros(4 + FIELDS)
-        values = [failure is not None, number, *hashes(kind), *found]
+        values = [failure is not None, *hashes(kind), *found]
         self.header[1 : 1 + len(values)] = values
+        self.header[-1] = number
         self._finish: Callable[[], NDArray[np.float64]] | None = None
         self._numbers: NDArray[np.float64] | None = None
 
@@ -77,28 +78,27 @@ class Call:
         if self._numbers is None:
             assert self._finish is not None
             everyone = self._finish()
-            error = self._complaint(everyone)
-            if error is not None:
-                self.peers.known = error
-                raise error
-            self._numbers = everyone[:, 2]
+            compared = everyone[:, :-1]
+            if compared[:, 1].any() or (compared != compared[0]).any():
+                self.peers.known = self._complaint(compared)
+                raise self.peers.known
+            self._numbers = everyone[:, -1]
         return self._numbers
 
-    def _complaint(self, everyone: NDArray[np.float64]) -> BaseException | None:
-        """Return the error that all ranks raise; None if they go together."""
-        absent = np.flatnonzero(everyone[:, 1])
-        missed = self._not_one_call(everyone[:, 0])
-        if missed is not None or not len(absent):
-            return missed or self._not_alike(everyone[:, 3:])
+    def _complaint(self, everyone: NDArray[np.float64]) -> BaseException:
+        """Return the error that all ranks raise."""
+        calls, absent = everyone[:, 0], np.flatnonzero(everyone[:, 1])
+        if (calls != calls[0]).any():
+            return self._not_one_call(calls)
+        if not len(absent):
+            return self._not_alike(everyone[:, 2:])
         words = self._texts("" if self.failure is None else short(self.failure))
         return self.failure or ValueError(
             f"{self.peers.name(absent)} could not take part, and nothing was aggregated: "
             + "; ".join(dict.fromkeys(words[int(i)] for i in absent[:4]))
         )
 
-    def _not_one_call(self, calls: NDArray[np.float64]) -> RuntimeError | None:
-        if (calls == calls[0]).all():
-            return None
+    def _not_one_call(self, calls: NDArray[np.float64]) -> RuntimeError:
         numbers, counts = np.unique(calls, return_counts=True)
         usual = numbers[counts.argmax()]
         others = np.flatnonzero(calls != usual)
@@ -110,15 +110,14 @@ class Call:
             "failed, on some ranks only. Make a new process group for all of them"
         )
 
-    def _not_alike(self, everyone: NDArray[np.float64]) -> ValueError | None:
-        for k, what in enumerate(self.fields):
-            others = np.flatnonzero(everyone[:, k] != everyone[0, k])
-            if len(others):
-                return ValueError(
-                    f"{what} must be the same on every rank: {self.peers.name([0])} does not "
-                    f"agree with {self.peers.name(others)}"
-                )
-        return None
+    def _not_alike(self, everyone: NDArray[np.float64]) -> ValueError:
+        k = int(np.flatnonzero((everyone != everyone[0]).any(axis=0))[0])
+        others = np.flatnonzero(everyone[:, k] != everyone[0, k])
+        what = self.fields[k] if k < len(self.fields) else "what is called"
+        return ValueError(
+            f"{what} must be the same on every rank: {self.peers.name([0])} does not agree with "
+            f"{self.peers.name(others)}"
+        )
 
     def _texts(self, own: str) -> list[str]:
         """Return a text from every rank."""
