@@ -22,7 +22,7 @@ from fastgar.cpu.threads import share
 from fastgar.pipeline import Rule, rule
 
 CPU = torch.device("cpu")
-__all__ = ["TEXT", "Peers", "configured", "peers_of", "short"]
+__all__ = ["SMALL", "TEXT", "Peers", "configured", "peers_of", "short"]
 
 SIGN = 3.0  # seconds in which ranks say that they are alive, when an exchange broke off
 SMALL = 400_000  # bytes up to which one exchange takes less time than one from every rank
