@@ -1460,7 +1460,7 @@ def work(rank: int, folder: Path) -> None:
             if sys.argv[2:] and function.__name__ not in sys.argv[2:]:
                 continue
             if size == SIZE:  # some ranks have waited for the cases of the others
-                dist.monitored_barrier(timeout=3 * TIMEOUT)
+                dist.monitored_barrier(timeout=12 * TIMEOUT)
             trouble, began = None, perf_counter()
             if rank < size:
                 try:
