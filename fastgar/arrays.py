@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .dtypes import ITEMSIZE, widened
-from .errors import shown, unknown
+from .errors import require_name, shown
 from .libraries import NUMPY, DLPack, Library, View, as_numpy, library_of
 
 __all__ = ["Block", "Out", "Table", "numbers", "reference", "table"]
@@ -229,8 +229,7 @@ def table(X: Any, *, buffers: str = "median") -> Table:
     >>> T.n, T.columns, T.paths, T.device
     (3, 5, ('w', 'b'), 'cpu')
     """
-    if buffers not in _POLICIES:
-        raise unknown("buffers policy", buffers, _POLICIES)
+    require_name("buffers policy", buffers, _POLICIES)
     library = library_of(X)
     if library is None:
         return _table_of_sequence(X, buffers)

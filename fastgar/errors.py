@@ -13,8 +13,8 @@ from reprlib import Repr
 from typing import Any
 
 __all__ = [
-    "SearchLimit", "TooManyFaults", "levels_to_the_caller", "nearest", "of_extra", "shown",
-    "unknown",
+    "SearchLimit", "TooManyFaults", "levels_to_the_caller", "nearest", "of_extra", "require_name",
+    "shown", "unknown",
 ]  # fmt: skip
 
 READABLE = 200  # characters of a value in a message
@@ -142,12 +142,18 @@ def _letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
+def unknown(kind: str, name: object, known: Iterable[str], meant: str | None = None) -> ValueError:
     """Return the error for a `name` that is not among the `known` ones of its `kind`."""
     names = sorted(known)
-    close = nearest(name, names) if isinstance(name, str) else None
+    close = meant or (nearest(name, names) if isinstance(name, str) else None)
     hint = f"did you mean {close!r}?" if close else "known: " + (", ".join(names) or "none")
     return ValueError(f"unknown {kind} {shown(name)}: {hint}")
+
+
+def require_name(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raise the error for a `name` that is not among the `known` ones: an array is none."""
+    if not isinstance(name, str) or name not in known:
+        raise unknown(kind, name, known)
 
 
 @contextmanager

@@ -247,7 +247,7 @@ class Rule:
             points: tuple[Any, ...] = ()
         else:
             points, D = self.points(T, start, reference), None
-            if distance_on == "all" and not check:
+            if _on_all(distance_on) and not _checked(check):
                 selection = self._selection(T)
                 if selection is not None:
                     out = T.empty()
@@ -327,14 +327,10 @@ class Rule:
         """Return the decision for these rows; `D`: the distances, where they are known."""
         if self._columns_only:
             return self.decide(n=T.n)
-        if distance_on == "all":
+        if _on_all(distance_on):
             part, near = T, points
         else:
-            if not callable(distance_on):
-                raise TypeError(
-                    f"distance_on must be 'all' or a function of a leaf's path, "
-                    f"got {shown(distance_on)}"
-                )
+            assert callable(distance_on)
             part = T.select(distance_on)
             near = tuple(p if isinstance(p, str) else p.select(distance_on) for p in points)
         if D is None:
@@ -493,6 +489,24 @@ def _add_faults(D: Array, T: Table, points: tuple[Any, ...], seen: tuple[str, ..
     faulty = np.flatnonzero(primitives.sqdist(rest, others).diagonal())
     faulty = faulty[faulty < len(D)]
     D[faulty] = D[:, faulty] = np.inf
+
+
+def _on_all(distance_on: DistanceOn) -> bool:
+    """Return whether distances are those of all leaves."""
+    if isinstance(distance_on, str) and distance_on == "all":
+        return True
+    if callable(distance_on):
+        return False
+    raise TypeError(
+        f"distance_on must be 'all' or a function of a leaf's path, got {shown(distance_on)}"
+    )
+
+
+def _checked(check: bool) -> bool:
+    """Return whether faults are to be looked for on the host."""
+    if isinstance(check, bool | np.bool_):
+        return bool(check)
+    raise TypeError(f"check must be True or False, got {shown(check)}")
 
 
 def _over_original(g: Geometry, decision: Decision) -> Decision:

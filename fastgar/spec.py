@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from .errors import shown, unknown
+from .errors import require_name, shown, unknown
 from .options import Option
 
 __all__ = ["GUARANTEES", "Bound", "Guarantee", "Kind", "Needs", "Options", "Spec", "least", "terms"]
@@ -19,6 +19,7 @@ Bound = Callable[[int, int, Options], float | None]
 Guarantee = Literal["(f, kappa)", "bounded", "trusted", "none"]
 
 GUARANTEES: tuple[Guarantee, ...] = get_args(Guarantee)  # the strongest first
+FORMER = {"node_limit": "work_limit"}  # options under names that they had
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +117,15 @@ class Spec:
         """Return every option's value: what was given, else the variant's, else the default."""
         given = dict(given)
         variant = given.pop("variant", self.default_variant)
-        if variant not in (self.default_variant, *self.variant_names):
-            raise unknown(f"variant of {self.name}", variant, self.variant_names)
+        if variant is not None or self.default_variant is not None:
+            require_name(f"variant of {self.name}", variant, self.variant_names)
         for name in given:
             if name == "f" and self.f == "no":
                 raise TypeError(f"{self.name} takes no f")
             if name not in self.options:
-                raise unknown(f"option of {self.name}", name, self.options)
+                former = FORMER.get(name)
+                meant = former if former in self.options else None
+                raise unknown(f"option of {self.name}", name, self.options, meant)
         preset = self.variants.get(variant, {})
         values = {}
         for name, option in self.options.items():

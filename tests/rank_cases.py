@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -37,8 +38,12 @@ from fastgar.cpu import backend
 from fastgar.rules import distance_rule
 from fastgar.torch import window
 from fastgar.torch.aggregation import Aggregation
-from fastgar.torch.exchange import Local, exchange_of, memory_of
-from fastgar.torch.group import Peers, peers_of
+from fastgar.torch.exchange import Local, exchange_of
+from fastgar.torch.group import SMALL, Peers, peers_of
+from fastgar.torch.memory import memory_of
+from fastgar.torch.reduce_scatter import Backward
+from fastgar.train import Data, run
+from fastgar.train.ranks import Ranks
 
 SIZE = 7
 TIMEOUT = timedelta(seconds=40)
@@ -217,6 +222,15 @@ def random_stages_draw_anew_and_alike(rank: int, group: Any) -> None:
     assert len({tuple(one.tolist()) for one in found}) > 1
 
 
+@case(4)
+def long_and_short_aggregates_come_in_different_ways(rank: int, group: Any) -> None:
+    for d in (SMALL // 4, SMALL // 4 + 1):
+        X = rows(4, d, 2)
+        for way in WAYS:
+            found = fgt.all_reduce(X[rank], "median", 1, group=group, mode=mode_of(way, group))
+            assert torch.equal(found, fg.median(X, 1))
+
+
 @case(4, 5, 7)
 def traffic_does_not_grow_with_ranks(rank: int, group: Any) -> None:
     if not os.access("/proc/self/io", os.R_OK):
@@ -255,7 +269,7 @@ def nobody_overwrites_what_a_slow_rank_reads(rank: int, group: Any) -> None:
         patch.setattr(Aggregation, "own", slowly(Aggregation.own))
         patch.setattr(Local, "collect", slowly(Local.collect))
         for step in range(6):
-            X = rows(4, 501, step)
+            X = rows(4, (1200, 900)[step % 2], step)  # in the same memory
             for spec in ("median", "least_sum"):
                 found = fgt.all_reduce(X[rank], spec, 1, group=group)
                 expect(found, fg.rule(spec, 1)(X))
@@ -337,6 +351,8 @@ def calls_that_cannot_be_right(rank: int, group: Any) -> None:
         call(own, "krumm", 1)
     with raises(ValueError, "unknown mode 'shard'", "sharded"):
         call(own, "median", 1, mode="shard")
+    with raises(ValueError, "unknown mode <Tensor of shape (4,)>"):
+        call(own, "median", 1, mode=own)
     with raises(TypeError, "fltrust needs reference="):
         call(own, "fltrust", 1)
     with raises(ValueError, "median takes no start"):
@@ -409,7 +425,8 @@ def a_rank_that_missed_a_call(rank: int, group: Any) -> None:
     fgt.all_reduce(torch.ones(4), "median", 1, group=group)
     if rank == 2:
         with pytest.MonkeyPatch.context() as patch, raises(KeyError, "before it met the others"):
-            patch.setattr(Peers, "exchange", Mock(side_effect=KeyError("before it met the others")))
+            failing = Mock(side_effect=KeyError("before it met the others"))
+            patch.setattr(Peers, "begin_exchange", failing)
             fgt.all_reduce(torch.ones(4), "median", 1, group=group)
     for call in (2, 3):
         with raises(
@@ -1069,7 +1086,259 @@ def replicas_of_shards_are_the_workers(rank: int, group: Any) -> None:
         fgt.make_robust(sharded(pairs[rank // 2]), "krum", 0, scope="global", replicas=across[0])
 
 
+# ------------------------------------------------------------------- ranks that do not go together
+
+
+class During(torch.autograd.Function):
+    """Calls a function in the midst of the backward pass, as DDP does with a hook."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, call: Callable[[], None]) -> Tensor:
+        context.call = call
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        context.call()
+        return gradients[0], None
+
+
+class Bucket:
+    """What a hook sees of a bucket of DDP."""
+
+    def __init__(self, index: int, last: bool, own: Tensor) -> None:
+        self.index, self.is_last, self.buffer = lambda: index, lambda: last, lambda: own
+        self.gradients = self.parameters = lambda: [own]
+
+
+def hooked(state: Any, vectors: list[Tensor]) -> None:
+    """Send these as the buckets of one backward pass, and write the aggregates into them."""
+
+    def call() -> None:
+        last = len(vectors) - 1
+        found = [fgt.robust_hook(state, Bucket(k, k == last, own)) for k, own in enumerate(vectors)]
+        for own, future in zip(vectors, found, strict=True):
+            own.copy_(future.wait())
+
+    During.apply(torch.ones(1, requires_grad=True), call).sum().backward()
+
+
+@case(4)
+def ranks_that_differ_in_a_bucket(rank: int, group: Any) -> None:
+    odd, sizes = rank == 2, (70, 1500, 33)
+    fails = Mock(side_effect=KeyError("of momentum"))
+    kinds: list[tuple[str, type[Exception], Callable[[Any, list[Tensor]], Any]]] = [
+        ("shape and dtype of what is sent", ValueError, lambda state, own: own.insert(0, own[1])),
+        ("shape and dtype of what is sent", ValueError,
+         lambda state, own: own.__setitem__(1, torch.ones(40_000))),
+        ("shape and dtype of what is sent", ValueError,
+         lambda state, own: own.__setitem__(2, torch.ones(9))),
+        ("shape and dtype of what is sent", ValueError,
+         lambda state, own: own.__setitem__(1, own[1].double())),
+        ("whether it is the last", ValueError, lambda state, own: own.pop()),
+        ("the step must", ValueError, lambda state, own: setattr(state.tally, "step", 9)),
+        ("numbers in memory", TypeError, lambda state, own: own.__setitem__(1, own[1].to("meta"))),
+        ("numbers in memory", TypeError, lambda state, own: own.__setitem__(2, own[2].to_sparse())),
+        ("of momentum", KeyError, lambda state, own: setattr(state.momentum, "replace", fails)),
+    ]  # fmt: skip
+    for way in WAYS:
+        for spec in ("median", "least_sum"):
+            other = another(group)
+            mode = mode_of(way, other)
+            for number, (words, error, spoil) in enumerate(kinds):
+                momentum = 0.1 if "momentum" in words else 0.0
+                state = fgt.RobustState(spec, 1, group=other, mode=mode, momentum=momentum)
+                for step in range(2):
+                    everyone = [rows(4, size, 9 * step + number) for size in sizes]
+                    own = [X[rank].clone() for X in everyone]
+                    hooked(state, own)
+                    if not momentum or not step:
+                        whole = fg.rule(spec, 1)(torch.cat(everyone, dim=1))
+                        expect(torch.cat(own), whole)
+                    if step:
+                        break
+                    own = [X[rank].clone() for X in everyone]
+                    keep = state.tally.step, state.momentum.replace
+                    if odd:
+                        spoil(state, own)
+                    told = [] if error is ValueError or odd else ["rank 2 could not take part"]
+                    with raises(error if odd else ValueError, words, *told):
+                        hooked(state, own)
+                    assert error is not ValueError or not any(each.any() for each in own)
+                    state.tally.step, state.momentum.replace = keep
+            assert fgt.all_reduce(own[0], "median", 1, group=other) is not None
+            with raises(ValueError, "what is called", "rank 0 does not agree with rank 2"):
+                if odd:
+                    fgt.all_reduce(own[0], "median", 1, group=other)
+                else:
+                    hooked(state, own)
+            peers_of(other).calls += odd
+            for _ in range(2):
+                with raises(RuntimeError, "rank 2 is in its call", "the others are in call"):
+                    hooked(state, own)
+
+
+@case(4)
+def ranks_that_differ_in_a_parameter_group(rank: int, group: Any) -> None:
+    odd, take = rank == 2, Backward.take
+    x, y = batch(rank, 0)
+
+    def shorter(self: Any, comm: Any, own: Tensor, *rest: Any) -> None:
+        take(self, comm, own[:-4], *rest)
+
+    def fewer(self: Any, comm: Any, own: Tensor, *rest: Any) -> None:
+        if self.sent:
+            rest[0].zero_()
+        else:
+            take(self, comm, own, *rest)
+
+    def fails(*arguments: Any) -> None:
+        raise KeyError("of momentum")
+
+    def step(model: Any) -> None:
+        model.zero_grad()
+        cross_entropy(model(x), y).backward()
+
+    for scope, spec in (("group", "median"), ("group", "least_sum"), ("global", "least_sum")):
+        for way in ("sharded", "sockets"):
+            other = another(group)
+            mode_of(way, other)
+            model = sharded(other)
+            state = fgt.make_robust(model, spec, 1, scope=scope, momentum=0.1)
+            step(model)
+            first = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+            state.momentum.sums.clear()
+            for words, error, where, name, wrong in (
+                ("shape and dtype of what is sent", ValueError, Backward, "take", shorter),
+                ("what is called", ValueError, Backward, "take", fewer),
+                ("of momentum", KeyError, state.momentum, "replace", fails),
+                ("the step must", ValueError, state.tally, "step", 7),
+            ):
+                if wrong is fewer and scope == "group":
+                    continue  # that is another step, and then FSDP's own exchanges do not meet
+                told = [] if error is ValueError or odd else ["rank 2 could not take part"]
+                with pytest.MonkeyPatch.context() as patch:
+                    if odd:
+                        patch.setattr(where, name, wrong)
+                    with raises(error if odd else ValueError, words, *told):
+                        step(model)
+                assert not any(p.grad.to_local().any() for p in model.parameters())
+                state.momentum.sums.clear()
+                step(model)
+                for name, p in model.named_parameters():
+                    expect(p.grad.full_tensor(), first[name])
+                state.momentum.sums.clear()
+            peers_of(other).calls += odd
+            with raises(RuntimeError, "rank 2 is in its call", "the others are in call"):
+                step(model)
+
+
+@case(7)
+def shards_beside_one_that_cannot_take_part(rank: int, group: Any) -> None:
+    pairs = [dist.new_group([2 * i, 2 * i + 1]) for i in range(3)]
+    across = [dist.new_group([i, 2 + i, 4 + i]) for i in range(2)]
+    if rank == 6:
+        return
+    x, y = batch(rank, 0)
+    for spec, mode in (("median", "sharded"), ("least_sum", "replicated"), ("median", "replicated"),
+                       ("centered_clipping(tau=1.0)", "sharded")):  # fmt: skip
+        model = sharded(pairs[rank // 2])
+        replicas = across[rank % 2]
+        state = fgt.make_robust(model, spec, 1, replicas=replicas, mode=mode, momentum=0.1)
+        cross_entropy(model(x), y).backward()
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 2:
+                fails = Mock(side_effect=KeyError("of momentum"))
+                patch.setattr(state.momentum, "replace", fails)
+            words = "of momentum" if rank % 2 == 0 else f"rank {rank - 1} could not take part"
+            with raises(KeyError if rank == 2 else ValueError, words):
+                cross_entropy(model(x), y).backward()
+        model.zero_grad()
+        cross_entropy(model(x), y).backward()
+        assert all(torch.isfinite(p.grad.to_local()).all() for p in model.parameters())
+
+
+class Fails(nn.Module):
+    """A model that one rank cannot compute, at some time."""
+
+    def __init__(self, here: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.here, self.calls = nn.Linear(64, 10), here, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.here and self.calls > 12:
+            raise KeyError("of the model")
+        y: Tensor = self.layer(x.flatten(1))
+        return y
+
+
+@case(7)
+def ranks_that_do_not_train_alike(rank: int, group: Any) -> None:
+    odd, row, same = rank == 2, torch.full((1, 3), float(rank)), {"the step": 1}
+    ranks = Ranks(7, "cpu")
+
+    def gather(row: Tensor = row, same: Any = same) -> Any:
+        return ranks.gather(lambda: ([row, row.int()], 2.0 * rank), same)
+
+    def agree() -> None:
+        (found, whole), numbers = gather()
+        assert torch.equal(found, torch.arange(7.0)[:, None].expand(7, 3))
+        assert torch.equal(whole, found.int()) and numbers == [2.0 * r for r in range(7)]
+        assert ranks.share(lambda: b"some bytes") == b"some bytes"
+
+    agree()
+    others = {
+        "the step": (ValueError, lambda: gather(same={"the step": 2})),
+        "shapes and dtypes of what is gathered": (ValueError, lambda: gather(row.double())),
+        "numbers in memory": (TypeError, lambda: gather(row.to("meta"))),
+        "what is called": (ValueError, lambda: ranks.share(lambda: b"")),
+        "of the work": (KeyError, lambda: ranks.gather(Mock(side_effect=KeyError("of the work")),
+                                                       same)),
+    }  # fmt: skip
+    for words, (error, call) in others.items():
+        told = "rank 0 does not agree" if error is ValueError else "rank 2 could not take part"
+        with raises(error if odd else ValueError, words, "" if odd else told):
+            call() if odd else gather()
+        agree()
+    with raises(ValueError, "workers must be the number of ranks, 7", "got 6"):
+        Ranks(6 if odd else 7, "cpu")
+    with raises(OSError if rank == 0 else ValueError, "no such folder"):
+        ranks.share(Mock(side_effect=OSError("no such folder")))
+    agree()
+    data = Data(*(torch.rand(70, 64), torch.arange(70) % 10) * 2, 10)
+    options: dict[str, Any] = {"workers": 7, "byzantine": 1, "rule": "median", "steps": 20}
+    with raises(ValueError, "settings must be the same on every rank"):
+        run("mlp", data, lr=0.1 if odd else 0.2, **options)
+    with raises(KeyError if odd else ValueError, "of the model", "" if odd else "rank 2 could not"):
+        run(Fails(odd), data, **options)
+    ranks.peers.calls += odd
+    for call in (gather, lambda: ranks.share(lambda: b"")):
+        with raises(RuntimeError, "rank 2 is in its call", "the others are in call"):
+            call()
+    ranks.peers.calls -= odd
+    agree()
+
+
 # ------------------------------------------------------------------------------------ a dead rank
+
+
+@case(7)
+def a_rank_that_dies_under_fsdp_is_noticed(rank: int, group: Any) -> None:
+    model = sharded(group)
+    fgt.make_robust(model, "krum", 1)
+    x, y = batch(rank, 0)
+    cross_entropy(model(x), y).backward()
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 6:
+            patch.setattr(Backward, "take", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        try:
+            cross_entropy(model(x), y).backward()
+        except RuntimeError as error:
+            assert "no sign of rank 6)" in " ".join(getattr(error, "__notes__", ())), error
+        else:
+            raise AssertionError
 
 
 @case(5)
@@ -1126,7 +1395,7 @@ def nobody_waits_longer_than_the_timeout(rank: int, group: Any) -> None:
                     with pytest.MonkeyPatch.context() as patch:
                         if odd and trouble == "hook" and step == 2:
                             fail = Mock(side_effect=KeyError("of the hook"))
-                            patch.setattr(state.momentum, "replace", fail)
+                            patch.setattr(state.rule, "measure", fail)
                         middle = Broken.apply if odd and trouble == "backward" else lambda x, _: x
                         y_ = net[4](net[3](middle(net[2](net[1](net[0](x))), step == 2)))
                         model.module.forward = lambda x, y_=y_: y_
@@ -1144,16 +1413,56 @@ def nobody_waits_longer_than_the_timeout(rank: int, group: Any) -> None:
             dist.barrier(group)
 
 
+@case(4)
+def nobody_waits_longer_than_the_timeout_of_fsdp(rank: int, group: Any) -> None:
+    """As above; all exchanges of FSDP itself are in the same group."""
+    SECONDS = 4.0
+    for trouble, scope in (("backward", "group"), ("rule", "global"), ("stops", "global")):
+        other, odd = another(group, SECONDS), rank == 2
+        model = sharded(other)
+        state = fgt.make_robust(model, "least_sum", 1, scope=scope)
+        x, y = batch(rank, 0)
+        for _ in range(2):
+            model.zero_grad()
+            cross_entropy(model(x), y).backward()
+        dist.barrier(group)
+        began, errors = perf_counter(), []
+        for step in range(3):
+            if odd and trouble == "stops":
+                break
+            model.zero_grad()
+            try:
+                with pytest.MonkeyPatch.context() as patch:
+                    if odd and trouble == "rule" and not step:
+                        fail = Mock(side_effect=KeyError("of the rule"))
+                        patch.setattr(state.rule, "measure", fail)
+                    if odd and trouble == "backward" and not step:
+                        patch.setattr(model[1], "forward", lambda x: Broken.apply(x, True))
+                    cross_entropy(model(x), y).backward()
+            except Exception as error:
+                errors.append(" ".join([str(error), *getattr(error, "__notes__", ())]))
+        assert perf_counter() - began < SECONDS + 8, errors
+        assert len(errors) == (0 if odd and trouble == "stops" else 3), errors
+        if trouble == "rule":
+            left = "" if odd else "rank 2 left a call: KeyError: "
+            assert left in errors[0] and "of the rule" in errors[0], errors
+        dist.barrier(group)
+
+
 def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE, timeout=TIMEOUT
     )
     groups = {size: dist.new_group(list(range(size)), timeout=TIMEOUT) for size in (4, 5, 7)}
+    store = dist.distributed_c10d._get_default_store()
     with (folder / f"{rank}.jsonl").open("w") as written:
         for name, (size, function) in CASES.items():
             if sys.argv[2:] and function.__name__ not in sys.argv[2:]:
                 continue
+            if size == SIZE:  # some ranks have waited for the cases of the others
+                store.set(f"{name}/{rank}", "here")
+                store.wait([f"{name}/{each}" for each in range(SIZE)], 12 * TIMEOUT)
             trouble, began = None, perf_counter()
             if rank < size:
                 try:

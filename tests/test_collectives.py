@@ -43,7 +43,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=480)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -63,7 +63,7 @@ def test_ranks(name: str, outcomes: dict[str, list[Any]]) -> None:
     first = next((trouble for trouble in troubles if trouble), None)
     assert first is None, first
     size = rank_cases.CASES[name][0]
-    died = name.startswith("a_rank_that_dies")
+    died = "rank_that_dies" in name
     assert len(troubles) == size - died, "an earlier case failed on some rank"
 
 

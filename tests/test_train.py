@@ -772,6 +772,8 @@ def test_settings_that_cannot_be_are_refused(values: dict[str, Any], message: st
         ),
         ({"attack": "bulyan(coordinate=99999)"}, "coordinate"),
         ({"attack": "optimal(little)", "rule": "fltrust", "validation": 0.1}, "trusted reference"),
+        ({"batch": 10**12}, r"batch: 1000000000000 for each of 9 workers\) take 2.3 PB, and this"),
+        ({"local_steps": 10**16}, "10000000000000000 local steps. take .* this machine has"),
         ({"device": "tpu0"}, "device must be cpu, cuda or cuda:0"),
         ({"device": "cuda:99"}, "torch sees . GPUs"),
     ],
@@ -785,6 +787,8 @@ def test_runs_that_cannot_be_are_refused(options: dict[str, Any], message: str) 
     ("model", "data", "message"),
     [
         ("mlp", (1, 2), r"data must be .*fastgar.train.Data\(x, y, .*, got: tuple"),
+        ("mlp(hidden=1000000000000)", "digits", r"parameters of mlp\(hid.* take 300 TB, and this"),
+        (f"mlp(hidden={2**62})", "digits", "take more bytes than can be counted, and this"),
         (nn.Linear, "digits", "model must be a name or a torch.nn.Module, got: type"),
         (nn.Linear(3, 10), "digits", "Linear does not fit samples of shape 1 x 8 x 8"),
     ],
@@ -792,6 +796,13 @@ def test_runs_that_cannot_be_are_refused(options: dict[str, Any], message: str) 
 def test_models_and_data_of_another_kind_are_refused(model: Any, data: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         run(model, data, steps=1)
+
+
+def test_gradients_must_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgar.train.room._memory", lambda: 2e5)
+    digits(workers=5, byzantine=1, steps=1)
+    with pytest.raises(ValueError, match=r"gradients of 9 workers take 270 kB, .* has 200 kB"):
+        digits(steps=1)
 
 
 def test_schedules() -> None:
@@ -1179,6 +1190,8 @@ def test_a_loss_that_is_not_finite_keeps_the_results(
         (["--lr", "nan"], "lr must be a finite number above 0, got nan"),
         (["--momentum", "1"], "momentum must be at least 0 and below 1, got 1.0"),
         (["--batch", "0"], "batch must be at least 1"),
+        (["--batch", "1000000000000"], "take 2.3 PB, and this machine has"),
+        (["--model", f"mlp(hidden={2**62})"], "take more bytes than can be counted"),
         (["--data", "digit"], "unknown data set 'digit': did you mean 'digits'"),
         (["--model", "mpl"], "unknown model 'mpl': did you mean 'mlp'"),
         (["--model", "nowhere:model"], "there is no module 'nowhere'"),

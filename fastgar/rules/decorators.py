@@ -27,6 +27,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, Literal, Protocol
 
 from ..errors import shown, unknown
@@ -79,7 +80,7 @@ def _call(spec: Spec, X: Any, f: Any, keywords: dict[str, Any]) -> Any:
         rule = configured.__wrapped__(spec.name, f, **keywords)
     if spec.randomised:
         rule = rule.at(step)
-    elif step != 0:
+    elif not (isinstance(step, Integral) and step == 0):
         raise unknown(f"option of {spec.name}", "step", spec.options)
     return rule(X, **at_call)
 

@@ -20,12 +20,14 @@ from fastgar.errors import TooManyFaults
 from fastgar.geometry import Decision
 from fastgar.pipeline import Rule
 
+from .calls import Call
 from .errors import TooManyFaultyRanks
 from .exchange import Exchange, Slab
 from .group import Peers
+from .sendable import is_finite
 from .window import Window
 
-__all__ = ["Aggregation", "is_finite"]
+__all__ = ["Aggregation"]
 
 Array = NDArray[np.float64]
 SAMPLE = 512  # columns of a vector in which a report looks at what a column rule used
@@ -52,7 +54,6 @@ class Aggregation:
         reported: bool = False, beside: Peers | None = None,
     ) -> None:  # fmt: skip
         self.rule, self.peers, self.exchange, self.beside = rule, peers, exchange, beside
-        peers.require_whole()
         self.slabs: list[Slab] = []
         self.decision: Decision | None = None
         self.faulty: NDArray[np.bool_] = np.zeros(peers.n, bool)
@@ -65,10 +66,55 @@ class Aggregation:
         )
         self._sampled = 0.0
         self._D: Array | None = None
+        self._call: Call | None = None  # of the last vector
         self._arrived = 0
         self._columns = 0
 
     # ------------------------------------------------------------------------------- exchanges
+
+    def begin(self, call: Call, vector: Tensor) -> None:
+        """Begin to send a vector in a call of its own, in the place of which the aggregate comes.
+
+        An error of that call, the same on every rank, may come in the next one or in `finish`: so
+        no rank waits for the others here where all have memory in common.
+        """
+        offered = None if call.failure is not None else self.exchange.offer(vector)
+        self.meet(call)
+        if offered is None:  # nothing is sent, and no window opened, before all are known to do so
+            if self.exchange.late:
+                self.advance(waiting=0)
+            self._check()
+        self.send(vector, into=vector, offered=offered)
+        self.advance()
+
+    def meet(self, call: Call) -> None:
+        """Begin a call in which nothing is sent."""
+        self._check()
+        call.post()
+        self._call = call
+
+    def _check(self) -> None:
+        """Raise, on every rank, where the ranks did not go together in the last call."""
+        call, self._call = self._call, None
+        if call is None:
+            return
+        try:
+            call.check()
+        except BaseException as error:
+            if error is self.peers.known:
+                self._leave()
+                if self.beside is not None:
+                    n = self.peers.n
+                    size = 2 * n + 1 if self._by_columns else (n + len(self.rule.refs)) ** 2
+                    self._add_beside(np.zeros(size), self.beside, leaving=True)
+            raise
+
+    def _leave(self) -> None:
+        """Give back everything, once it has arrived, where all ranks leave."""
+        for slab in self.slabs:
+            self.peers.wait(slab.arriving)
+        self.settle()
+        self.exchange.memory.forget_windows()  # of vectors of other lengths, perhaps
 
     def send(
         self, vector: Tensor, into: Tensor | None = None,
@@ -118,6 +164,7 @@ class Aggregation:
         TooManyFaultyRanks
             On every rank alike.
         """
+        self._check()
         self.advance(waiting=0)
         if self._by_columns:
             self._share_notes()
@@ -173,14 +220,22 @@ class Aggregation:
 
     def _sum(self, partial: Array) -> Array:
         """Return the sum over all columns of what ranks have, added in the order of ranks."""
-        total = partial
-        for peers in (self.peers if self.exchange.shared else None, self.beside):
-            if peers is not None:
-                everyone = peers.exchange(total)
-                total = everyone[0].copy()
-                for other in everyone[1:]:
-                    total += other
-        return total
+        if self.exchange.shared:
+            partial = _total(self.peers.exchange(partial))
+        return partial if self.beside is None else self._add_beside(partial, self.beside)
+
+    def _add_beside(self, partial: Array, beside: Peers, leaving: bool = False) -> Array:
+        """Return the sum over the ranks beside this one, unless some of them leave this call."""
+        everyone = beside.exchange(np.append(partial, leaving))
+        absent = np.flatnonzero(everyone[:, -1])
+        if len(absent) and not leaving:
+            self._leave()
+            self.peers.known = ValueError(
+                f"{beside.name(absent)} could not take part, and nothing was aggregated of the "
+                "other shards of the same replica"
+            )
+            raise self.peers.known
+        return _total(everyone[:, :-1]).reshape(partial.shape)
 
     def _share_notes(self) -> None:
         """Tell the others who was used, and whether this rank's gradient is not finite."""
@@ -243,11 +298,9 @@ class Aggregation:
         return weights[:n]
 
 
-def is_finite(vector: Tensor) -> bool:
-    """Return whether a vector holds neither NaN nor infinity, in one read and no memory."""
-    if not vector.numel():
-        return True
-    wide = torch.float64 if vector.dtype == torch.float64 else torch.float32
-    if bool(torch.isfinite(vector.sum(dtype=wide))):  # half the time of what follows
-        return True
-    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(vector))
+def _total(everyone: Array) -> Array:
+    """Return the sum of what ranks have, in their order."""
+    total: Array = everyone[0].copy()
+    for other in everyone[1:]:
+        total += other
+    return total

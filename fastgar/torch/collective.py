@@ -10,19 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastgar.arrays import table
-from fastgar.errors import SearchLimit, unknown
+from fastgar.errors import SearchLimit, require_name
 from fastgar.pipeline import Rule
 
-from .aggregation import Aggregation, is_finite
-from .exchange import MODES, exchange_of, memory_of
-from .group import Peers, configured, hashes, peers_of
+from .aggregation import Aggregation
+from .calls import agree, hashes
+from .exchange import MODES, exchange_of
+from .group import Peers, configured, peers_of
+from .memory import memory_of
+from .sendable import is_finite, require_sendable
 
 __all__ = ["all_reduce"]
 
 Tensors = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 FIELDS = ("the rule", "f", "the rule's step", "the mode", "the tensors", "start or reference")
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def all_reduce(
@@ -104,7 +105,7 @@ def all_reduce(
         return call, call.faulty, call.described
 
     try:
-        call, faulty = peers.agree("fgt.all_reduce", FIELDS, prepare)
+        call, faulty = agree(peers, "fgt.all_reduce", FIELDS, prepare)
     except BaseException:  # of vectors of other lengths, perhaps
         memory_of(peers).forget_windows()
         raise
@@ -119,8 +120,7 @@ class _Call:
         self, peers: Peers, tensors: Any, rule: str | Rule, f: int | None, mode: str,
         references: dict[str, Any], out: Any,
     ) -> None:  # fmt: skip
-        if mode not in MODES:
-            raise unknown("mode", mode, MODES)
+        require_name("mode", mode, MODES)
         self.peers, self.mode = peers, mode
         found = configured(rule, f, peers.n)
         self.rule = found if isinstance(rule, Rule) else peers.rules.setdefault(found, found)
@@ -158,16 +158,10 @@ class _Call:
         """Return the tensors, and their names if they have some, checked."""
         keys, parts = _listed(tensors)
         for part in parts:
-            _require_memory(part)
-            table([part])  # whose errors say what can be read
+            require_sendable(part, self.peers.devices)
             if part.device != parts[0].device:
                 raise ValueError(
                     f"all tensors must be on one device, got {parts[0].device} and {part.device}"
-                )
-            if part.device.type not in self.peers.devices:
-                raise TypeError(
-                    f"the backend of this process group sends tensors on "
-                    f"{' or '.join(sorted(self.peers.devices))}, got one on {part.device}"
                 )
         return keys, [part.detach() for part in parts]
 
@@ -222,23 +216,6 @@ def _listed(tensors: Any) -> tuple[list[str] | None, list[Tensor]]:
     if not parts:
         raise ValueError("there are no tensors: pass at least one")
     return keys, parts
-
-
-def _require_memory(part: Any) -> None:
-    """Raise if this is no plain tensor whose numbers are in memory: it could not be sent."""
-    if not isinstance(part, Tensor):
-        raise TypeError(f"tensors are needed, got a {type(part).__name__} among them")
-    if type(part) not in PLAIN:
-        raise TypeError(
-            f"plain tensors are needed, got a {type(part).__name__}: pass the tensor in it, such "
-            "as that of DTensor.to_local()"
-        )
-    if part.layout != torch.strided or part.is_quantized or part.is_meta or part.is_neg():
-        kind = "quantised" if part.is_quantized else str(part.layout).removeprefix("torch.")
-        raise TypeError(
-            f"tensors with their numbers in memory are needed, got one on {part.device} "
-            f"({kind}{', negated' if part.is_neg() else ''}): pass a dense copy"
-        )
 
 
 def _vectors(parts: Sequence[Tensor]) -> list[Tensor]:

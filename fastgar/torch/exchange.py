@@ -14,81 +14,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fastgar.arrays import Table, table
-from fastgar.errors import unknown
+from fastgar.errors import require_name
 
 from .group import Peers
+from .memory import Memory, fresh
 from .window import Window, open_window
 
-__all__ = ["MODES", "Exchange", "Memory", "Slab", "exchange_of", "fresh", "memory_of"]
+__all__ = ["MODES", "Exchange", "Slab", "exchange_of"]
 
 MODES = ("sharded", "replicated")
-HUGE = 4 << 20  # bytes from which on NumPy asks for huge pages
-
-
-class Memory:
-    """Buffers that are used again in the next step: fresh memory costs more than a read of it."""
-
-    def __init__(self) -> None:
-        self.free: dict[Any, list[Tensor | Window]] = {}
-        self.taken: set[int] = set()
-
-    def tidy(self) -> None:
-        """Drop what the last step did not need (DDP cuts its buckets anew after the first)."""
-        for kind, free in self.free.items():
-            self.free[kind] = [each for each in free if id(each) in self.taken]
-        self.taken.clear()
-
-    def buffer(self, count: int, like: Tensor) -> Tensor:
-        """Return memory for so many numbers."""
-        size = count * like.element_size()
-        found = self._take(like.device, size)
-        return fresh(size, like.new_empty(0, dtype=torch.uint8)) if found is None else found
-
-    def window(self, size: int) -> Window | None:
-        """Return a window of at least that size, the same on every rank, if there is one."""
-        found: Window | None = self._take("window", size)
-        return found
-
-    def forget_windows(self) -> None:
-        """Keep none. Ranks must all have the same: those that did not ask alike may not."""
-        self.free.pop("window", None)
-
-    def _take(self, kind: Any, size: int) -> Any:
-        free = self.free.setdefault(kind, [])
-        fitting = [each for each in free if size <= _size(each) <= 2 * size]
-        if not fitting:  # a new one will be there for what these were for
-            self.free[kind] = [each for each in free if not size < 2 * _size(each) < 2 * size]
-            return None
-        found = min(fitting, key=_size)
-        self.free[kind] = [each for each in free if each is not found]
-        return found
-
-    def give(self, used: Tensor | Window) -> None:
-        """Take back what nobody reads any more."""
-        self.taken.add(id(used))
-        kind = "window" if isinstance(used, Window) else used.device
-        self.free.setdefault(kind, []).append(used)
-
-
-def _size(lent: Tensor | Window) -> int:
-    """Return how many bytes there are."""
-    return lent.size if isinstance(lent, Window) else len(lent)
-
-
-def fresh(count: int, like: Tensor) -> Tensor:
-    """Return new memory for so many numbers, in huge pages: 16 MB cost 2 ms to touch, not 11."""
-    size = count * like.element_size()
-    if like.is_cuda or size < HUGE:
-        return like.new_empty(count)
-    return torch.from_numpy(np.empty(size, np.uint8)).view(like.dtype)
 
 
 @dataclass
@@ -135,6 +75,8 @@ class Exchange(Protocol):
     """How columns get to those who aggregate them, and aggregates to everybody."""
 
     shared: bool  # whether ranks see different columns and must add up what they know
+    late: bool  # whether vectors that were offered need nothing more than that all are there
+    memory: Memory
 
     def offer(self, vector: Tensor) -> Window | None:
         """Make a vector ready for others before they are known to be ready, if that can be."""
@@ -160,7 +102,7 @@ class Sharded:
     `whole` is False where each rank keeps the aggregate of its columns: a reduce-scatter.
     """
 
-    shared = True
+    shared, late = True, False
 
     def __init__(self, peers: Peers, memory: Memory, whole: bool = True) -> None:
         self.peers, self.memory, self.whole = peers, memory, whole
@@ -208,14 +150,18 @@ class Sharded:
 class Local(Sharded):
     """Sharded, among ranks that have memory in common.
 
-    A rank's part of a window holds its vector, and then the aggregate of its range. It is written
-    again when all others have said that they are through with it: they do so in the next exchange.
+    A rank's part of a window holds its vector and, at the end, the aggregate of its range. That is
+    written again when all others have said that they are through with it: they do so in the next
+    exchange. They may still read it while this rank puts its next vector there, which is of another
+    length perhaps; but what is longer leaves more room at the end.
     """
+
+    late = True
 
     def offer(self, vector: Tensor) -> Window | None:
         window = self.memory.window(self._size(vector))
         if window is not None:
-            self._part(window, self.peers.rank, vector)[: len(vector)].copy_(vector)
+            self._vector(window, self.peers.rank, vector).copy_(vector)
         return window
 
     def send(
@@ -227,11 +173,11 @@ class Local(Sharded):
             return super().send(vector, offset, into, None)
         rank, widths = self.peers.rank, self.widths(len(vector))
         begin, width = sum(widths[:rank]), widths[rank]
-        parts = [self._part(window, r, vector) for r in range(self.peers.n)]
+        parts = [self._vector(window, r, vector) for r in range(self.peers.n)]
         rows = [part[begin : begin + width] for part in parts]
         slab = Slab(vector, begin, offset, width, rows, window, into)
         if offered is None:
-            parts[rank][: len(vector)].copy_(vector)
+            parts[rank].copy_(vector)
             slab.arriving = [self.peers.meet()]
         return slab
 
@@ -240,8 +186,7 @@ class Local(Sharded):
             super().gather(slab, own)
             return
         if self.whole:
-            mine = self._part(slab.lent, self.peers.rank, slab.vector)
-            mine[len(slab.vector) :][: len(own)].copy_(own)
+            self._aggregate(slab.lent, self.peers.rank, slab.vector).copy_(own)
         slab.result = own
         slab.gathering = [self.peers.meet()]
 
@@ -250,21 +195,35 @@ class Local(Sharded):
         if isinstance(window, Window) and self.whole:
             slab.result = fresh(d, slab.vector) if slab.into is None else slab.into
             for rank, piece in enumerate(torch.split(slab.result, self.widths(d))):
-                piece.copy_(self._part(window, rank, slab.vector)[d : d + len(piece)])
+                piece.copy_(self._aggregate(window, rank, slab.vector))
         return super().collect(slab)
 
     def _size(self, vector: Tensor) -> int:
-        return (len(vector) + max(1, self.widths(len(vector))[0])) * vector.element_size()
+        return _whole(vector.nbytes) + self._room(vector)
 
-    def _part(self, window: Window, rank: int, like: Tensor) -> Tensor:
-        """Return a rank's part of the window, as numbers of that dtype."""
-        return window.parts[rank][: self._size(like)].view(like.dtype)
+    def _room(self, vector: Tensor) -> int:
+        """Return how many bytes there are for an aggregate: not fewer for a longer vector."""
+        return _whole(max(1, self.widths(len(vector))[0]) * vector.element_size())
+
+    def _vector(self, window: Window, rank: int, like: Tensor) -> Tensor:
+        """Return where a rank has its vector."""
+        return window.parts[rank][: like.nbytes].view(like.dtype)
+
+    def _aggregate(self, window: Window, rank: int, like: Tensor) -> Tensor:
+        """Return where a rank has the aggregate of its range."""
+        size = self.widths(len(like))[rank] * like.element_size()
+        return window.parts[rank][window.size - self._room(like) :][:size].view(like.dtype)
+
+
+def _whole(size: int) -> int:
+    """Return a number of bytes rounded up, so that numbers of any dtype may follow."""
+    return -(-size // 8) * 8
 
 
 class Replicated:
     """Every rank receives everything."""
 
-    shared = False
+    shared, late = False, False
 
     def __init__(self, peers: Peers, memory: Memory) -> None:
         self.peers, self.memory = peers, memory
@@ -295,20 +254,11 @@ class Replicated:
         self.memory.give(slab.lent)
 
 
-_kept: WeakKeyDictionary[Peers, Memory] = WeakKeyDictionary()
-
-
-def memory_of(peers: Peers) -> Memory:
-    """Return the buffers that a group keeps from call to call."""
-    return _kept.setdefault(peers, Memory())
-
-
 def exchange_of(
     mode: str, peers: Peers, memory: Memory, device: torch.device, whole: bool = True
 ) -> Exchange:
     """Return the way of exchange of this mode."""
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES)
+    require_name("mode", mode, MODES)
     if mode == "replicated":
         return Replicated(peers, memory)
     local = peers.on_one_machine and device.type == "cpu"

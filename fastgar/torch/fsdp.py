@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from fastgar.errors import SearchLimit, unknown
+from fastgar.errors import require_name
 from fastgar.pipeline import Rule
 
-from .aggregation import Aggregation
-from .backward import after_backward, current_backward, postponed_errors, raise_after_backward
-from .errors import TooManyFaultyRanks
-from .exchange import exchange_of
-from .group import Peers, configured, peers_of
+from .group import configured
+from .reduce_scatter import Backward, RobustAllReduce, RobustReduceScatter
 from .report import RankReport
 from .state import RobustState
 
 try:
     from torch.distributed.fsdp import FSDPModule
-    from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 except ImportError:  # before torch 2.9
-    FSDPModule = ReduceScatter = object  # type: ignore[assignment, misc]
+    FSDPModule = object  # type: ignore[assignment, misc]
 
 __all__ = ["make_robust"]
 
@@ -88,7 +82,8 @@ def make_robust(
     Notes
     -----
     More than f ranks with NaN or infinity raise `TooManyFaultyRanks` on every rank out
-    of ``backward()``; gradients must then not be used.
+    of ``backward()``; gradients must then not be used. So do ranks that are not in the same step or
+    parameter group, or of which one cannot take part; the error names them.
 
     Traffic is that of FSDP's own reduce-scatter, and n^2 float64 numbers per group for distance
     rules. Accumulate gradients with ``set_requires_gradient_sync(False)``: scope "global" needs
@@ -105,8 +100,7 @@ def make_robust(
             "make_robust takes a model after torch.distributed.fsdp.fully_shard (of torch 2.9 or "
             "later); for DistributedDataParallel, register_comm_hook(state, fgt.robust_hook)"
         )
-    if scope not in SCOPES:
-        raise unknown("scope", scope, SCOPES)
+    require_name("scope", scope, SCOPES)
     groups = [_param_group(module) for module in modules]
     kept = [(module, group) for module, group in zip(modules, groups, strict=True) if group]
     if any(
@@ -136,7 +130,7 @@ def make_robust(
         checked, group=group, mode=mode, momentum=momentum, too_many=too_many, patience=patience,
         callback=callback,
     )  # fmt: skip
-    step = _Backward(state, scope == "global" and state.rule.reads > 1)
+    step = Backward(state, scope == "global" and state.rule.reads > 1)
     for module, parameters in kept:
         if replicas is None:
             module.set_custom_reduce_scatter(RobustReduceScatter(step, module, parameters))
@@ -150,171 +144,3 @@ def _param_group(module: Any) -> Any:
     """Return the parameter group of an FSDP module; None if it manages no parameters."""
     found = module._get_fsdp_state()._fsdp_param_groups
     return found[0] if found else None
-
-
-class RobustReduceScatter(ReduceScatter):
-    """What FSDP calls in place of the reduce-scatter of one parameter group."""
-
-    def __init__(self, step: _Backward, module: Any, parameters: Any) -> None:
-        self.step, self.module, self.parameters = step, module, parameters
-
-    def allocate(self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
-
-    def __call__(
-        self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any,
-        async_op: bool = False,
-    ) -> None:  # fmt: skip
-        n = dist.get_world_size(group)
-        if op == dist.ReduceOp.AVG:
-            factor = 1.0
-        elif op == dist.ReduceOp.SUM:
-            factor = float(n)  # FSDP has divided, or will divide, as if this were the sum
-        else:
-            raise ValueError(
-                "a gradient divide factor is for sums, and this is no sum: leave it as it is"
-            )
-        self.step.state.momentum.replace(input_tensor, [input_tensor], [self.module])
-        self.step.take(self, input_tensor, output_tensor, group, factor)
-
-    def gradients_are_in(self, output: Tensor) -> bool:
-        """Say whether FSDP has made the gradients views of `output`, rather than copied it."""
-        place = output.untyped_storage().data_ptr()
-        gradients = [each.sharded_param.grad for each in self.parameters.fsdp_params]
-        return any(
-            gradient is not None and gradient.to_local().untyped_storage().data_ptr() == place
-            for gradient in gradients
-        )
-
-
-class RobustAllReduce:
-    """What FSDP calls with the shard of a parameter group, averaged over a replica."""
-
-    def __init__(self, step: _Backward, module: Any, replicas: Any, shards: Any) -> None:
-        self.step, self.module, self.replicas, self.shards = step, module, replicas, shards
-
-    def __call__(self, own: Tensor) -> None:
-        self.step.state.momentum.replace(own, [own], [self.module])
-        beside = peers_of(self.shards)
-        self.step.aggregate(own, own, self.replicas, 1.0, beside)
-
-
-class _Backward:
-    """The parameter groups of one backward pass."""
-
-    def __init__(self, state: RobustState, together: bool) -> None:
-        self.state, self.together, self.number = state, together, -1
-        self.reset()
-
-    def reset(self) -> None:
-        self.waiting: list[tuple[RobustReduceScatter, Tensor, float]] = []
-        self.aggregation: Aggregation | None = None
-        self.columns = 0
-        self.weights: Any = 0.0
-        self.faulty: Any = False
-        self.error: Exception | None = None
-        self.skipped = False
-
-    def take(
-        self, comm: RobustReduceScatter, own: Tensor, output: Tensor, group: Any, factor: float
-    ) -> None:
-        """Aggregate the gradients of a group into `output`, now or at the end."""
-        self._enter()
-        if not self.together:
-            self.aggregate(own, output, group, factor)
-            return
-        if self.aggregation is None:
-            self._begin(group, own.device)
-        assert self.aggregation is not None
-        self.columns += len(own)
-        with self.aggregation.peers.exchanging():
-            self.aggregation.send(own, into=own)
-            self.aggregation.advance()
-        self.waiting.append((comm, output.zero_(), factor))
-
-    def aggregate(
-        self, own: Tensor, output: Tensor, group: Any, factor: float, beside: Peers | None = None
-    ) -> None:
-        """Aggregate the gradients of a parameter group by their own distances."""
-        self._enter()
-        aggregation = self._begin(group, own.device, beside)
-        self.columns += len(own)
-        try:
-            (result,) = _finished(aggregation, own)
-        except (ValueError, SearchLimit) as error:  # the same on every rank
-            self._give_up(error, [output])
-            return
-        torch.mul(result, factor, out=output)
-        self.weights = self.weights + len(own) * aggregation.weights()
-        self.faulty = self.faulty | aggregation.faulty
-
-    def _enter(self) -> None:
-        """Begin anew in each backward pass, also after one that broke off."""
-        if self.number != current_backward():
-            self.reset()
-            self.number = current_backward()
-            self.state.memory.tidy()
-            after_backward(self.complete)
-
-    def _begin(self, group: Any, device: torch.device, beside: Peers | None = None) -> Aggregation:
-        """Return a new aggregation: of whole shards if the ranks beside this one hold the rest."""
-        state = self.state
-        peers = state.join(group)
-        exchange = exchange_of(state.mode, peers, state.memory, device, whole=beside is not None)
-        self.aggregation = Aggregation(state.rule, peers, exchange, reported=True, beside=beside)
-        return self.aggregation
-
-    def complete(self) -> None:
-        """At the end of the backward pass: decide on what was left, report, complain."""
-        try:
-            if self.together:
-                self._finish()
-            if self.error is not None:
-                raise_after_backward(self.error)
-            if self.error is not None or self.skipped:
-                return
-            assert self.aggregation is not None
-            decision = self.aggregation.decision
-            scores = decision.scores if self.together and decision is not None else None
-            weights = self.weights / self.columns
-            with postponed_errors():
-                self.state.account(self.aggregation.peers, weights, scores, self.faulty)
-        finally:
-            self.reset()
-
-    def _give_up(self, error: Exception, outputs: Sequence[Tensor]) -> None:
-        """Leave no gradient: zeros and an error, or NaN."""
-        skip = isinstance(error, TooManyFaultyRanks) and self.state.too_many == "nan"
-        for output in outputs:
-            output.fill_(float("nan") if skip else 0.0)
-        self.skipped |= skip
-        self.error = self.error if skip else error
-
-    def _finish(self) -> None:
-        assert self.aggregation is not None
-        outputs = [output for _, output, _ in self.waiting]
-        try:
-            results = _finished(self.aggregation)
-        except (ValueError, SearchLimit) as error:
-            self._give_up(error, outputs)
-            results = outputs
-        if not all(comm.gradients_are_in(output) for comm, output, _ in self.waiting):
-            self.error = self.error or ValueError(
-                'scope="global" fills gradients in at the end of the backward pass: they must be '
-                "None before it (zero_grad), accumulate with set_requires_gradient_sync(False), "
-                'and have the dtype in which they are reduced; else use scope="group"'
-            )
-        if self.error is not None or self.skipped:
-            return
-        for (_, output, factor), result in zip(self.waiting, results, strict=True):
-            torch.mul(result, factor, out=output)
-        self.weights = self.columns * self.aggregation.weights()
-        self.faulty = np.asarray(self.aggregation.faulty)
-
-
-def _finished(aggregation: Aggregation, *last: Tensor) -> list[Tensor]:
-    """Return the aggregates, after the last vectors have been sent too."""
-    with aggregation.peers.exchanging(ValueError, SearchLimit):  # which are the same on every rank
-        for own in last:
-            aggregation.send(own, into=own)
-        return aggregation.finish()

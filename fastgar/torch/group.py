@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,12 +23,11 @@ from fastgar.pipeline import Rule, rule
 from fastgar.stages import names
 
 CPU = torch.device("cpu")
-__all__ = ["Peers", "configured", "hashes", "peers_of"]
+__all__ = ["SMALL", "TEXT", "Peers", "configured", "peers_of", "short"]
 
 SIGN = 3.0  # seconds in which ranks say that they are alive, when an exchange broke off
-FIELDS = 6  # at most that a call compares: all headers have one length, whatever meets what
+SMALL = 400_000  # bytes up to which one exchange takes less time than one from every rank
 TEXT = 512  # bytes of an error that other ranks are told
-Ready = TypeVar("Ready")
 
 
 class Peers:
@@ -48,6 +47,8 @@ class Peers:
         How many calls this rank has begun.
     broken : str
         Why this rank left a call that the others may still be in; "" if it left none.
+    known : exception or None
+        The error in which this call ended on all ranks.
     """
 
     def __init__(self, group: Any) -> None:
@@ -66,6 +67,7 @@ class Peers:
         gpu = "cpu" not in self.devices
         self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else CPU
         self.calls, self.broken = 0, ""
+        self.known: BaseException | None = None
         # Ranks on one machine that may run on the same cores share them.
         here = self.exchange(np.array([_cores()], np.uint64).view(np.float64))
         share(int((here.view(np.uint64) == np.uint64(_cores())).sum()))
@@ -83,13 +85,15 @@ class Peers:
 
     def gather_pieces(self, pieces: Sequence[Tensor]) -> list[dist.Work]:
         """Begin to fill in a vector of which every rank has one piece, the same in all places."""
-        own = pieces[self.rank]
-        if own.is_cuda and len({len(piece) for piece in pieces}) == 1 and self.n > 1:
-            count = self.n * len(own)
-            whole = own.as_strided((count,), (1,), own.storage_offset() - self.rank * len(own))
+        own, widths = pieces[self.rank], [len(piece) for piece in pieces]
+        before, count = sum(widths[: self.rank]), sum(widths)
+        whole = own.as_strided((count,), (1,), own.storage_offset() - before)
+        if own.is_cuda and len(set(widths)) == 1 and self.n > 1:
             return [
                 dist.all_gather_single(_bytes(whole), _bytes(own), group=self.group, async_op=True)
             ]
+        if whole.nbytes <= SMALL:  # one exchange, though each piece is copied for every rank
+            return [self.all_to_all(whole, own.repeat(self.n), widths, [len(own)] * self.n)]
         # Gloo's all_gather goes through a second buffer, which costs more than it gains.
         return [
             dist.broadcast(_bytes(piece), rank, group=self.group, async_op=True)
@@ -118,13 +122,24 @@ class Peers:
         self, values: NDArray[np.float64], device: torch.device | None = None
     ) -> NDArray[np.float64]:
         """Return the few numbers that every rank has, (n, ...): the same bits on every rank."""
+        return self.begin_exchange(values, device)()
+
+    def begin_exchange(
+        self, values: NDArray[np.float64], device: torch.device | None = None
+    ) -> Callable[[], NDArray[np.float64]]:
+        """Begin to exchange a few numbers; return what waits for those of every rank."""
         device = self.device if device is None else device
         # One step, where an all_gather takes n - 1: half the time of four ranks.
-        own = torch.from_numpy(np.ascontiguousarray(values)).to(device).view(-1).repeat(self.n)
+        own = torch.from_numpy(np.concatenate([values.ravel()] * self.n)).to(device)
         everyone, counts = torch.empty_like(own), [values.size] * self.n
-        self.wait([self.all_to_all(everyone, own, counts, counts)])
-        gathered: NDArray[np.float64] = everyone.cpu().numpy().reshape(self.n, *values.shape)
-        return gathered
+        works = [self.all_to_all(everyone, own, counts, counts)]
+
+        def finish() -> NDArray[np.float64]:
+            self.wait(works)
+            gathered: NDArray[np.float64] = everyone.cpu().numpy()
+            return gathered.reshape(self.n, *values.shape)
+
+        return finish
 
     def wait(self, works: list[dist.Work]) -> None:
         """Wait for exchanges; where another rank has died, say what that means."""
@@ -166,71 +181,6 @@ class Peers:
     def _key(self, rank: int) -> str:
         return f"fastgar/broken/{self.group.group_name}/{rank}"
 
-    # ------------------------------------------------------------------------- calls of all ranks
-
-    def agree(
-        self,
-        kind: str,
-        fields: Sequence[str],
-        prepare: Callable[[], tuple[Ready, float, list[float]]],
-    ) -> tuple[Ready, NDArray[np.float64]]:
-        """Begin a call together: return what `prepare` made ready, and a number from every rank.
-
-        `prepare` returns also the number of this rank, and hashes of fields that must be the same
-        on every rank. A rank on which it fails says so to the others, who would wait for ever, or
-        take its next call for this one.
-
-        Raises
-        ------
-        ValueError
-            On every rank, if one cannot take part or differs; where `prepare` failed, its error.
-        RuntimeError
-            On every rank, if one has missed a call of the others.
-        """
-        self.calls += 1
-        self.require_whole()
-        header, failure = np.zeros(4 + FIELDS), None
-        try:
-            ready, number, found = prepare()
-            header[2:] = [number, *hashes(kind), *found, *[0.0] * (FIELDS - len(found))]
-        except BaseException as error:
-            failure = error
-        header[:2] = self.calls, failure is not None
-        everyone = self.exchange(header)
-        self._require_one_call(everyone[:, 0])
-        absent = np.flatnonzero(everyone[:, 1])
-        if len(absent):
-            words = self._texts("" if failure is None else _short(failure))
-            if failure is not None:
-                raise failure
-            raise ValueError(
-                f"{self.name(absent)} could not take part, and nothing was aggregated: "
-                + "; ".join(dict.fromkeys(words[int(i)] for i in absent[:4]))
-            )
-        self.require_alike(["what is called", *fields], everyone[:, 3:])
-        return ready, everyone[:, 2]
-
-    def _require_one_call(self, calls: NDArray[np.float64]) -> None:
-        """Raise, on every rank, if ranks are not in the same of their calls."""
-        if (calls == calls[0]).all():
-            return
-        numbers, counts = np.unique(calls, return_counts=True)
-        usual = numbers[counts.argmax()]
-        others = np.flatnonzero(calls != usual)
-        listed = ", ".join(
-            f"rank {self.ranks[int(i)]} is in its call {calls[i]:.0f}" for i in others[:10]
-        )
-        raise RuntimeError(
-            f"{listed}, and the others are in call {usual:.0f}: an earlier call was not made, or "
-            "failed, on some ranks only. Make a new process group for all of them"
-        )
-
-    def _texts(self, own: str) -> list[str]:
-        """Return a text from every rank."""
-        raw = bytearray(own.encode()[:TEXT].ljust(TEXT))
-        everyone = self.exchange(np.frombuffer(raw, np.float64))
-        return [row.tobytes().decode(errors="replace").strip() for row in everyone]
-
     def require_whole(self) -> None:
         """Raise if this rank has left a call in which others may still wait for it."""
         if self.broken:
@@ -245,24 +195,15 @@ class Peers:
         """Note that this rank leaves a call, where an error comes that others may not have."""
         try:
             yield
-        except alike:  # on every rank
+        except alike as error:  # on every rank
+            self.known = error
             raise
         except BaseException as error:
-            if not self.broken:
-                self.broken = _short(error)
+            if not self.broken and error is not self.known:
+                self.broken = short(error)
                 with suppress(RuntimeError, AttributeError):
                     self._tell(self.broken)
             raise
-
-    def require_alike(self, fields: Sequence[str], everyone: NDArray[np.float64]) -> None:
-        """Raise, on every rank, if ranks differ in one of the fields, of which these are hashes."""
-        for k, what in enumerate(fields):
-            others = np.flatnonzero(everyone[:, k] != everyone[0, k])
-            if len(others):
-                raise ValueError(
-                    f"{what} must be the same on every rank: {self.name([0])} does not agree with "
-                    f"{self.name(others)}"
-                )
 
     def name(self, positions: Any) -> str:
         """Return "rank 3" or "ranks 1, 3" for positions in the group."""
@@ -271,7 +212,8 @@ class Peers:
         return f"rank{'' if len(positions) == 1 else 's'} {names}{more}"
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """Return what other ranks are told of an error."""
     return f"{type(error).__name__}: {error}"[: TEXT // 2]
 
 
@@ -283,11 +225,6 @@ def _cores() -> int:
     """Return a number that two ranks have in common if they run on the same cores."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return zlib.crc32(repr((socket.gethostname(), cores)).encode())
-
-
-def hashes(*values: Any) -> list[float]:
-    """Return a number for each value, by which ranks can tell whether theirs are the same."""
-    return [float(zlib.crc32(repr(value).encode())) for value in values]
 
 
 _known: WeakKeyDictionary[Any, Peers] = WeakKeyDictionary()

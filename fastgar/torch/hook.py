@@ -38,10 +38,13 @@ def robust_hook(state: RobustState, bucket: GradBucket) -> torch.futures.Future[
         Out of ``backward()``, on every rank at the same step. All gradients are zero then, and
         training may go on with the next batch.
     ValueError
-        Too few ranks for f, or a state that serves two models.
+        Too few ranks for f, or a state that serves two models. Buckets that are not alike on all
+        ranks, or that one rank cannot send: on every rank, with its name, and then the next step
+        works.
     RuntimeError
-        An exchange that broke off: a rank that died, or does not answer within the timeout of the
-        process group. So does every later step, at once.
+        A rank that has missed a call of the others. An exchange that broke off: a rank that died,
+        or does not answer within the timeout of the process group. So does every later step, at
+        once.
 
     Notes
     -----
@@ -92,24 +95,27 @@ class _Step:
 
     def _aggregate(self, bucket: GradBucket) -> list[Tensor]:
         """Send a bucket; return the results after the last one."""
-        buffer, momentum = bucket.buffer(), self.state.momentum
+        state, buffer = self.state, bucket.buffer()
         if self.aggregation is None:
-            self.aggregation = self.state.begin(buffer.device)
-        with self.aggregation.peers.exchanging():
-            if momentum.factor:
-                momentum.replace(buffer, bucket.gradients(), bucket.parameters())
-            self.aggregation.send(buffer, into=buffer)
-            if not bucket.is_last():
-                self.aggregation.advance()
-                return []
-        with self.aggregation.peers.exchanging(ValueError, SearchLimit):  # the same on every rank
-            return self.aggregation.finish()
+            self.aggregation = state.begin(buffer.device)
+        aggregation, last = self.aggregation, bucket.is_last()
+        place = {"the bucket": bucket.index(), "whether it is the last bucket": last}
+        with aggregation.peers.exchanging():
+            call = state.call(
+                aggregation.peers, "robust_hook", place, buffer,
+                lambda: (bucket.gradients(), bucket.parameters()),
+            )  # fmt: skip
+            aggregation.begin(call, buffer)
+        if not last:
+            return []
+        with aggregation.peers.exchanging(ValueError, SearchLimit):  # the same on every rank
+            return aggregation.finish()
 
     def _complete(self, results: list[Tensor]) -> None:
         error = self.error
         if error is not None:
             skip = isinstance(error, TooManyFaultyRanks) and self.state.too_many == "nan"
-            results = [buffer.fill_(float("nan") if skip else 0.0) for buffer in self.buffers]
+            results = [b.fill_(float("nan")) if skip else b.zero_() for b in self.buffers]
             if not skip:
                 raise_after_backward(error)
         for future, result in zip(self.futures, results, strict=True):

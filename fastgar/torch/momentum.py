@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .aggregation import is_finite
+from .sendable import is_finite
 
 __all__ = ["Momentum"]
 
@@ -35,7 +35,7 @@ class Momentum:
         self, vector: Tensor, gradients: Sequence[Tensor], parameters: Sequence[Any]
     ) -> None:
         """Put the sums in the place of gradients, which are views of a vector."""
-        if not self.factor or not is_finite(vector):
+        if not is_finite(vector):
             return
         for parameter, gradient in zip(parameters, gradients, strict=True):
             known = self.sums.get(parameter)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from fastgar.errors import unknown
+from fastgar.errors import require_name
 from fastgar.pipeline import Rule, rule
 
 from .aggregation import Aggregation
-from .exchange import MODES, Memory, exchange_of
-from .group import Peers, configured, hashes, peers_of
+from .calls import Call, agree, hashes
+from .exchange import MODES, exchange_of
+from .group import Peers, configured, peers_of
+from .memory import Memory
 from .momentum import Momentum
 from .report import RankReport, distrust
+from .sendable import require_sendable
 from .suspicion import ALARM, Events, Tally
 
 __all__ = ["RobustState"]
@@ -86,10 +89,8 @@ class RobustState:
         patience: int | None = None,
         callback: Callable[[RankReport], None] | None = None,
     ) -> None:
-        if mode not in MODES:
-            raise unknown("mode", mode, MODES)
-        if too_many not in ("raise", "nan"):
-            raise unknown("way to go on with too many faulty ranks", too_many, ("raise", "nan"))
+        require_name("mode", mode, MODES)
+        require_name("way to go on with too many faulty ranks", too_many, ("raise", "nan"))
         if patience is not None and patience < 1:
             raise ValueError(f"patience must be at least 1 step, got {patience}")
         if dist.is_available() and dist.is_initialized():
@@ -123,9 +124,31 @@ class RobustState:
         """Return the ranks of the group, after checking that they go together with this state."""
         peers = peers_of(group)
         if self.peers is not peers:
-            peers.agree("RobustState", FIELDS, lambda: (None, 0.0, self._described(peers)))
+            agree(peers, "RobustState", FIELDS, lambda: (None, 0.0, self._described(peers)))
             self.peers = peers
         return peers
+
+    def call(
+        self, peers: Peers, kind: str, place: Mapping[str, Any], vector: Tensor,
+        parts: Callable[[], tuple[Sequence[Tensor], Sequence[Any]]],
+    ) -> Call:  # fmt: skip
+        """Return the call in which a vector is sent, with momentum.
+
+        `place` is where in the step that is, in words and values, and the same on every rank;
+        `parts` gives the gradients in the vector, and what each is of.
+        """
+        failure = None
+        try:
+            require_sendable(vector, peers.devices)
+            if self.momentum.factor:
+                self.momentum.replace(vector, *parts())
+        except Exception as error:
+            failure = error
+        fields = {
+            "the step": (self.rule.step, self.tally.step), **place,
+            "shape and dtype of what is sent": (tuple(vector.shape), vector.dtype),
+        }  # fmt: skip
+        return Call(peers, kind, list(fields), hashes(*fields.values()), failure=failure)
 
     def _described(self, peers: Peers) -> list[float]:
         """Return what must be the same on every rank; raise if that cannot go with the ranks."""

@@ -52,6 +52,7 @@ from .rates import schedule
 from .result import Evaluation, Result, Seconds
 from .resume import resume, state_of
 from .roles import Part, Roles
+from .room import require_room
 from .server import Server, read_rule
 from .split import split
 from .threads import threads_for
@@ -165,6 +166,7 @@ class Training:
         else:
             model = copy.deepcopy(model)
             require_fit(type(model).__name__, model.cpu(), data)
+        require_room(config, data, model)
 
         # All draws, in this order: what the server holds, shares, liars; then those of each step.
         self.draw = torch.Generator().manual_seed(config.seed)

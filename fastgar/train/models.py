@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ..options import Count
 from .data import Data
 from .importing import imported
+from .room import require_room_for_model
 from .spec import configured
 
 __all__ = ["MODELS", "build", "check", "require_fit"]
@@ -196,7 +197,7 @@ def build(name: str, data: Data, seed: int) -> nn.Module:
     ------
     TypeError, ValueError
         If there is no such model, an option is wrong, the factory cannot be imported or called or
-        returns something else, or the model does not fit the data.
+        returns something else, or the model does not fit the data, or memory.
 
     Examples
     --------
@@ -207,6 +208,8 @@ def build(name: str, data: Data, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=()):
         make = _maker(name, tuple(data.x.shape[1:]), data.classes)
+        if ":" not in name:
+            require_room_for_model(name, make)
         # After the import of a module, which may draw. torch.manual_seed would reach the generators
         # of accelerators too, which are not restored.
         torch.default_generator.manual_seed(seed)

@@ -13,6 +13,7 @@ from .config import Config
 from .data import Data, load
 from .gradients import Layout
 from .roles import Roles
+from .room import require_room
 from .server import read_rule
 
 __all__ = ["check", "shared"]
@@ -24,12 +25,14 @@ def shared(config: Config) -> tuple[nn.Module, Data]:
     Raises
     ------
     TypeError, ValueError
-        If there is no such model or data set, or there are too few samples.
+        If there is no such model or data set, there are too few samples, or too little memory.
     """
     models.check(config.model)
     data = load(config.data)
     data.require(config.workers)
-    return models.build(config.model, data, config.seed), data
+    model = models.build(config.model, data, config.seed)
+    require_room(config, data, model)
+    return model, data
 
 
 def check(configs: Iterable[Config], model: nn.Module | None = None) -> None:

@@ -164,19 +164,24 @@ def open_directory(
     Mismatch, OSError
         As `RunDirectory` does; on all ranks.
     """
-    directory, complaint, found = None, "", (b"", b"")
-    if ranks.rank == 0:
+    directory: RunDirectory | None = None
+    found = (b"", b"")
+
+    def begin() -> bytes:
+        nonlocal directory, found
         try:
             directory = RunDirectory(path, config, fresh=fresh)
             found = directory.last()
         except (OSError, Mismatch) as error:
             if ranks.alone:
                 raise
-            complaint = str(error)
-    complaint = ranks.share(complaint.encode()).decode()
+            return str(error).encode()
+        return b""
+
+    complaint = ranks.share(begin).decode()
     if complaint:
         raise Mismatch(complaint)
-    state, lines = map(ranks.share, found)
+    state, lines = ranks.share(lambda: found[0]), ranks.share(lambda: found[1])
     return directory, load(state) if state else {}, records(lines, path / METRICS, KINDS)
 
 

@@ -94,7 +94,7 @@ class Workers:
 
     def __init__(self, module: nn.Module, config: Config, data: Data, ranks: Ranks) -> None:
         self.module, self.config, self.data, self.ranks = module, config, data, ranks
-        self.layout = Layout(module)
+        self.layout, self.settings = Layout(module), config.to_toml()
         module.train(not config.eval_mode)
         trial = torch.arange(2 * min(2, config.batch)).view(2, -1) % len(data.x)
         with self._drawing(0):
@@ -126,15 +126,21 @@ class Workers:
                 losses = self._work(point, buffers, x, y, rows, lr)
         else:
             mine = (who == self.ranks.rank).nonzero()[:, 0]
-            found = rows.new_zeros(1, self.layout.total)
-            losses, buffers = rows.new_zeros(1), copies(own, 1)
-            if len(mine):
-                start = point[mine] if point.ndim == 2 else point
-                with self._drawing(step):
-                    losses = self._work(start, buffers, x[mine], y[mine], found, lr)
-            torch.index_select(self.ranks.gather(found), 0, who.to(rows.device), out=rows)
-            losses = self.ranks.gather(losses)[who]
-            buffers = {name: self.ranks.gather(stack)[who] for name, stack in buffers.items()}
+
+            def work() -> tuple[list[Tensor], float]:
+                found, mean = rows.new_zeros(1, self.layout.total), rows.new_zeros(1)
+                buffers = copies(own, 1)
+                if len(mine):
+                    start = point[mine] if point.ndim == 2 else point
+                    with self._drawing(step):
+                        mean = self._work(start, buffers, x[mine], y[mine], found, lr)
+                return [found, *buffers.values()], float(mean[0])
+
+            same = {"the step": step, "settings": self.settings, "buffers": list(own)}
+            (found, *stacks), means = self.ranks.gather(work, same)
+            torch.index_select(found, 0, who.to(rows.device), out=rows)
+            losses = rows.new_tensor(means)[who]
+            buffers = {name: stack[who] for name, stack in zip(own, stacks, strict=True)}
         for name, stack in buffers.items():
             own[name].copy_(_middle(stack))
         return losses
