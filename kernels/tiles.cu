@@ -172,6 +172,23 @@ __device__ __forceinline__ C sum(const C* tile, int c, Index first, Index end, R
     return total;
 }
 
+// Where the window of the `closest` values nearest to the centre begins: where sliding stops. Of two
+// places at a time, so that four loads are under way.
+__device__ __forceinline__ Index window_begin(const C* tile, Index m, Index closest, int c,
+                                              C centre) {
+    Index begin = 0, end = m - closest;  // it is in [begin, end]
+#pragma unroll 1
+    while (begin < end) {
+        const Index third = (end - begin) / 3, low = begin + third, high = end - 1 - third;
+        const C one[2] = {tile[at(low, c)], tile[at(low + closest, c)]};
+        const C two[2] = {tile[at(high, c)], tile[at(high + closest, c)]};
+        const bool above = nearer(two[1], two[0], centre), inside = nearer(one[1], one[0], centre);
+        begin = above ? high + 1 : inside ? low + 1 : begin;
+        end = above ? end : inside ? high : low;
+    }
+    return begin;
+}
+
 // Put a value into the tile, and count it if it is not finite.
 __device__ __forceinline__ void place_in(C* tile, int* bad, Index i, int c, C x) {
     if (!is_finite(x)) {
@@ -244,14 +261,7 @@ tiles(const void* rows, long long stride, long long n, const void* mixing, long 
         if (closest) {
             __syncthreads();  // all have read the partial sums
             if (adds) {
-                Index begin = 0, end = m - closest;  // the window begins where sliding stops
-                while (begin < end) {
-                    const Index middle = (begin + end) / 2;
-                    if (nearer(tile[at(middle + closest, w.c)], tile[at(middle, w.c)], value))
-                        begin = middle + 1;
-                    else
-                        end = middle;
-                }
+                const Index begin = window_begin(tile, m, closest, w.c, value);
                 const auto moved = [&](Index slot) {  // of ranks that leave this rest, that in it
                     const Index turns = (begin - slot + closest - 1) / closest;
                     return slot < begin ? slot + turns * closest : slot;

@@ -238,4 +238,4 @@ def selection_shape(n: int) -> tuple[int, int]:
 
 def selection_scratch(n: int) -> int:
     """Return the bytes of scratch that Bulyan's picks want."""
-    return 16 * n * n  # a double and an int for each pair, and a byte for each row
+    return 8 * (n * n + (n * n + 1) // 2)  # a double and an int for each pair, in whole doubles
