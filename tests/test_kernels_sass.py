@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
@@ -117,15 +118,18 @@ def load_variants():
 
 def test_four_loads_are_under_way_in_every_loop_of_every_kernel():
     """Rows, weights, tiles, records, n x n numbers; a bisection reads four places in a step."""
-    seen = set()
+    seen, excepted = set(), set()
     for (_, macros, n), architecture, codes in each(load_variants(), codes_of):
         for kernel, code in codes.items():
             seen.add(kernel)
             found, said = code.load_loops(), (kernel, macros, architecture)
             assert found or kernel == "table", said  # which reads its arguments alone
-            assert [k for k in found if k < LEAST] == fewer(kernel, macros, n), (*said, found)
+            below = Counter(k for k in found if k < LEAST)
+            assert below <= Counter(fewer(kernel, macros, n)), (*said, found)
+            excepted |= {kernel} if below else set()
     files = [path.name for path in nvrtc.KERNELS.glob("*.cu")]
     assert seen == {"partials", *(kernel for file in files for kernel in kernels_of(file))}
+    assert excepted == {"columns", "combine", "partials"}  # no exception that nothing needs
 
 
 # --------------------------------------------------------------------------------- instructions
