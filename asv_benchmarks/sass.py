@@ -21,9 +21,8 @@ from typing import NamedTuple
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z0-9_.]+)\s*([^;]*);")
 LABEL = re.compile(r"^(\.L\w+):")
 TARGET = re.compile(r"\((\.L\w+)\)")
-REGISTER = re.compile(r"U?[RP]\d+")
+PLACE = re.compile(r"\[(R\d+)(?:\.64)?(?:\+(-?0x[0-9a-f]+))?\]")
 PAIR = re.compile(r"D|CS2R$|\w+\.F?64|IMAD\.WIDE")  # what writes two registers
-CARRY = re.compile(r"\s*U?P(\d+|T)\s*$")  # a second result, before what is read
 NEVER = (-float("inf"), None)
 ONLY_READ = ("ST", "RED", "BRA", "EXIT", "BAR", "BSYNC", "WARPSYNC")  # these write no register
 
@@ -202,11 +201,9 @@ class Code:
         wide = {id(i) for i in loads if i.bytes == widest}
         return under_way(self.way(loop, lambda i: id(i) in wide)) if wide else 0
 
-    def load_loops(self, among: list[Loop] | None = None) -> list[int]:
-        """Return the loads under way in each loop that has any and is no bisection."""
-        loops = self.loops if among is None else among
-        loops = [a for a in loops if not _bisects(self.way(a, from_memory))]
-        return [k for k in map(self.loads_under_way, loops) if k]
+    def load_loops(self) -> list[int]:
+        """Return the loads under way in each loop that has any."""
+        return [k for k in map(self.loads_under_way, self.loops) if k]
 
 
 def _before(operands: str) -> str:
@@ -218,33 +215,6 @@ def from_memory(i: Instruction) -> bool:
     return i.base in ("LDG", "LD")
 
 
-def _bisects(turn: Way) -> bool:
-    """Return whether this is a turn of a bisection: where it reads depends on what it read before.
-
-    There are one or two loads, and no more can be under way.
-    """
-    if not 1 <= sum(map(from_memory, turn)) <= 2:
-        return False
-    known: set[str] = set()  # registers and predicates that depend on a load
-    for number, i in enumerate(2 * turn):
-        if i.base.startswith(ONLY_READ):
-            continue
-        first, *rest = i.operands.split(",")
-        written = [*REGISTER.findall(first), *(f"R{r}" for r in i.written)]
-        while rest and CARRY.match(rest[0]):
-            written += REGISTER.findall(rest.pop(0))
-        depends = not known.isdisjoint(REGISTER.findall(",".join(rest)))
-        if from_memory(i):
-            if number >= len(turn) and not depends:
-                return False
-            depends = True
-        if depends or not known.isdisjoint(REGISTER.findall(i.guard)):
-            known.update(written)
-        elif not i.guard:
-            known.difference_update(written)
-    return True
-
-
 def multiply_adds(path: Iterable[Instruction]) -> int:
     return sum(i.base in ("FFMA", "DFMA") for i in path)
 
@@ -252,9 +222,11 @@ def multiply_adds(path: Iterable[Instruction]) -> int:
 def under_way(path: Iterable[Instruction]) -> int:
     """Return how many loads stand before the first instruction that waits for one of them.
 
-    A load of an address does not count; what reads there does.
+    A load of an address does not count; what reads there does. Neighbouring halves of 8 bytes (as
+    which sm_100 and sm_120 may load a number) are one load.
     """
     waiting: dict[int, int] = {}  # registers to come, and the number of their load
+    halves: dict[tuple[str, int], int] = {}  # where 4 bytes were loaded from, and its number
     count = 0
     for number, i in enumerate(path):
         needed = {waiting[r] for r in i.read if r in waiting}
@@ -264,8 +236,17 @@ def under_way(path: Iterable[Instruction]) -> int:
         count -= len(needed)
         waiting = {r: n for r, n in waiting.items() if n not in needed}
         if from_memory(i):
-            count += 1
-            waiting |= dict.fromkeys(i.written, number)
+            own, place = number, PLACE.search(i.operands)
+            if place and i.bytes == 4:
+                at = int(place[2] or "0", 16)
+                other = halves.pop((place[1], at - 4), halves.pop((place[1], at + 4), None))
+                if other is None:
+                    halves[place[1], at] = number
+                else:
+                    own = other
+            count += own == number
+            waiting |= dict.fromkeys(i.written, own)
+        halves = {p: n for p, n in halves.items() if int(p[0][1:]) not in i.written}
     return count
 
 

@@ -198,17 +198,27 @@ __device__ __forceinline__ void load_rows(Pack<K, WIDE> (&x)[AHEAD], Place place
 constexpr int RECORD = 4;
 
 // The record of the leaf that this unit is of, among `count` records of `size` numbers. Each step
-// waits for the one before: so this is done once for a block or a tile.
+// waits for the one before: so this is done once for a block or a tile, and a step cuts what is left
+// into five parts, not two, by four records that are read together.
 __device__ __forceinline__ const long long* leaf_of(const void* leaves, long long count,
                                                     long long size, long long unit) {
+    constexpr int CUTS = 4;
     const long long* const records = static_cast<const long long*>(leaves);
-    long long low = 0, high = count;
+    int low = 0, high = static_cast<int>(count);
+#pragma unroll 1
     while (high - low > 1) {
-        const long long middle = (low + high) / 2;
-        if (records[middle * size] <= unit)
-            low = middle;
-        else
-            high = middle;
+        const int part = (high - low + CUTS) / (CUTS + 1);
+        long long first[CUTS];
+#pragma unroll
+        for (int a = 0; a < CUTS; ++a) {  // past the last record, that again
+            const int cut = low + (a + 1) * part;
+            first[a] = __ldg(records + (cut < high ? cut : high - 1) * size);
+        }
+        int passed = 0;
+#pragma unroll
+        for (int a = 0; a < CUTS; ++a) passed += low + (a + 1) * part < high && first[a] <= unit;
+        low += passed * part;
+        if (low + part < high) high = low + part;
     }
     return records + low * size;
 }
@@ -271,6 +281,21 @@ template <class Number> __device__ __forceinline__ Number warp_sum(Number x) {
 #pragma unroll
     for (int step = 16; step > 0; step >>= 1) x += __shfl_xor_sync(FG_WARP, x, step);
     return x;
+}
+
+// Hands what `load` gives for first, first + step, ... to `use`, in this order. AHEAD loads are under
+// way before one is waited for: past the end, the first of the turn again.
+template <int AHEAD, class Index, class Load, class Use>
+__device__ __forceinline__ void each(Index first, Index end, Index step, Load load, Use use) {
+#pragma unroll 1
+    for (Index k = first; k < end; k += AHEAD * step) {
+        decltype(load(k)) x[AHEAD];
+#pragma unroll
+        for (int a = 0; a < AHEAD; ++a) x[a] = load(k + a * step < end ? k + a * step : k);
+#pragma unroll
+        for (int a = 0; a < AHEAD; ++a)
+            if (k + a * step < end) use(k + a * step, x[a]);
+    }
 }
 
 // Set a flag that other threads may be setting too; who reads it waits at a barrier first.

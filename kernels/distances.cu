@@ -70,6 +70,7 @@ constexpr int PACKS = ROWS * COLUMNS / PACK;
 constexpr int FETCHES = (PACKS + THREADS - 1) / THREADS;
 constexpr int OWN = R * (R - 1) / 2 + (FG_PRODUCTS ? R : 0);  // pairs within one group
 constexpr int SUMS = 2 * OWN > R * R ? 2 * OWN : R * R;
+constexpr int AHEAD = 4;    // numbers under way, where what is not finite is looked for
 constexpr int AT_ONCE = R;  // sums of a thread that are added over the slots together
 static_assert(COLUMNS % (SLOTS * V) == 0 && COLUMNS % PACK == 0, "");
 // Products, and float64 on Turing, take a few registers more than two blocks leave.
@@ -83,6 +84,7 @@ static_assert(FG_SPAN % COLUMNS == 0 && 8192 % FG_SPAN == 0, "");
 static_assert(ROWS <= THREADS && THREADS <= 1024 && AT_ONCE * THREADS <= ROWS * PITCH * 2, "");
 
 struct alignas(16) Wide { A item[V]; };
+struct Numbers { C x, y; };
 
 // The rows of a block: position in the tile to number of the point; `points` or more is none.
 __device__ __forceinline__ int point(int position, int left, int right) {
@@ -96,32 +98,32 @@ __device__ __forceinline__ int point(int position, int left, int right) {
 struct Source {
     const void* rows;
     long long stride;
-    int points, left, right;
-    const double* scales;  // with FG_PRODUCTS
-    int pivot;
+    int left, right;
     __device__ __forceinline__ const T* at(int i) const { return row(rows, stride, i); }
 };
 
 typedef typename Word<PACK * sizeof(T)>::type Raw;  // one pack, not taken apart yet
 
-// The packs of X that a thread brings to the tile; zeros past the end, and for rows without an
-// address. First all addresses, then all loads: none waits for another.
-__device__ __forceinline__ void fetch(Raw (&packs)[FETCHES], const T* const* addresses,
-                                      long long begin, long long end) {
+// What is read of rows without an address.
+__device__ __align__(16) const unsigned char ZEROS[16] = {};
+
+// The packs that a thread brings to the tile, of the rows that `row_of` tells the beginnings of;
+// zeros past the end, and for rows without an address. First all addresses, then all loads: none
+// waits for another, nor for a test.
+template <class RowOf>
+__device__ __forceinline__ void fetch(Raw (&packs)[FETCHES], RowOf row_of, long long begin,
+                                      long long end) {
     const T* places[FETCHES];
 #pragma unroll
     for (int k = 0; k < FETCHES; ++k) {
         const int index = thread_index() + k * THREADS;
         const long long column = begin + index % (COLUMNS / PACK) * PACK;
-        places[k] = index < PACKS ? addresses[index / (COLUMNS / PACK)] : nullptr;
-        if (places[k] != nullptr) places[k] = column < end ? places[k] + column : nullptr;
+        const T* const own = index < PACKS ? row_of(index / (COLUMNS / PACK)) : nullptr;
+        places[k] = own != nullptr && column < end ? own + column : reinterpret_cast<const T*>(ZEROS);
     }
-    if (begin + COLUMNS <= end) {
+    if (PACK == 1 || begin + COLUMNS <= end) {
 #pragma unroll
-        for (int k = 0; k < FETCHES; ++k) {
-            packs[k] = Raw();
-            if (places[k] != nullptr) packs[k] = __ldg(reinterpret_cast<const Raw*>(places[k]));
-        }
+        for (int k = 0; k < FETCHES; ++k) packs[k] = __ldg(reinterpret_cast<const Raw*>(places[k]));
     } else {
 #pragma unroll
         for (int k = 0; k < FETCHES; ++k) {
@@ -130,44 +132,50 @@ __device__ __forceinline__ void fetch(Raw (&packs)[FETCHES], const T* const* add
             Pack<PACK> pack;
 #pragma unroll
             for (int p = 0; p < PACK; ++p) {
-                pack.item[p] = T(0);
-                if (places[k] != nullptr && column + p < end) pack.item[p] = __ldg(places[k] + p);
+                pack.item[p] = column + p < end ? __ldg(places[k] + p) : T(0);
             }
             memcpy(&packs[k], &pack, sizeof pack);
         }
     }
 }
 
-// The same pack, widened, to its place in the tile.
-__device__ __forceinline__ void put(A* tile, const Raw& raw, const Source& x, int index,
+// What else a tile of products is made of: the same columns of the pivot, and the scales of rows.
+struct Centre {
+#if FG_PRODUCTS
+    Raw packs[FETCHES];
+    double scales[FETCHES];
+#endif
+};
+
+// Pack number k of a thread, widened, to its place in the tile.
+__device__ __forceinline__ void put(A* tile, const Raw& raw, const Centre& centre, int k,
                                     long long begin, long long end) {
+    const int index = thread_index() + k * THREADS;
     if (index >= PACKS) return;
     Pack<PACK> pack;
     memcpy(&pack, &raw, sizeof pack);
     const int position = index / (COLUMNS / PACK), offset = index % (COLUMNS / PACK) * PACK;
     alignas(16) A wide[PACK];
 #pragma unroll
-    for (int k = 0; k < PACK; ++k) wide[k] = pack[k];
+    for (int p = 0; p < PACK; ++p) wide[p] = pack[p];
 #if FG_PRODUCTS
-    const int i = point(position, x.left, x.right);
-    const double scale = i < x.points ? __ldg(x.scales + i) : 0.0;
-    const T* const centre = x.at(x.pivot);
+    const double scale = centre.scales[k];
+    Pack<PACK> middle;
+    memcpy(&middle, &centre.packs[k], sizeof middle);
 #pragma unroll
-    for (int k = 0; k < PACK; ++k) {
-        const long long column = begin + offset + k;
-        double middle = 0.0;
-        if (centre != nullptr && column < end) middle = load(centre + column);
-        wide[k] = scale != 0.0 && column < end ? scale * (wide[k] - middle) : 0.0;
+    for (int p = 0; p < PACK; ++p) {
+        const bool there = scale != 0.0 && begin + offset + p < end;
+        wide[p] = there ? scale * (wide[p] - middle[p]) : 0.0;
     }
 #endif
     A* const place = tile + position * PITCH + offset;
     if (PACK % V == 0) {
 #pragma unroll
-        for (int k = 0; k < PACK / V; ++k)
-            *reinterpret_cast<Wide*>(place + k * V) = *reinterpret_cast<const Wide*>(wide + k * V);
+        for (int p = 0; p < PACK; p += V)
+            *reinterpret_cast<Wide*>(place + p) = *reinterpret_cast<const Wide*>(wide + p);
     } else {
 #pragma unroll
-        for (int k = 0; k < PACK; ++k) place[k] = wide[k];
+        for (int p = 0; p < PACK; ++p) place[p] = wide[p];
     }
 }
 
@@ -276,7 +284,7 @@ partials(const void* rows, long long stride, long long points, long long columns
     __shared__ unsigned char bad[ROWS];
     __shared__ const T* addresses[ROWS];  // null: the origin, or not there, or of scale 0
     const int t = thread_index();
-    Source x = {rows, stride, static_cast<int>(points), 0, 0, scales, static_cast<int>(pivot)};
+    Source x = {rows, stride, 0, 0};
     long long span = blockIdx.x;
 #if FG_CROSS
     const int blocks = static_cast<int>((points + ROWS / 2 - 1) / (ROWS / 2));
@@ -325,18 +333,34 @@ partials(const void* rows, long long stride, long long points, long long columns
     const int from = one * PITCH + slot * V;
     const int to = (FG_CROSS ? R * GROUPS + two : two) * PITCH + slot * V;
 
+    Centre centre;
+#if FG_PRODUCTS
+    const T* const middle = x.at(static_cast<int>(pivot));
+#pragma unroll
+    for (int k = 0; k < FETCHES; ++k) {
+        const int position = (t + k * THREADS) / (COLUMNS / PACK);
+        const int i = point(position, x.left, x.right);
+        centre.scales[k] = position < ROWS && i < points ? __ldg(scales + i) : 0.0;
+    }
+#endif
     A sums[SUMS];
 #pragma unroll
     for (int k = 0; k < SUMS; ++k) sums[k] = A(0);
     Raw coming[FETCHES];
+    const auto fetch_tile = [&](long long here) {
+        fetch(coming, [&](int position) { return addresses[position]; }, here, end);
+#if FG_PRODUCTS
+        fetch(centre.packs, [&](int) { return middle; }, here, end);
+#endif
+    };
     int which = 0;
-    fetch(coming, addresses, begin, end);
+    fetch_tile(begin);
 #pragma unroll
-    for (int k = 0; k < FETCHES; ++k) put(tiles[0], coming[k], x, t + k * THREADS, begin, end);
+    for (int k = 0; k < FETCHES; ++k) put(tiles[0], coming[k], centre, k, begin, end);
     __syncthreads();
     for (long long here = begin; here < end; here += COLUMNS) {
         const long long next = here + COLUMNS;
-        if (next < end) fetch(coming, addresses, next, end);
+        if (next < end) fetch_tile(next);
         const A* const tile = tiles[which];
         if (across)
             accumulate<true>(sums, tile + from, tile + to);
@@ -345,8 +369,7 @@ partials(const void* rows, long long stride, long long points, long long columns
         which ^= 1;
         if (next < end) {
 #pragma unroll
-            for (int k = 0; k < FETCHES; ++k)
-                put(tiles[which], coming[k], x, t + k * THREADS, next, end);
+            for (int k = 0; k < FETCHES; ++k) put(tiles[which], coming[k], centre, k, next, end);
         }
         __syncthreads();  // the next tile is complete, and nobody reads this one any more
     }
@@ -391,38 +414,57 @@ partials(const void* rows, long long stride, long long points, long long columns
         return;
     }
     for (int k = warp_index(); k < ROWS; k += warps()) {
-        const int i = point(k, x.left, x.right);
-        const T* const place = i < points ? x.at(i) : nullptr;
+        const T* const place = addresses[k];
         bool found = false;
         if (place != nullptr)
-            for (long long c = begin + lane_index(); c < end; c += 32)
-                found |= !is_finite(load(place + c));
+            each<AHEAD>(
+                begin + lane_index(), end, 32ll, [&](long long c) { return load(place + c); },
+                [&](long long, C number) { found |= !is_finite(number); });
         found = __any_sync(FG_WARP, found) != 0;
         if (lane_index() == 0) bad[k] = found;
     }
     __syncthreads();
-    const int width = FG_CROSS ? ROWS / 2 : ROWS;
-    for (int k = warp_index(); k < width * width; k += warps()) {
-        const int p = k / width, q = k % width + (ROWS - width);
-        const int i = point(p, x.left, x.right), j = point(q, x.left, x.right);
-        if (i > j || j >= points || (i == j && !diagonal)) continue;
-        double* const place = partial + triangle(i, j);
-        if (bad[p] || bad[q] || i == j) {
-            if (lane_index() == 0) *place = i == j && bad[p] ? 1.0 : 0.0;
-            continue;
-        }
-        const double known = *place;
-        if (is_finite(known) || sizeof(C) == 8) continue;  // float64 stays at +Inf
-        const T *const u = x.at(i), *const w = x.at(j);
+    constexpr int WIDTH = FG_CROSS ? ROWS / 2 : ROWS;
+    const auto place_of = [&](int k) -> double* {  // of a pair; null: not of this block
+        const int i = point(k / WIDTH, x.left, x.right);
+        const int j = point(k % WIDTH + (ROWS - WIDTH), x.left, x.right);
+        const bool there = i <= j && j < points && (i < j || diagonal);
+        return there ? partial + triangle(i, j) : nullptr;
+    };
+    unsigned char* const again = reinterpret_cast<unsigned char*>(tiles);  // what overflowed
+    static_assert(WIDTH * WIDTH <= sizeof tiles, "");
+    each<AHEAD>(
+        t, WIDTH * WIDTH, THREADS,
+        [&](int k) {
+            const double* const place = place_of(k);
+            return place != nullptr ? *place : 0.0;
+        },
+        [&](int k, double known) {
+            double* const place = place_of(k);
+            const int p = k / WIDTH, q = k % WIDTH + (ROWS - WIDTH);
+            const bool same = diagonal && p == k % WIDTH, faulty = bad[p] || bad[q];
+            if (place != nullptr && (same || faulty)) *place = same && faulty ? 1.0 : 0.0;
+            again[k] = place != nullptr && !same && !faulty && !is_finite(known);
+        });
+    if (sizeof(C) == 8) return;  // float64 stays at +Inf
+    __syncthreads();
+    for (int k = warp_index(); k < WIDTH * WIDTH; k += warps()) {
+        if (!again[k]) continue;
+        const T* const u = addresses[k / WIDTH];
+        const T* const v = addresses[k % WIDTH + (ROWS - WIDTH)];
         double sum = 0.0;
-        for (long long c = begin + lane_index(); c < end; c += 32) {
-            const double difference = static_cast<double>(u == nullptr ? C(0) : load(u + c)) -
-                                      static_cast<double>(w == nullptr ? C(0) : load(w + c));
-            sum = multiply_add(difference, difference, sum);
-        }
+        each<AHEAD>(
+            begin + lane_index(), end, 32ll,
+            [&](long long c) {
+                return Numbers{u == nullptr ? C(0) : load(u + c), v == nullptr ? C(0) : load(v + c)};
+            },
+            [&](long long, const Numbers& own) {
+                const double difference =
+                    static_cast<double>(own.x) - static_cast<double>(own.y);
+                sum = multiply_add(difference, difference, sum);
+            });
         sum = warp_sum(sum);
-        __syncwarp();  // all lanes have read what was known
-        if (lane_index() == 0) *place = sum;
+        if (lane_index() == 0) *place_of(k) = sum;
     }
 #endif
 }
@@ -437,6 +479,10 @@ partials(const void* rows, long long stride, long long points, long long columns
 //   finish  1: the last block to end makes the matrix symmetric, as squared distances: what
 //           concerns a row with a flag is +Inf; 2: symmetric, no more; 0: more is to come
 constexpr int WARPS = 8, DEEP = 4;  // chunks that a thread has on their way
+
+struct Entry {
+    double value, flag, other_flag;
+};
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
 add(const double* triangles, long long spans, double* total, long long points, long long begin,
@@ -487,18 +533,26 @@ add(const double* triangles, long long spans, double* total, long long points, l
     __syncthreads();
     if (!last) return;
     const volatile double* const known = total;
-    for (long long k = t; k < points * points; k += 32 * WARPS) {
-        const long long p = k / points, q = k % points;
-        if (p >= q) continue;
-        double value = known[k];
-        if (finish == 1 && (known[p * points + p] != 0.0 || known[q * points + q] != 0.0))
-            value = infinity<double>();
-        total[k] = value;
-        total[q * points + p] = value;
-    }
+    for (long long p = w; p < points; p += WARPS)
+        each<DEEP>(
+            p + 1 + lane, points, 32ll,
+            [&](long long q) {
+                return Entry{known[p * points + q], known[p * points + p], known[q * points + q]};
+            },
+            [&](long long q, const Entry& x) {
+                const bool faulty = finish == 1 && (x.flag != 0.0 || x.other_flag != 0.0);
+                const double value = faulty ? infinity<double>() : x.value;
+                total[p * points + q] = value;
+                total[q * points + p] = value;
+            });
     __syncthreads();
-    for (long long k = t; finish == 1 && k < points; k += 32 * WARPS)
-        if (known[k * points + k] != 0.0) total[k * points + k] = infinity<double>();
+    if (finish != 1) return;
+    each<DEEP>(
+        static_cast<long long>(t), points, 32ll * WARPS,
+        [&](long long p) { return known[p * points + p]; },
+        [&](long long p, double flag) {
+            if (flag != 0.0) total[p * points + p] = infinity<double>();
+        });
 }
 
 #endif

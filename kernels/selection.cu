@@ -19,6 +19,8 @@
 #include "common.cuh"
 
 constexpr u64 INFINITE = 0x7ff0000000000000ull;
+constexpr int AHEAD = 8;    // numbers of D, or of scratch, that a thread has on their way
+constexpr int MOST = 1024;  // rows
 
 __device__ __forceinline__ u64 bits_of(double x) {  // in the order of the numbers, from 0 up
     return static_cast<u64>(__double_as_longlong(x));
@@ -46,12 +48,18 @@ __device__ __forceinline__ Board make_board(u64* shared, const double* D, long l
     board.faulty = reinterpret_cast<unsigned char*>(shared + n);
     board.line = shared + n + (n + 7) / 8 + warp_index() * board.padded;
     int faulty = 0;
-    for (int first = 0; first < board.n; first += blockDim.x) {
-        const int i = first + thread_index();
-        const bool bad = i < board.n && D[i * ld + i] != 0;
-        if (i < board.n) board.faulty[i] = bad;
-        faulty += __syncthreads_count(bad);
-    }
+    each<AHEAD>(  // a block's worth of rows at a time
+        0, board.n, static_cast<int>(blockDim.x),
+        [&](int first) {
+            const int i = first + thread_index();
+            return D[(i < board.n ? i : 0) * (ld + 1)];
+        },
+        [&](int first, double flag) {
+            const int i = first + thread_index();
+            const bool bad = i < board.n && flag != 0;
+            if (i < board.n) board.faulty[i] = bad;
+            faulty += __syncthreads_count(bad);
+        });
     board.too_many = faulty > f;
     return board;
 }
@@ -132,8 +140,9 @@ __device__ __forceinline__ void mean_of_best(const Board& board, long long m, do
 // Read a row of D into the line, and sort it.
 __device__ __forceinline__ void sorted_row(const Board& board, const double* row) {
     __syncwarp();
-    for (int j = lane_index(); j < board.padded; j += 32)
-        board.line[j] = j < board.n ? bits_of(row[j]) : ~0ull;
+    each<AHEAD>(
+        lane_index(), board.padded, 32, [&](int j) { return row[j < board.n ? j : 0]; },
+        [&](int j, double x) { board.line[j] = j < board.n ? bits_of(x) : ~0ull; });
     sort_line(board);
 }
 
@@ -161,16 +170,27 @@ extern "C" __global__ void __launch_bounds__(512, 1)
 cge(const double* D, long long ld, long long n, long long f, long long origin, double* weights) {
     FG_DYNAMIC_SHARED(u64, shared);
     const Board board = make_board(shared, D, ld, n, f);
-    for (int i = thread_index(); i < board.n; i += blockDim.x)
-        board.scores[i] = __dsqrt_rn(D[i * ld + origin]);
+    each<AHEAD>(
+        thread_index(), board.n, static_cast<int>(blockDim.x),
+        [&](int i) { return D[i * ld + origin]; },
+        [&](int i, double x) { board.scores[i] = __dsqrt_rn(x); });
     mean_of_best(board, n - f, weights);
 }
 
-// The order of `Geometry.nearest`: the row itself, then by distance, then the faulty rows.
-__device__ __forceinline__ u64 nearness(const Board& board, const double* row, int i, int j) {
+// The order of `Geometry.nearest`: the row itself, then by distance (x from row i to row j), then the
+// faulty rows.
+__device__ __forceinline__ u64 nearness(const Board& board, double x, int i, int j) {
     if (j >= board.n) return ~0ull;
     if (j == i) return 0;
-    return board.faulty[j] ? INFINITE + 2 : bits_of(row[j]) + 1;
+    return board.faulty[j] ? INFINITE + 2 : bits_of(x) + 1;
+}
+
+// Put the nearness of each row to row i into the line.
+__device__ __forceinline__ void nearness_of_all(const Board& board, const double* row, int i) {
+    __syncwarp();
+    each<AHEAD>(
+        lane_index(), board.padded, 32, [&](int j) { return row[j < board.n ? j : 0]; },
+        [&](int j, double x) { board.line[j] = nearness(board, x, i, j); });
 }
 
 // Row i of the mixing: equal weights for the n - f rows nearest to row i, which is one of them.
@@ -181,27 +201,35 @@ nnm(const double* D, long long ld, long long n, long long f, double* mixing) {
     const int kept = static_cast<int>(n - f);
     for (int i = warp_index(); i < board.n; i += warps()) {
         const double* row = D + i * ld;
-        __syncwarp();
-        for (int j = lane_index(); j < board.padded; j += 32)
-            board.line[j] = nearness(board, row, i, j);
+        nearness_of_all(board, row, i);
         sort_line(board);
         const u64 last = board.line[kept - 1];  // of several as far as this, the lowest indices
         int room = 0;
         for (int j = lane_index(); j < kept; j += 32) room += board.line[j] == last;
         room = warp_sum(room);
         const bool bad = board.faulty[i] || board.too_many;
-        for (int first = 0; first < board.n; first += 32) {
-            const int j = first + lane_index();
-            const u64 key = nearness(board, row, i, j);
-            const unsigned tied = __ballot_sync(FG_WARP, key == last);
-            const int tied_before = __popc(tied & ((1u << lane_index()) - 1u));
-            const bool taken = key < last || (key == last && tied_before < room);
-            room -= __popc(tied);
-            if (j < board.n)
-                mixing[i * n + j] = bad ? not_a_number<double>() : taken ? 1.0 / kept : 0.0;
-        }
+        each<AHEAD>(
+            0, board.n, 32,
+            [&](int first) {
+                const int j = first + lane_index();
+                return row[j < board.n ? j : 0];
+            },
+            [&](int first, double x) {
+                const int j = first + lane_index();
+                const u64 key = nearness(board, x, i, j);
+                const unsigned tied = __ballot_sync(FG_WARP, key == last);
+                const int tied_before = __popc(tied & ((1u << lane_index()) - 1u));
+                const bool taken = key < last || (key == last && tied_before < room);
+                room -= __popc(tied);
+                if (j < board.n)
+                    mixing[i * n + j] = bad ? not_a_number<double>() : taken ? 1.0 / kept : 0.0;
+            });
     }
 }
+
+struct Two {
+    u64 own, next;
+};
 
 // Bulyan's picks: n - 2f times Krum among the rows that are left, of which the nearest
 // max(1, left - f - 2) count. `scratch` holds n * n doubles: each row's sorted distances to the
@@ -229,19 +257,17 @@ bulyan(const double* D, long long ld, long long n, long long f, long long* picks
                 for (int j = lane_index(); j < board.n; j += 32) distances[j] = board.line[j];
             } else {  // the distance to the row picked last leaves; which of equal ones is the same
                 const u64 gone = bits_of(D[i * ld + best]);
-                int low = 0, high = left;
-                while (low < high) {
-                    const int middle = (low + high) / 2;
-                    if (distances[middle] < gone) low = middle + 1;
-                    else high = middle;
-                }
-                for (int first = 0; first < left; first += 32) {
-                    const int j = first + lane_index();
-                    u64 value = 0;
-                    if (j < left) value = distances[j < low ? j : j + 1];
-                    __syncwarp();
-                    if (j < left) distances[j] = board.line[j] = value;
-                }
+                each<AHEAD>(
+                    0, left, 32,
+                    [&](int first) {
+                        const int j = first + lane_index();
+                        return Two{distances[min(j, left)], distances[min(j + 1, left)]};
+                    },
+                    [&](int first, const Two& x) {  // in order: what is less stays where it is
+                        const int j = first + lane_index();
+                        __syncwarp();
+                        if (j < left) distances[j] = board.line[j] = x.own < gone ? x.own : x.next;
+                    });
             }
             const double score = sum_of_line(board, kept);
             if (lane_index() == 0) board.scores[i] = score;
@@ -269,14 +295,20 @@ bulyan(const double* D, long long ld, long long n, long long f, long long* picks
     }
 }
 
+struct Neighbour {
+    u64 distance;
+    int id;
+};
+
 // Bulyan's picks as in its authors' code: n - 2f - 2 times the mean of ever fewer of the best rows,
 // of which the best then leaves, and its distance the scores of the others. `scratch` holds n * n
-// doubles, n * n ints and n bytes.
+// doubles and n * n ints.
 extern "C" __global__ void __launch_bounds__(512, 1)
 bulyan_averaged(const double* D, long long ld, long long n, long long f, double* mixing,
                 u64* scratch) {
     FG_DYNAMIC_SHARED(u64, shared);
     __shared__ int best;
+    __shared__ unsigned char here[MOST];  // whether a row is left
     const Board board = make_board(shared, D, ld, n, f);
     const int count = static_cast<int>(n - 2 * f - 2), kept = static_cast<int>(n - f - 2);
     if (board.too_many) {
@@ -285,12 +317,9 @@ bulyan_averaged(const double* D, long long ld, long long n, long long f, double*
         return;
     }
     int* ids = reinterpret_cast<int*>(scratch + n * n);
-    unsigned char* here = reinterpret_cast<unsigned char*>(ids + n * n);
     for (int i = thread_index(); i < board.n; i += blockDim.x) here[i] = 1;
     for (int i = warp_index(); i < board.n; i += warps()) {  // each row's neighbours, in order
-        const double* row = D + i * ld;
-        __syncwarp();
-        for (int j = lane_index(); j < board.n; j += 32) board.line[j] = nearness(board, row, i, j);
+        nearness_of_all(board, D + i * ld, i);
         __syncwarp();
         for (int j = lane_index(); j < board.n; j += 32) {
             const u64 key = board.line[j];
@@ -298,7 +327,7 @@ bulyan_averaged(const double* D, long long ld, long long n, long long f, double*
             for (int other = 0; other < board.n; ++other)
                 rank += board.line[other] < key || (board.line[other] == key && other < j);
             if (rank >= 0 && rank < kept) {
-                scratch[i * n + rank] = bits_of(row[j]);
+                scratch[i * n + rank] = min(key - 1, INFINITE);  // the distance
                 ids[i * n + rank] = j;
             }
         }
@@ -307,8 +336,10 @@ bulyan_averaged(const double* D, long long ld, long long n, long long f, double*
     for (int k = 0; k < count; ++k) {
         for (int i = warp_index(); i < board.n; i += warps()) {
             __syncwarp();
-            for (int j = lane_index(); j < kept; j += 32)
-                board.line[j] = here[ids[i * n + j]] ? scratch[i * n + j] : 0;
+            each<AHEAD>(
+                lane_index(), kept, 32,
+                [&](int j) { return Neighbour{scratch[i * n + j], ids[i * n + j]}; },
+                [&](int j, const Neighbour& x) { board.line[j] = here[x.id] ? x.distance : 0; });
             const double score = sum_of_line(board, kept);
             if (lane_index() == 0) board.scores[i] = score;
         }

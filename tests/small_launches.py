@@ -56,7 +56,7 @@ def _columns(
         W = np.random.default_rng(0).random((m, n)) if mixed else None
         leaf = np.array([0, 0, d, 0, *(row.ctypes.data for row in X)])
         source, stride = (leaf, 1) if table else (X, X.strides[0])
-        yield "columns", blocks, variant.block, [
+        yield variant.kernel, blocks, variant.block, [
             source, stride, n, W, n, m, low, high, statistic.closest or 0, None,
             statistic.faults, 0, 1.0, 0, out, d, np.zeros(scratch // 8 + 1),
         ], shared  # fmt: skip

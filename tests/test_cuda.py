@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import emulated
 import numpy as np
 import pytest
-from emulation import needs_compiler
+from emulation import KERNELS, needs_compiler
 
 import fastgar as fg
 from fastgar import arrays, libraries, primitives
@@ -644,10 +644,13 @@ def test_nothing_of_cuda_is_imported_for_rows_on_the_cpu():
 
 
 def test_the_text_of_every_kernel_is_whole():
-    for file in ("distances.cu", "combine.cu", "columns.cu", "selection.cu", "votes.cu"):
-        text = devices.source(file, [("FG_DTYPE", 2)])
-        assert text.startswith("#define FG_DTYPE 2\n") and '#include "' not in text
-        assert "is_finite" in text
+    headers = [path.read_text().partition("\n")[0] for path in KERNELS.glob("*.cuh")]
+    for path in KERNELS.glob("*.cu"):
+        text = devices.source(path.name, [("FG_DTYPE", 2)])
+        assert text.startswith("#define FG_DTYPE 2\n")
+        assert "#include" not in text and "#pragma once" not in text
+        whole = {"columns.cu": 2, "tiles.cu": 2, "table.cu": 0}.get(path.name, 1)
+        assert sorted(map(text.count, headers)) == [0, 0, 1, 1][whole : whole + 2]  # each once
 
 
 # ----------------------------------------------------------------------------------- a real GPU

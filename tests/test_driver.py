@@ -545,6 +545,7 @@ def test_the_real_cupy_takes_the_arguments_of_every_kernel(cupy, monkeypatch):
     rows = [emulated.Away(row) for row in X]
     for spec in ("krum", "bulyan", "bulyan(variant='epfl')", "nnm | median", "cge", "nan_mean"):
         fg.rule(spec, 2)(rows)
+    fg.median([emulated.Away(row) for row in np.ones((200, 5), np.float32)], f=2)  # in tiles
     exported = {
         (file.name, name)
         for file in KERNELS.glob("*.cu")

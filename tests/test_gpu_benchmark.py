@@ -633,7 +633,7 @@ def test_the_small_run_meets_every_kernel(monkeypatch):
     count = gpu_small.run(torch.from_numpy, lambda made: made.numpy())
     assert count == len(gpu_small.cases()) > 30
     kernels = {
-        "partials", "add", "combine", "columns", "votes", "table", "krum", "bulyan",
+        "partials", "add", "combine", "columns", "tiles", "votes", "table", "krum", "bulyan",
         "bulyan_averaged",
     }  # fmt: skip
     assert kernels <= set(device.launches)

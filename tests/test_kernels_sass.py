@@ -7,7 +7,9 @@ compiler makes today: a kernel that falls below one got slower, whatever its bit
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
@@ -32,70 +34,103 @@ pytestmark = [
 # One of each kind of multiprocessor; FASTGAR_ALL_KERNELS=1: all of each.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 ALL = bool(os.environ.get("FASTGAR_ALL_KERNELS"))
-KERNELS = {"distances.cu": "partials"}  # others are named as their file is
 LEAST = 4  # loads under way
 
 
-def code_of(variant, architecture):
+def kernels_of(file, macros=()):
+    """The kernels of a file; of `distances.cu`, that for which these macros are."""
+    if file == "distances.cu":
+        return ["partials" if macros else "add"]
+    text = re.sub(r"__launch_bounds__\s*\([^)]*\)", "", (nvrtc.KERNELS / file).read_text())
+    return re.findall(r"__global__\s+void\s+(\w+)", text)
+
+
+def codes_of(variant, architecture):
+    """The machine code of each kernel of a variant."""
     file, macros, _ = variant
     code, _ = nvrtc.compiled(file, dict(macros), f"-arch={architecture}", *nvrtc.OPTIONS)
-    return sass.read(code, KERNELS.get(file, Path(file).stem), TOOL)
+    return {kernel: sass.read(code, kernel, TOOL) for kernel in kernels_of(file, macros)}
 
 
-def each(variants):
-    """Pairs of (variant, machine code), each on one of the architectures, or on all of them."""
+def code_of(variant, architecture):
+    (code,) = codes_of(variant, architecture).values()
+    return code
+
+
+def each(variants, read=code_of):
+    """Variant, architecture and machine code of each, on one of the architectures, or on all."""
     variants = list(variants)
     if ALL:
         tasks = [(v, a) for v in variants for a in ARCHITECTURES]
     else:
         tasks = list(zip(variants, cycle(ARCHITECTURES), strict=False))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(lambda task: (*task, code_of(*task)), tasks)
+        yield from pool.map(lambda task: (*task, read(*task)), tasks)
 
 
 # ---------------------------------------------------------------------------------------- loads
 
 
-def test_loads_are_under_way_together_in_every_loop_that_has_any():
-    """Of rows, weights, tiles that are sorted in global memory; of a leaf's record in a loop, two.
+def fewer(kernel, macros, n):
+    """The loads under way of the loops that have fewer than LEAST: there are no more to be had.
 
-    Not held to it are bisections, for a leaf's record or for where a window begins: where one reads
-    next depends on what it has just read.
+    Whatever may be below the bar is here, with its reason.
     """
-    variants = [v for v in column_variants() if v[0] != "votes.cu"]
+    m = dict(macros)
+    if kernel == "combine" and m["FG_TABLE"]:
+        return [2]  # what a tile needs of the record of its leaf: its first tile, and its columns
+    if kernel == "columns" and n < LEAST:
+        return [n]  # all rows
+    if kernel == "partials":  # the whole next tile; of products, and of the pivot
+        products, wide = m["FG_PRODUCTS"], m["FG_DTYPE"] == CODES["float64"]
+        shape = pair_shape(n, wide or products, products, m["FG_PACK"] > 1)
+        rows = shape.r * shape.groups * (2 if shape.cross else 1)
+        loads = -(-rows * shape.columns // m["FG_PACK"] // shape.threads) * (1 + products)
+        return [loads] if loads < LEAST else []
+    return []
+
+
+def load_variants():
+    """Every kernel, and all ways in which it reads."""
+    yield from column_variants()
     for dtype in ("float64", "float32"):
         for n in (300, 20_000):
             closest = Statistic.median(n, closest=n - n // 3)
-            variants.append(of_columns(n, dtype, closest, mix=int(n == 300)))
-    variants.append(of_columns(300, "float16", Statistic.median(300), mix=1))
-    weights = Statistic(tuple(range(1, 20_001)))
-    variants.append(of_columns(20_000, "bfloat16", weights, mix=2))
-    for dtype in CODES:
-        variants += [of_combine(dtype, k=k, aligned=True) for k in (1, 4)]
+            yield of_columns(n, dtype, closest, mix=int(n == 300))
+    yield of_columns(300, "float16", Statistic.median(300), mix=1)
+    yield of_columns(20_000, "bfloat16", Statistic(tuple(range(1, 20_001))), mix=2)
+    yield of_columns(3, "float32", Statistic.median(3))
+    for code, dtype in enumerate(CODES):
         for kind in ("finite_mean", "sign"):
             votes = votes_variant(kind, dtype, table=kind == "sign", alignment=16)
-            variants.append((votes.file, votes.defines, 0))
-    for (file, macros, n), architecture, code in each(variants):
-        found, least = code.load_loops(), min(LEAST, n or LEAST)
-        if file == "combine.cu":  # only there a loop around others reads a record
-            assert min(found) >= 2, (macros, architecture, found)
-            found = code.load_loops(code.innermost)
-        assert found and min(found) >= least, (file, macros, architecture, found)
+            yield votes.file, votes.defines, 0
+        yield of_combine(dtype, k=1, aligned=True)
+        yield of_combine(dtype, k=4, aligned=code % 2 == 0)
+        for k, points in enumerate((2, 20, 51, 100, 200)):
+            aligned, table = (k + code) % 3 != 0, (k + code) % 2 == 0
+            yield of_distances(points, dtype, False, aligned=aligned, table=table)
+        for k, points in enumerate((11, 200)):
+            aligned, table = (k + code) % 2 == 0, code > 1
+            yield of_distances(points, dtype, True, aligned=aligned, table=table)
+    for file in ("distances.cu", "selection.cu"):  # on every architecture
+        yield from [(file, (), 0)] * (1 if ALL else len(ARCHITECTURES))
+    yield "table.cu", (), 0
 
 
-@pytest.mark.parametrize("n", [11, 20, 51, 100, 200] if ALL else [20, 200])
-def test_the_next_tile_of_distances_is_loaded_ahead(n):
-    variants = [of_distances(n, "float32", False, aligned=a, table=t)
-                for a, t in ((True, True), (True, False), (False, False))]  # fmt: skip
-    variants += [of_distances(n, "bfloat16", False, aligned=True, table=False)]
-    variants += [of_distances(n, "float64", False, aligned=True, table=False)]
-    for (_, macros, _), architecture, code in each(variants):
-        names = dict(macros)
-        shape = pair_shape(n, names["FG_DTYPE"] == CODES["float64"], False, names["FG_PACK"] > 1)
-        rows = shape.r * shape.groups * (2 if shape.cross else 1)
-        loads = -(-rows * shape.columns // names["FG_PACK"] // shape.threads)  # of a thread
-        found = code.loads_under_way(code.busiest)
-        assert found >= min(LEAST, loads), (macros, architecture, found, loads)
+def test_four_loads_are_under_way_in_every_loop_of_every_kernel():
+    """Rows, weights, tiles, records, n x n numbers; a bisection reads four places in a step."""
+    seen, excepted = set(), set()
+    for (_, macros, n), architecture, codes in each(load_variants(), codes_of):
+        for kernel, code in codes.items():
+            seen.add(kernel)
+            found, said = code.load_loops(), (kernel, macros, architecture)
+            assert found or kernel == "table", said  # which reads its arguments alone
+            below = Counter(k for k in found if k < LEAST)
+            assert below <= Counter(fewer(kernel, macros, n)), (*said, found)
+            excepted |= {kernel} if below else set()
+    files = [path.name for path in nvrtc.KERNELS.glob("*.cu")]
+    assert seen == {"partials", *(kernel for file in files for kernel in kernels_of(file))}
+    assert excepted == {"columns", "combine", "partials"}  # no exception that nothing needs
 
 
 # --------------------------------------------------------------------------------- instructions
@@ -199,3 +234,25 @@ def test_ways_and_registers_are_read():
     assert len(code.way(loop, lambda i: -1)) == 4
     assert code.load_loops() == [2] and code.blocks[1][0].written == {4, 5, 6, 7}
     assert code.count() == {"MOV": 1, "LDG": 2, "FFMA": 2, "BRA": 3, "EXIT": 1}
+
+
+HALVES = """
+.L_x_0:
+        /*0010*/                   LDG.E.CONSTANT R4, desc[UR4][R2.64+-0x4] ;
+        /*0020*/                   LDG.E.CONSTANT R5, desc[UR4][R2.64] ;
+        /*0030*/                   LDG.E.CONSTANT R6, desc[UR4][R2.64+0x4] ;
+        /*0040*/                   LDG.E.CONSTANT R9, desc[UR4][R2.64+0x24] ;
+        /*0050*/                   LDG.E.CONSTANT R8, desc[UR4][R2.64+0x20] ;
+        /*0060*/                   LDG.E.CONSTANT R2, desc[UR4][R4.64] ;
+        /*0070*/                   LDG.E.CONSTANT R3, desc[UR4][R2.64+0x4] ;
+        /*0080*/                   FADD R0, R3, R8 ;
+        /*0090*/                   BRA `(.L_x_0) ;
+"""
+
+
+def test_halves_of_a_number_are_one_load():
+    (block,) = sass.Code(HALVES).blocks[:1]
+    assert sass.under_way(block[:5]) == 3  # two of 8 bytes, one of 4
+    assert sass.under_way(block[:6]) == 3  # that address does not count
+    assert sass.under_way(block[:7]) == 3  # as R2 is another by then
+    assert sass.under_way(block) == 3

@@ -33,6 +33,7 @@ from emulation import (
 from small_launches import LAUNCHES, Case
 
 import fastgar
+from fastgar.cuda.device import INCLUDE
 
 pytestmark = [
     needs_compiler(),
@@ -279,20 +280,22 @@ def seen_by_the_compiler(file: str, macros: str) -> str:
 
 def mutated(case: Case, file: str, line: int) -> str | None:
     """Return the text of a case without what is at this line; None: it is not in there."""
-    if file not in ("common.cuh", case.file):
-        return None
-    parts = {}
-    for name in ("common.cuh", case.file):
-        lines = (KERNELS / name).read_text().splitlines()
+    there = set()
+
+    def whole(name: str) -> str:
+        if name in there:
+            return ""
+        there.add(name)
+        lines = (KERNELS / name).read_text().replace("#pragma once\n", "\n").splitlines()
         if name == file:
             lines[line - 1] = BARRIER.sub("((void)0)", lines[line - 1])
-        parts[name] = "\n".join(lines)
-    lines = parts[case.file].splitlines()
-    for number, text in enumerate(lines):
-        if text == '#include "common.cuh"':
-            lines[number] = f'#line 1 "common.cuh"\n{parts["common.cuh"]}\n'
-            lines[number] += f'#line {number + 2} "{case.file}"'
-    changed = "\n".join(lines)
+        for number, text in enumerate(lines):
+            if found := INCLUDE.fullmatch(text):
+                lines[number] = f'#line 1 "{found[1]}"\n{whole(found[1])}\n'
+                lines[number] += f'#line {number + 2} "{name}"'
+        return "\n".join(lines)
+
+    changed = whole(case.file)
     macros = "".join(f"#define {name} {value}\n" for name, value in case.defines.items())
     same = preprocessed(macros + changed) == seen_by_the_compiler(case.file, macros)
     return None if same else changed

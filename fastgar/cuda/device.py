@@ -6,6 +6,7 @@ Everything is queued on the caller's stream and waits for nothing, but for `Devi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 __all__ = ["Device", "Kernel", "kernel", "source"]
 
 Macros = tuple[tuple[str, Any], ...]
+INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 
 class Kernel:
@@ -93,8 +95,13 @@ def _folder() -> Path:
 
 def source(file: str, defines: Sequence[tuple[str, Any]]) -> str:
     """Return the text of a kernel file with its macros, which includes no other file."""
-    folder = _folder()
-    macros = "".join(f"#define {name} {value}\n" for name, value in defines)
-    text = (folder / file).read_text(encoding="utf-8")
-    common = (folder / "common.cuh").read_text(encoding="utf-8").replace("#pragma once", "")
-    return macros + text.replace('#include "common.cuh"', common)
+    folder, there = _folder(), set()
+
+    def whole(name: str) -> str:
+        if name in there:
+            return ""
+        there.add(name)
+        text = (folder / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        return INCLUDE.sub(lambda found: whole(found[1]), text)
+
+    return "".join(f"#define {name} {value}\n" for name, value in defines) + whole(file)

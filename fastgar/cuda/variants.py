@@ -27,7 +27,8 @@ IN_REGISTERS = {"float16": 128, "bfloat16": 128, "float32": 128, "float64": 60}
 MIXED = {4: 46, 3: 60, 2: 102}
 REGISTERS = 65536  # of a multiprocessor
 COLUMN_BLOCK = 128
-OWN_SHARED = 2 << 10  # of which columns.cu takes less than this for itself
+TILE_BLOCK = 256
+OWN_SHARED = 2 << 10  # of SHARED: tiles.cu and selection.cu take less than this for themselves
 MIXING_BLOCKS = 2048  # blocks that stage W, each of which goes through many tiles of columns
 SELECTION_ROWS = 1024  # that selection.cu takes
 SCRATCH_BYTES = 256 << 20  # for tiles in global memory, if more than one block has one
@@ -127,7 +128,8 @@ def _blocks(values: int, pack: int, dtype: str, mixed: bool, weighted: bool) -> 
 def columns_variant(
     statistic: Statistic, m: int, n: int, dtype: str, *, table: bool, mix: int, alignment: int
 ) -> Variant:
-    """Return the variant of `columns.cu` for a statistic of each column.
+    """Return the variant for a statistic of each column: of `columns.cu`, or for many values of
+    `tiles.cu`.
 
     Parameters
     ----------
@@ -143,33 +145,42 @@ def columns_variant(
     alignment : int
         A power of two that divides the address of every row and of the result.
     """
-    low, high, ranks = statistic.support
-    closest = statistic.closest or 0
     macros = dtype_macros(dtype, table)
     macros |= {
         "FG_MIX": mix,
         "FG_CONDENSE": int(statistic.kind == "condense"),
-        "FG_RANKS": int(ranks is not None),
+        "FG_RANKS": int(statistic.support[2] is not None),
     }
     if m <= IN_REGISTERS[dtype]:
-        pairs = sorting(m) if closest else pruned(sorting(m), range(low, high))
-        weighted = ranks is not None
-        pack = _mixing_pack(m, dtype, weighted) if mix == 1 else _pack(m, dtype, alignment)
-        macros |= {"FG_N": m, "FG_LOW": low, "FG_HIGH": high, "FG_CLOSEST": closest}
-        wide = gcd(pack, max(1, alignment // ITEMSIZE[dtype]))
-        macros |= {"FG_PACK": pack, "FG_WIDE": wide, "FG_NETWORK": _network(pairs)}
-        macros["FG_BLOCKS"] = _blocks(m, pack, dtype, mix == 1, weighted)
-        shared, most = 0, 2**31 - 1
-        if mix == 1:
-            line = (m + 3) // 4 * 4 * _computed(dtype)
-            ahead = 8 if m * pack <= 96 else 4
-            part = min(n, SHARED // line // ahead * ahead)
-            macros |= {"FG_ROWS": n, "FG_AHEAD": ahead, "FG_PART": part}
-            shared, most = part * line, MIXING_BLOCKS
-        block = COLUMN_BLOCK
-        return Variant(
-            "columns.cu", "columns", _frozen(macros), block, block * pack, shared, 0, most
-        )
+        return _in_registers(statistic, m, n, dtype, mix, alignment, macros)
+    return _in_tiles(m, dtype, macros)
+
+
+def _in_registers(
+    statistic: Statistic, m: int, n: int, dtype: str, mix: int, alignment: int,
+    macros: dict[str, object],
+) -> Variant:  # fmt: skip
+    low, high, ranks = statistic.support
+    closest = statistic.closest or 0
+    pairs = sorting(m) if closest else pruned(sorting(m), range(low, high))
+    weighted = ranks is not None
+    pack = _mixing_pack(m, dtype, weighted) if mix == 1 else _pack(m, dtype, alignment)
+    macros |= {"FG_N": m, "FG_LOW": low, "FG_HIGH": high, "FG_CLOSEST": closest}
+    wide = gcd(pack, max(1, alignment // ITEMSIZE[dtype]))
+    macros |= {"FG_PACK": pack, "FG_WIDE": wide, "FG_NETWORK": _network(pairs)}
+    macros["FG_BLOCKS"] = _blocks(m, pack, dtype, mix == 1, weighted)
+    shared, most = 0, 2**31 - 1
+    if mix == 1:
+        line = (m + 3) // 4 * 4 * _computed(dtype)
+        ahead = 8 if m * pack <= 96 else 4
+        part = min(n, SHARED // line // ahead * ahead)
+        macros |= {"FG_ROWS": n, "FG_AHEAD": ahead, "FG_PART": part}
+        shared, most = part * line, MIXING_BLOCKS
+    block = COLUMN_BLOCK
+    return Variant("columns.cu", "columns", _frozen(macros), block, block * pack, shared, 0, most)
+
+
+def _in_tiles(m: int, dtype: str, macros: dict[str, object]) -> Variant:
     size = _computed(dtype)
     lines = (m + 15) // 16 * 17
     wide = width = 32 // ITEMSIZE[dtype]  # a sector of memory
@@ -179,12 +190,12 @@ def columns_variant(
     if lines * width * size <= SHARED - OWN_SHARED:
         macros |= {"FG_WIDTH": width, "FG_SCRATCH": 0}
         shared = lines * width * size
-        return Variant("columns.cu", "columns", _frozen(macros), 256, width, shared)
+        return Variant("tiles.cu", "tiles", _frozen(macros), TILE_BLOCK, width, shared)
     macros |= {"FG_WIDTH": wide, "FG_SCRATCH": 1}
     scratch = lines * wide * size
     most = max(1, SCRATCH_BYTES // scratch)
     return Variant(
-        "columns.cu", "columns", _frozen(macros), 256, wide, 0, scratch, most, SCRATCH_BLOCKS
+        "tiles.cu", "tiles", _frozen(macros), TILE_BLOCK, wide, 0, scratch, most, SCRATCH_BLOCKS
     )
 
 
@@ -222,4 +233,4 @@ def selection_shape(n: int) -> tuple[int, int]:
 
 def selection_scratch(n: int) -> int:
     """Return the bytes of scratch that Bulyan's picks want."""
-    return 16 * n * n  # a double and an int for each pair, and a byte for each row
+    return 8 * (n * n + (n * n + 1) // 2)  # a double and an int for each pair, in whole doubles
