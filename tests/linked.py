@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from relay import Relay
+
 from fastgar.network import LATER, Address, Kind, Later, Limits, Links, make_key
 
 MODEL, GRADIENT = 0, 1
@@ -89,6 +91,7 @@ class Net:
         self.addresses: dict[str, Address] = {}
         self.boxes: dict[str, Box] = {}
         self.links: list[Links] = []
+        self.relays: list[Relay] = []
 
     def node(self, name: str, listens: bool = True) -> Address:
         """Give a node a key and a place."""
@@ -123,9 +126,19 @@ class Net:
             "inbox": self.boxes[name], "listen": listen, "limits": Limits(),
         }  # fmt: skip
 
+    def relay(self, name: str) -> Relay:
+        """Put a relay before a node: who starts from now on dials it there."""
+        host, port, pin = self.addresses[name]
+        relay = Relay(host, port)
+        self.relays.append(relay)
+        self.addresses[name] = Address(relay.host, relay.port, pin)
+        return relay
+
     def close(self) -> None:
         for links in self.links:
             links.close(0)
+        for relay in self.relays:
+            relay.close()
         for sock in self.sockets.values():
             sock.close()
 
