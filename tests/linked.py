@@ -92,6 +92,7 @@ class Net:
         self.boxes: dict[str, Box] = {}
         self.links: list[Links] = []
         self.relays: list[Relay] = []
+        self.relayed: set[str] = set()
 
     def node(self, name: str, listens: bool = True) -> Address:
         """Give a node a key and a place."""
@@ -109,6 +110,8 @@ class Net:
         """Start a node; `peers` are all others unless they are given."""
         if peers is None:
             peers = {k: v for k, v in self.addresses.items() if k != name}
+        if name in self.relayed:  # and go round it in no direction
+            peers = {k: v._replace(host=None) for k, v in peers.items()}
         links = Links(**self.options(name, peers) | options)
         self.links.append(links)
         links.start()
@@ -131,6 +134,7 @@ class Net:
         host, port, pin = self.addresses[name]
         relay = Relay(host, port)
         self.relays.append(relay)
+        self.relayed.add(name)
         self.addresses[name] = Address(relay.host, relay.port, pin)
         return relay
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -163,21 +164,28 @@ def test_a_restarted_node_is_back_on_the_same_port(tmp_path: Path) -> None:
 
 def test_both_dial_at_once_and_one_connection_remains(tmp_path: Path) -> None:
     with net(tmp_path, "a", "b") as it:
-        a = it.start("a", limits=Limits(backoff=0.001))
-        b = it.start("b", peers={})
-        b.close()
-        for turn in range(5):
-            b = it.start("b")
-            b._thread("dials a", b._dial, b.peers["a"])  # against the rule
+        a = it.start("a", limits=Limits(backoff=0.001, burst=1000))
+        ends: Counter[str] = Counter()
+        for turn in range(10):
+            b = it.start("b", limits=Limits(second=0.0, burst=1000))
             posted(b, "a", MODEL, turn)
             it.boxes["a"].wait("b", MODEL, turn)
             connected(a, b)
-            until(lambda: len(a.company.links()) == len(b.company.links()) == 1)  # noqa: B023
-            time.sleep(0.3)
+            time.sleep(0.1)
             posted(a, "b", GRADIENT, turn)
             it.boxes["b"].wait("a", GRADIENT, turn)
+            connected(a, b)
             assert len(a.company.links()) == len(b.company.links()) == 1
+            ends.update(b.status()["a"].closed)
             b.close()
+        assert not {*ends} - {"double", "replaced"}
+
+
+def test_who_is_not_the_first_to_dial_dials_where_the_first_does_not(tmp_path: Path) -> None:
+    with net(tmp_path, "a", "b") as it:
+        b = it.start("b")
+        nowhere = it.addresses["b"]._replace(host="nowhere.invalid")
+        connected(it.start("a", peers={"b": nowhere}), b)
 
 
 def test_every_address_of_a_name_is_tried_and_asked_for_each_time(
@@ -363,8 +371,8 @@ def test_broken_connections_delay_messages_and_lose_none(tmp_path: Path) -> None
         relay = it.relay("b")
         a, b = it.start("a", limits=Limits(backoff_most=0.2)), it.start("b")
         connected(a, b)
-        relay.loss = 0.04
-        for step in range(10):
+        relay.loss = 0.03
+        for step in range(6):
             posted(a, "b", MODEL, step, size=1 << 20)
             assert it.boxes["b"].wait("a", MODEL, step, seconds=60) == numbers(step, 1 << 20)
         assert a.status()["b"].reconnects > 0
@@ -440,6 +448,15 @@ def test_closing_waits_no_longer_than_it_was_told(tmp_path: Path) -> None:
         a.close()
         assert time.monotonic() - began < 5
         a.post("b", MODEL, 1, memoryview(bytes(64 << 20)))  # does nothing, and harms nobody
+
+
+def test_about_says_words_and_numbers(tmp_path: Path) -> None:
+    with net(tmp_path, "a") as it:
+        listening = it.sockets["a"]
+        for about in ({"d": [1]}, {"d": b"1"}, {"d": object()}, {"d": "x" * 9000}):
+            with pytest.raises(ValueError, match="about must h"):
+                it.start("a", about=about, listen=None)
+        listening.close()
 
 
 def test_a_node_that_never_started_is_closed(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def test_a_certificate_is_valid_from_the_day_before_for_decades(key: Path) -> No
 
 
 def test_strict_verification_accepts_it_for_both_ends(key: Path) -> None:
-    server = server_context(key, fastgar.network.keys.certificate(key))
+    server = server_context(key)
+    server.load_verify_locations(cadata=fastgar.network.keys.certificate(key))
     assert server.verify_flags & ssl.VERIFY_X509_STRICT
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
@@ -226,7 +227,7 @@ class Slots:
 
 
 def link_on(tape: Tape, inbox: Any, kinds: dict[int, Kind]) -> Link:
-    peer = Peer("b", Address("h", 1, ""), True)
+    peer = Peer("b", Address("h", 1, ""), first=True)
     return Link(peer, tape, True, wire.Format(RUN, kinds), inbox)  # type: ignore[arg-type]
 
 
@@ -312,7 +313,7 @@ def test_of_each_cause_a_line_a_minute(caplog: pytest.LogCaptureFixture) -> None
 def test_who_connects_too_often_may_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(fastgar.network.peer.time, "monotonic", lambda: now[0])
-    peer, limits = Peer("b", Address("h", 1, ""), True), Limits(burst=3)
+    peer, limits = Peer("b", Address("h", 1, ""), first=True), Limits(burst=3)
     assert [peer.may_connect(limits, take=True) for _ in range(5)] == [True] * 3 + [False] * 2
     now[0] += 1
     assert [peer.may_connect(limits, take=True) for _ in range(2)] == [True, False]
@@ -322,7 +323,9 @@ def test_who_connects_too_often_may_again_after_a_while(monkeypatch: pytest.Monk
 
 
 def test_a_violation_has_a_reason_to_count_by() -> None:
-    with pytest.raises(Violation, match=r"it sent run 0+ where [0-9a-f]{32} was expected") as caught:
+    with pytest.raises(
+        Violation, match=r"it sent run 0+ where [0-9a-f]{32} was expected"
+    ) as caught:
         wire.Format(RUN, {0: Kind(4)}).decode(
             wire.Format(bytes(16), {0: Kind(4)}).encode(0, 0, 0, 4, os.urandom(32)), None
         )

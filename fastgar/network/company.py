@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Collection
 
-from .hello import About, Hello, Refused, agree, differences, exchange, objection
+from .hello import About, Hello, Refused, agree, check, differences, exchange, objection
 from .link import Inbox, Link
 from .peer import Limits, Peer
 from .say import Say, log
@@ -51,6 +51,7 @@ class Company:
         self.me, self.about, self.tolerated = me, dict(about), frozenset(tolerated)
         self.format, self.inbox, self.limits, self.say = format, inbox, limits, say
         self.instance = os.urandom(16).hex()
+        check(Hello(me, me, format.run.hex(), self.instance, self.about))
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._links: set[Link] = set()

@@ -22,7 +22,7 @@ from typing import Any
 from .connect import tuned
 from .hello import claimed
 from .peer import Limits, Peer
-from .say import Say
+from .say import Say, log
 from .tls import Channel, fingerprint_of, server_context
 from .wire import Violation
 
@@ -30,6 +30,7 @@ __all__ = ["Door"]
 
 SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 REST = 1.0  # seconds without an `accept` when descriptors are short
+SAME = 8  # connections that show the same certificate and have not proved to have its key
 MEETING = 3  # connections of one peer that may say hello at once
 
 
@@ -54,7 +55,7 @@ class Door(threading.Thread):
     known : mapping of str to Peer
         By fingerprint.
     key : path
-        The key of this node.
+        The key of this node, read once.
     limits : Limits
         How many, how long.
     welcome : callable
@@ -73,11 +74,12 @@ class Door(threading.Thread):
         say: Say,
     ) -> None:
         super().__init__(name="fastgar door", daemon=True)
-        self.listeners, self.known, self.key = listeners, known, key
+        self.listeners, self.known = listeners, known
         self.limits, self.welcome, self.say = limits, welcome, say
         self.refused: Counter[str] = Counter()
         self.guests: dict[socket.socket, Guest] = {}
-        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._contexts = {fingerprint: server_context(key) for fingerprint in known}
+        self._anchored: set[str] = set()
         self._selector = selectors.DefaultSelector()
         self._bell, self._ring = socket.socketpair()
         self._selector.register(self._bell, selectors.EVENT_READ)
@@ -137,10 +139,8 @@ class Door(threading.Thread):
                 if error.errno in SHORT:
                     self._rest_until = time.monotonic() + REST
                     self.say("descriptors", f"new connections wait: {error.strerror}")
-                    return
-                continue  # one that was given up before it was accepted
+                return  # or it was given up before it was accepted
             sock.setblocking(False)
-            tuned(sock, self.limits)
             self.guests[sock] = guest = Guest(sock, address)
             self._selector.register(sock, selectors.EVENT_READ, guest)
 
@@ -161,6 +161,9 @@ class Door(threading.Thread):
             self._refuse(guest, "tls", "it does not have the key that belongs to its certificate")
         except OSError:
             self._refuse(guest, "gone", "it left before it was known")
+        except Exception as error:
+            log.exception("a handshake failed in a way that is not known")
+            self._refuse(guest, "failed", f"its handshake failed: {type(error).__name__}")
 
     def _shake(self, guest: Guest, data: bytes | memoryview) -> bool:
         """Go on with a handshake; return whether it is over."""
@@ -176,10 +179,13 @@ class Door(threading.Thread):
                 raise Violation("key", "its key is in no cluster of this node")
             if not peer.may_connect(self.limits, take=False):
                 raise Violation("often", f"{peer.name} connects again and again")
-            if fingerprint not in self._contexts:
-                self._contexts[fingerprint] = server_context(self.key, certificate)
+            self._make_room(peer)
+            context = self._contexts[fingerprint]
+            if fingerprint not in self._anchored:
+                context.load_verify_locations(cadata=certificate)
+                self._anchored.add(fingerprint)
             guest.peer = peer
-            guest.channel = Channel(guest.sock, self._contexts[fingerprint], server_side=True)
+            guest.channel = Channel(guest.sock, context, server_side=True)
             data = bytes(guest.text[end:])
             if not data:
                 return False
@@ -187,6 +193,13 @@ class Door(threading.Thread):
         if answer and guest.sock.send(answer) < len(answer):
             raise Violation("slow", "it does not read the answers to its handshake")
         return over
+
+    def _make_room(self, peer: Peer) -> None:
+        """Let who shows a peer's certificate, and goes no further, not keep the peer out."""
+        same = [guest for guest in self.guests.values() if guest.peer is peer]
+        if len(same) >= SAME:
+            oldest = min(same, key=lambda guest: guest.since)
+            self._refuse(oldest, "slow", f"{len(same)} connections say that they are {peer.name}")
 
     def _hand_over(self, guest: Guest) -> None:
         peer, channel = guest.peer, guest.channel
@@ -196,6 +209,7 @@ class Door(threading.Thread):
         peer.may_connect(self.limits, take=True)
         if peer.meeting >= MEETING:
             raise Violation("often", f"{peer.name} connects again before it has said hello")
+        tuned(guest.sock, self.limits)
         self._forget(guest)
         guest.sock.setblocking(True)
         self.welcome(peer, channel)

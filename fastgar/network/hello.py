@@ -184,6 +184,18 @@ def objection(own: Hello, other: Hello, tolerated: Collection[str]) -> Refused |
     return Refused("about", f"{own.name} and {own.to} do not fit: {some}")
 
 
+def check(own: Hello) -> None:
+    """Raise ValueError if other nodes would not take this for a hello."""
+    try:
+        text = json.dumps(own.as_json())
+        Hello.from_json(parsed(text.encode()), own.heard)
+    except (TypeError, Violation):
+        said = shown(dict(own.about))
+        raise ValueError(f"about must hold words and numbers, got {said}") from None
+    if len(text) > LONGEST // 2:
+        raise ValueError(f"about must have at most {LONGEST // 2} characters, got {len(text)}")
+
+
 def exchange(channel: Channel, own: Hello, kinds: Collection[int]) -> Hello:
     """Send a hello and return the other's."""
     send(channel, own.as_json())

@@ -269,6 +269,8 @@ class Link:
                     self.channel.write(header, message.payload[offset : offset + length])
                 self.peer.messages_out += 1
         except Exception as error:
+            if isinstance(error, ConnectionError):
+                self.over.wait(1.0)  # the reader sees better why
             self.fail("broken", f"writing to it failed: {type(error).__name__}")
 
     def _send_controls(self) -> None:

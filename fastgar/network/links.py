@@ -1,8 +1,8 @@
 """Links between the nodes of a cluster: bytes, peers and steps, and nothing of learning.
 
-Of each pair of nodes one dials, and there is one connection. It carries messages of known sizes
-(`wire`) under TLS 1.3 between keys that know each other (`tls`), after both have said that they fit
-(`hello`). What breaks is dialled again, and the newest messages go out once more.
+Each pair of nodes has one connection, which either may have dialled. It carries messages of known
+sizes (`wire`) under TLS 1.3 between keys that know each other (`tls`), after both have said that
+they fit (`hello`). What breaks is dialled again, and the newest messages go out once more.
 
 Each peer has a thread that reads and one that writes (`link`, `company`). Two more accept (`door`)
 and look at the time. Only `time.monotonic` is read.
@@ -45,7 +45,8 @@ class Links:
     me : str
         The name of this node.
     peers : mapping of str to Address
-        All other nodes. A peer without a host dials; of two that have one, the lesser name does.
+        All other nodes. Who has no host is not dialled. Of two that have one the lesser name dials
+        at once, and the other after a second without a link.
     key : path
         The key of this node (`make_key`).
     identity : bytes
@@ -103,7 +104,7 @@ class Links:
                     f"{me} and {name} both do not listen, so neither can dial the other"
                 )
         self.peers = {
-            name: Peer(name, address, address.host is not None and (listen is None or me < name))
+            name: Peer(name, address, first=listen is None or me < name)
             for name, address in peers.items()
         }
         known = {peer.address.fingerprint: peer for peer in self.peers.values()}
@@ -135,7 +136,7 @@ class Links:
             self._threads.add(self.door)
         self._thread("clock", self._watch)
         for peer in self.peers.values():
-            if peer.dialled:
+            if peer.address.host is not None:
                 self._thread(f"dials {peer.name}", self._dial, peer)
 
     def post(
@@ -256,6 +257,12 @@ class Links:
         while not self._closing.is_set():
             with peer.cond:
                 peer.cond.wait_for(lambda: peer.link is None or self._closing.is_set())
+                if not peer.first:
+                    peer.cond.wait_for(
+                        lambda: peer.link is not None or self._closing.is_set(), self.limits.second
+                    )
+                if peer.link is not None or self._closing.is_set():
+                    continue
             reason, lived = "", 0.0
             try:
                 channel = dialled(
@@ -273,7 +280,7 @@ class Links:
                 self.say((peer.name, error.reason), f"{peer.name} was not reached: {error}")
                 with peer.cond:
                     peer.refused = str(error)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self.say((peer.name, "dial"), f"{peer.name} was not reached: {error}")
             tries = 0 if lived >= self.limits.stable else min(tries + 1, 20)
             most = self.limits.backoff_most

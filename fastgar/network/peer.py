@@ -37,6 +37,7 @@ class Limits:
     connect: float = 3.0  # for each address of a name
     heartbeat: float = 2.0  # after so much silence of its own a node sends a ping
     patience: float = 30.0  # after so much silence of a peer its connection is closed
+    second: float = 1.0  # without a link before who is not the first to dial dials too
     twin: float = 5.0  # for the answer to the ping that decides which of two connections lives
     backoff: float = 0.1  # before dialling again, doubled each time, and drawn from its upper half
     backoff_most: float = 4.0
@@ -75,7 +76,7 @@ class Peer:
 
     name: str
     address: Address
-    dialled: bool  # by this node
+    first: bool  # this node dials at once, else after a while without a link
     outbox: Outbox = field(default_factory=Outbox)
     cond: threading.Condition = field(default_factory=threading.Condition)
     link: Link | None = None
