@@ -104,11 +104,14 @@ class Company:
             with peer.cond:
                 if refusal.reason not in QUIET:
                     peer.refused = str(refusal)
+            if up:  # the other end has taken it for a link, and it has no writer yet
+                with contextlib.suppress(OSError):
+                    channel.end()
             link.fail(refusal.reason, str(refusal))
         except Violation as violation:
             link.fail(violation.reason, str(violation))
         except Ended as end:
-            link.fail("left" if end.in_order else "broken", str(end))
+            link.fail("left" if end.in_order or link.leaving else "broken", str(end))
         except OSError as error:
             link.fail("broken", f"the connection broke: {error}")
         except Exception as error:
@@ -166,8 +169,8 @@ class Company:
         peer = link.peer
         with peer.cond:
             old = peer.link
+            same = old is not None and old.instance == link.instance
             if old is not None and old.why is None:
-                same = old.instance == link.instance
                 if not (self._rank(link) >= self._rank(old) if same else link.replaces is old):
                     raise self._double(link)
             with self._lock:
@@ -180,6 +183,9 @@ class Company:
             peer.outbox.again()
             peer.cond.notify_all()
         if old is not None:
+            if same:
+                old.leave()
+                old.over.wait(0.5)
             old.fail("replaced", "a new connection took its place")
             old.over.wait()
         link.writer = threading.Thread(

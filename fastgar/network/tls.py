@@ -142,6 +142,8 @@ class Channel:
                             break
                 except ssl.SSLWantReadError:
                     starved = True
+                except ssl.SSLZeroReturnError:  # both have said that nothing more comes
+                    raise Ended(in_order=True) from None
                 owed = 0 if self._writing and self._out.pending < OWED else self._out.pending
             if owed >= OWED:
                 raise Violation("updates", "it asks for key updates and does not read the answers")
