@@ -2,8 +2,8 @@
 
     python -m asv_benchmarks.network            16 MB to each of four peers and back: both ratios
 
-Every turn takes each way once, one after the other, between barriers. Wall is the server's time from
-the first byte to the last; CPU is that of all processes together. Medians of many turns count.
+Every turn takes each way once, one after the other, between barriers. Wall is the server's time
+from the first byte to the last; CPU is that of all processes together. Medians of many turns count.
 """
 
 import argparse

@@ -171,7 +171,8 @@ class Company:
             old = peer.link
             same = old is not None and old.instance == link.instance
             if old is not None and old.why is None:
-                if not (self._rank(link) >= self._rank(old) if same else link.replaces is old):
+                yields = self._rank(link) >= self._rank(old) if same else link.replaces is old
+                if not yields:
                     raise self._double(link)
             with self._lock:
                 if self.closing.is_set():
