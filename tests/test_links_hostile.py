@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -63,6 +64,20 @@ def test_an_honest_node_is_in_within_5_s_while_1000_are_silent_and_20_slow(tmp_p
         for sock in (*strangers, *slow):
             sock.close()
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_who_shows_a_nodes_certificate_and_waits_does_not_keep_the_node_out(tmp_path: Path) -> None:
+    with honest(tmp_path, limits=Limits(handshakes=32)) as (it, b):
+        text = hello.preamble(certificate(tmp_path / "a.pem"))
+        impostors = [connect(it.addresses["b"]) for _ in range(200)]
+        for sock in impostors:
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(text + b"\x16")
+        began = time.monotonic()
+        connected(it.start("a", peers={"b": it.addresses["b"]}))
+        assert time.monotonic() - began < 5 and b.strangers()["slow"] > 100
+        for sock in impostors:
+            sock.close()
 
 
 def test_the_deadline_is_for_the_whole_handshake(tmp_path: Path) -> None:
@@ -371,7 +386,7 @@ def test_a_message_a_byte_at_a_time_and_then_silence(tmp_path: Path) -> None:
 STRUCT = struct.Struct(">4sHHI16sqQQ32s")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.one_of(
         st.binary(min_size=wire.HEADER.size, max_size=wire.HEADER.size),
@@ -413,7 +428,7 @@ PLAIN = st.recursive(
 WORDS = st.sampled_from(["name", "to", "run", "instance", "about", "heard"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200),
@@ -437,7 +452,7 @@ def test_any_hello_is_one_or_a_violation(text: bytes) -> None:
     assert all(0 <= step < wire.STEPS for step, _ in theirs.heard.values())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=6000), st.booleans())
 def test_any_preamble_is_one_or_a_violation(text: bytes, begun: bool) -> None:
     text = (hello.PREAMBLE if begun else b"") + text

@@ -152,18 +152,21 @@ def _heard(item: tuple[str, Any], kinds: Collection[int]) -> tuple[int, tuple[in
 
 
 def differences(own: Hello, other: Hello) -> dict[str, str]:
-    """Return a clause for each thing that two nodes say differently."""
+    """Return a clause for each thing that two nodes say differently: the same at both ends."""
     missing = object()
+    first, second = sorted((own, other), key=lambda hello: hello.name)
 
     def said(value: object) -> str:
         return "nothing" if value is missing else shown(value)
 
     found = {}
     for key in sorted(own.about.keys() | other.about.keys()):
-        mine, theirs = own.about.get(key, missing), other.about.get(key, missing)
-        if type(mine) is not type(theirs) or mine != theirs:
+        here, there = first.about.get(key, missing), second.about.get(key, missing)
+        if type(here) is not type(there) or here != there:
             label = key if key in own.about else shown(key)
-            found[key] = f"{label} is {said(mine)} at {own.name} and {said(theirs)} at {other.name}"
+            found[key] = (
+                f"{label} is {said(here)} at {first.name} and {said(there)} at {second.name}"
+            )
     return found
 
 
@@ -175,13 +178,14 @@ def objection(own: Hello, other: Hello, tolerated: Collection[str]) -> Refused |
             f"the node with the key of {own.to} calls itself {shown(other.name)} and took "
             f"{own.name} for {shown(other.to)}",
         )
+    both = " and ".join(sorted((own.name, own.to)))
     if other.run != own.run:
-        return Refused("run", f"{own.name} and {own.to} are not in the same run")
+        return Refused("run", f"{both} are not in the same run")
     found = {k: v for k, v in differences(own, other).items() if k not in tolerated}
     if not found:
         return None
     some = "; ".join(list(found.values())[:3]) + ("; ..." if len(found) > 3 else "")
-    return Refused("about", f"{own.name} and {own.to} do not fit: {some}")
+    return Refused("about", f"{both} do not fit: {some}")
 
 
 def check(own: Hello) -> None:

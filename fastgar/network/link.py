@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from .hello import Heard
 from .peer import Peer
 from .tls import Channel
-from .wire import CONTROL, HEADER, NOTICE, PING, PONG, Format, Header, Violation, pieces
+from .wire import CONTROL, HEADER, NOTICE, PING, PONG, Format, Header, Violation, as_bytes, pieces
 
 __all__ = ["LATER", "Inbox", "Later", "Link"]
 
@@ -212,7 +212,7 @@ class Link:
             if slot is None:
                 return None
             if not isinstance(slot, Later):
-                slot = slot.cast("B")
+                slot = as_bytes(slot)
                 size = self.format.kinds[piece.kind].size
                 if slot.nbytes != size or slot.readonly:
                     raise TypeError(f"a slot of {size} writable bytes is needed, got {slot.nbytes}")

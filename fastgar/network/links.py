@@ -30,7 +30,7 @@ from .link import Inbox
 from .peer import Address, Limits, Peer, Status
 from .say import Say, log
 from .tls import Channel, client_context
-from .wire import STEPS, Format, Kind, Violation, run_id
+from .wire import STEPS, Format, Kind, Violation, as_bytes, run_id
 
 __all__ = ["Links"]
 
@@ -163,7 +163,7 @@ class Links:
         ValueError
             If the message is not one that peers would accept.
         """
-        payload = payload.cast("B")
+        payload = as_bytes(payload)
         form = self.format.kinds.get(kind)
         if form is None or payload.nbytes != form.size:
             raise ValueError(
@@ -276,12 +276,14 @@ class Links:
                 with peer.cond:
                     peer.meeting += 1
                 reason, lived = self.company.live(peer, channel, True)
-            except Violation as error:
-                self.say((peer.name, error.reason), f"{peer.name} was not reached: {error}")
-                with peer.cond:
-                    peer.refused = str(error)
             except (OSError, ValueError) as error:
-                self.say((peer.name, "dial"), f"{peer.name} was not reached: {error}")
+                if self._closing.is_set():  # which is why
+                    return
+                reason = error.reason if isinstance(error, Violation) else "dial"
+                self.say((peer.name, reason), f"{peer.name} was not reached: {error}")
+                if isinstance(error, Violation):
+                    with peer.cond:
+                        peer.refused = str(error)
             tries = 0 if lived >= self.limits.stable else min(tries + 1, 20)
             most = self.limits.backoff_most
             if reason in ("run", "about", "twin", "name"):

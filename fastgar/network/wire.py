@@ -19,7 +19,7 @@ from fastgar.errors import shown, unknown
 
 __all__ = [
     "CONTROL", "DTYPES", "HEADER", "NOTICE", "PIECE", "PING", "PONG", "STEPS", "Format", "Header",
-    "Kind", "Violation", "pieces", "run_id",
+    "Kind", "Violation", "as_bytes", "pieces", "run_id",
 ]  # fmt: skip
 
 MAGIC, VERSION = b"FGAR", 1
@@ -70,6 +70,11 @@ class Header(NamedTuple):
 def run_id(identity: bytes) -> bytes:
     """Return the 16 bytes that all messages of a run carry."""
     return hashlib.sha256(b"fastgar run\0" + identity).digest()[:16]
+
+
+def as_bytes(view: memoryview) -> memoryview:
+    """Return the same memory as bytes; a view that is empty cannot be cast, and need not be."""
+    return view.cast("B") if view.nbytes else memoryview(bytearray())
 
 
 def pieces(size: int) -> Iterator[tuple[int, int]]:
