@@ -149,6 +149,8 @@ class Company:
         if old.instance == link.instance:
             return None if self._rank(link) >= self._rank(old) else self._double(link)
         if old.alive(self.limits.twin):
+            if old.paused:  # no answer could be heard, so this is no proof
+                return self._double(link)
             old.owe(NOTICE)
             return Refused(
                 "twin",

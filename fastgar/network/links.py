@@ -75,7 +75,7 @@ class Links:
 
     Notes
     -----
-    Memory: 650 kB for each peer that is connected, and what was posted: of each kind the two newest
+    Memory: under 1 MB for each peer that is connected, and what was posted: of each kind the two newest
     messages, which are not copied.
     """
 
