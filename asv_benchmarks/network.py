@@ -1,0 +1,183 @@
+"""One server and four peers over links of TLS, against gloo's broadcast and gather, in processes.
+
+    python -m asv_benchmarks.network            16 MB to each of four peers and back: both ratios
+
+Every turn takes each way once, one after the other, between barriers. Wall is the server's time
+from the first byte to the last; CPU is that of all processes together. Medians of many turns count.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+
+from .profiles import FULL
+
+RANKS, COLUMNS = 5, 4_000_000
+TURNS = 45 if FULL else 15
+MODEL, GRADIENT = 0, 1
+
+
+def measured(*options):
+    """Run the processes; return wall and CPU seconds of each way."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "asv_benchmarks.network", "--folder", folder, *options]
+        ranks = [
+            subprocess.Popen(
+                [*command, "--rank", str(rank)], cwd=Path(__file__).parent.parent,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE if rank == 0 else None, text=True,
+            )
+            for rank in range(RANKS)
+        ]  # fmt: skip
+        found, _ = ranks[0].communicate()
+        for process in ranks:
+            if process.wait() != 0:
+                raise RuntimeError("a rank has failed")
+        return json.loads(found)
+
+
+class Network:
+    """How many times longer a round over links takes than over gloo, and how much more CPU."""
+
+    timeout = 300
+
+    def setup_cache(self):
+        return measured()
+
+    def track_wall_ratio(self, seconds):
+        return seconds["links"]["wall"] / seconds["gloo"]["wall"]
+
+    def track_cpu_ratio(self, seconds):
+        return seconds["links"]["cpu"] / seconds["gloo"]["cpu"]
+
+    def track_cpu_milliseconds(self, seconds):
+        return 1000 * seconds["links"]["cpu"]
+
+    track_wall_ratio.unit = track_cpu_ratio.unit = "x"
+    track_cpu_milliseconds.unit = "ms"
+
+
+# ----------------------------------------------------------------------------- what a rank does
+
+
+class Inbox:
+    """One buffer for each peer, which the messages of all steps fill in turn."""
+
+    def __init__(self, peers, size):
+        self.buffers = {peer: memoryview(bytearray(size)) for peer in peers}
+        self.newest = {}
+        self.cond = threading.Condition()
+
+    def slot(self, peer, kind, step):
+        return self.buffers[peer]
+
+    def arrived(self, peer, kind, step, digest):
+        with self.cond:
+            self.newest[peer] = step
+            self.cond.notify_all()
+
+    def lost(self, peer, kind, step):
+        raise RuntimeError("a connection broke")
+
+    def hello(self, peer, heard):
+        pass
+
+    def heard(self, peer):
+        return {}
+
+    def wait(self, step):
+        """Wait until the message of this step is there from every peer."""
+        with self.cond:
+            self.cond.wait_for(lambda: [*self.newest.values()].count(step) == len(self.buffers))
+
+
+def links_of(rank, store, folder, size):
+    """Return the links of a rank, connected, and its inbox."""
+    import socket
+
+    from fastgar.network import Address, Kind, Links, make_key
+
+    pin = make_key(Path(folder) / f"{rank}.pem", f"node {rank}")
+    own = socket.create_server(("127.0.0.1", 0))
+    store.set(f"node {rank}", json.dumps(["127.0.0.1", own.getsockname()[1], pin]))
+    others = range(1, RANKS) if rank == 0 else [0]
+    peers = {f"node {each}": Address(*json.loads(store.get(f"node {each}"))) for each in others}
+    inbox = Inbox(peers, size)
+    links = Links(
+        f"node {rank}", peers, Path(folder) / f"{rank}.pem", identity=b"benchmark", about={},
+        kinds={MODEL: Kind(size), GRADIENT: Kind(size)}, inbox=inbox, listen=own,
+    )  # fmt: skip
+    links.start()
+    return links, inbox
+
+
+def rounds(rank, folder, columns):
+    """Return median wall and CPU seconds of a round over links and over gloo."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", RANKS)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
+    links, inbox = links_of(rank, store, folder, 4 * columns)
+    model, gradient = torch.randn(columns), torch.randn(columns)
+    gathered = [torch.empty(columns) for _ in range(RANKS)] if rank == 0 else None
+
+    def over_gloo(step):
+        dist.broadcast(model, 0)
+        dist.gather(gradient, gathered, 0)
+
+    def over_links(step):
+        if rank == 0:
+            for peer in links.peers:
+                links.post(peer, MODEL, step, memoryview(model.numpy()).cast("B"))
+            inbox.wait(step)
+        else:
+            inbox.wait(step)
+            links.post("node 0", GRADIENT, step, memoryview(gradient.numpy()).cast("B"))
+
+    found = {name: {"wall": [], "cpu": []} for name in ("gloo", "links")}
+    for step in range(TURNS + 2):
+        for name, call in (("gloo", over_gloo), ("links", over_links)):
+            dist.barrier()
+            cpu, wall = process_time(), perf_counter()
+            call(step)
+            wall = perf_counter() - wall
+            dist.barrier()
+            cpu = torch.tensor(process_time() - cpu)
+            dist.all_reduce(cpu)
+            if step >= 2:  # in the first ones memory is touched for the first time
+                found[name]["wall"].append(wall)
+                found[name]["cpu"].append(float(cpu))
+    dist.barrier()
+    links.close()
+    dist.destroy_process_group()
+    return {name: {key: median(each) for key, each in of.items()} for name, of in found.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Time links against gloo.")
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--folder")
+    parser.add_argument("--columns", type=int, default=COLUMNS)
+    options = parser.parse_args()
+    if options.rank is not None:
+        found = rounds(options.rank, options.folder, options.columns)
+        if options.rank == 0:
+            print(json.dumps(found))
+        return
+    seconds = measured("--columns", str(options.columns))
+    for key in ("wall", "cpu"):
+        links, gloo = seconds["links"][key], seconds["gloo"][key]
+        print(f"{key:5} links {links:.3f} s, gloo {gloo:.3f} s: {links / gloo:.2f} times")
+
+
+if __name__ == "__main__":
+    main()
