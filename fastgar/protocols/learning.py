@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from ..train.workers import Workers
 __all__ = ["Learning"]
 
 Vector = NDArray[Any]
+Labels = Callable[[Tensor, int], Tensor]
 
 
 class Learning:
@@ -72,42 +74,66 @@ class Learning:
                 "model without batch normalisation, or eval_mode = true"
             )
         self.initial: Vector = self._workers.layout.flat(model).numpy()
-        self._rows = torch.empty(1, len(self.initial))
+        self._draws = False
+        with torch.random.fork_rng(devices=()):
+            before = torch.get_rng_state()
+            self.gradient(0, 0, self.initial)
+            self._draws = not torch.equal(before, torch.get_rng_state())
 
-    def gradient(self, worker: int, step: int, theta: Vector, *, flip: Any = None) -> Vector:
-        """Return the gradient of a worker at a model: of local steps, decayed and clipped.
+    def gradient(self, worker: int, step: int, theta: Vector) -> Vector:
+        """Return the gradient of a worker at a model: of local steps, decayed and clipped."""
+        result: Vector = self.gradients([worker], step, theta)[0]
+        return result
+
+    def gradients(
+        self, workers: Sequence[int], step: int, theta: Vector, *, labels: Labels | None = None
+    ) -> Vector:
+        """Return the gradients of some workers at one model, (workers, d).
 
         Parameters
         ----------
-        worker, step : int
+        workers : sequence of int
+        step : int
         theta : array, shape (d,)
-        flip : callable, optional
-            What becomes of the labels.
+        labels : callable, optional
+            What becomes of labels: it takes them and the number of classes.
         """
-        config = self.config
-        x, y = self._batch(worker, step)
-        if flip is not None:
-            y = flip(y, self.data.classes)
-        rows = torch.empty(1, len(theta))
-        shape = (1, config.local_steps, config.batch)
-        self._workers(
-            torch.from_numpy(theta), x.view(*shape, *x.shape[1:]), y.view(shape), rows,
-            config.lr, hash_key(step, worker), torch.zeros(1, dtype=torch.int64),
-        )  # fmt: skip
-        result: Vector = rows[0].numpy()
+        config, k = self.config, len(workers)
+        picks = torch.cat([self._picks(worker, step) for worker in workers])
+        x, y = self.data.x[picks], self.data.y[picks]
+        if labels is not None:
+            y = labels(y, self.data.classes)
+        shape = (k, config.local_steps, config.batch)
+        x, y, rows = x.view(*shape, *x.shape[1:]), y.view(shape), torch.empty(k, len(theta))
+        point = torch.from_numpy(theta)
+        if self._draws or config.local_steps > 1:
+            who = torch.zeros(1, dtype=torch.int64)
+            key = hash_key(step, workers[0])  # draws of the model depend on the worker, too
+            self._workers(point, x, y, rows, config.lr, key, who)
+        else:
+            self._workers.gradients(point, {}, x[:, 0], y[:, 0], rows)
+        result: Vector = rows.numpy()
         return result
 
     def accuracy(self, theta: Vector) -> float:
         """Return the share of test samples whose class has the highest score."""
         return self._workers.accuracy(torch.from_numpy(theta))
 
-    def _batch(self, worker: int, step: int) -> tuple[Tensor, Tensor]:
+    def _picks(self, worker: int, step: int) -> Tensor:
+        """Return the indices of a worker's samples for a step."""
         config, share = self.config, self.shares[worker]
-        count = config.local_steps * config.batch
         key = hash_key(hash_key(config.seed, step), worker)
-        uniform = np.random.Generator(np.random.Philox(key)).random(count)
-        picks = share[torch.from_numpy((uniform * len(share)).astype(np.int64))]
-        return self.data.x[picks], self.data.y[picks]
+        drawn = _uniform(key, config.local_steps * config.batch)
+        return share[torch.from_numpy((drawn * len(share)).astype(np.int64))]
+
+
+def _uniform(key: int, count: int) -> NDArray[np.float64]:
+    """Return numbers from 0 to below 1 that a key stands for: splitmix64 of a counter."""
+    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    result: NDArray[np.float64] = ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return result
 
 
 def spread(models: list[Vector]) -> float:

@@ -83,10 +83,10 @@ class Adversary:
     def _rows(self, step: int, model: Vector) -> Any:
         learning, mu = self.learning, np.float32(self.cluster.training.momentum)
         if self.attack.poisons:
-            rows = [learning.gradient(i, step, model, flip=self.attack.labels) for i in self.liars]
-            return self._with_momentum(np.stack(rows), self.liars, step, mu)
+            rows = learning.gradients(self.liars, step, model, labels=self.attack.labels)
+            return self._with_momentum(rows, self.liars, step, mu)
         everybody = [*self.honest, *self.liars]
-        rows = np.stack([learning.gradient(i, step, model) for i in everybody])
+        rows = learning.gradients(everybody, step, model)
         sent = self._with_momentum(rows, everybody, step, mu)
         h = len(self.honest)
         view = View(

@@ -135,7 +135,6 @@ class Node:
         self._answered: dict[str, float] = {}
         self._coroutine: Coroutine[Any, Any, Vector] | None = None
         state = storage.read()
-        self._lost = state is None
         if state is not None:
             self.at, self.arrays, self.kept = state.step, dict(state.arrays), state.kept
 
@@ -289,19 +288,22 @@ class Node:
         self._run(None)
 
     def _mute(self) -> None:
-        """Stay silent for steps that this node may have sent, if its disk does not know them.
+        """Stay silent for steps that this node has sent, as others say, and its disk does not know.
 
-        No single peer decides: of each role, one more than may lie must have been there.
+        No single peer decides: of a role, one more than may lie must have heard it, or have come
+        so far.
         """
-        cluster, ahead, said = self.cluster, 0, -1
-        for role, group in cluster.groups.items():
-            claims = [self._claims[name] for name in cluster.of_role(role) if name in self._claims]
-            steps = sorted((at for at, _ in claims), reverse=True)
-            heard = sorted((max(heard.values(), default=-1) for _, heard in claims), reverse=True)
+        ahead, said = 0, -1
+        for role, group in self.cluster.groups.items():
+            claims = [
+                self._claims[name] for name in self.cluster.of_role(role) if name in self._claims
+            ]
             if len(claims) > group.f:
+                steps = sorted((at for at, _ in claims), reverse=True)
+                heard = sorted((max(of.values(), default=-1) for _, of in claims), reverse=True)
                 ahead, said = max(ahead, steps[group.f]), max(said, heard[group.f])
         known = max((step for steps in self.kept.values() for step in steps), default=-1)
-        if (self._lost and ahead > 0) or said > known:
+        if said > known:
             self.muted = max(ahead, said) + WINDOW
 
     def _post(self, kind: str, step: int, vector: Vector, peers: Sequence[str]) -> None:

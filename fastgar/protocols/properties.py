@@ -15,7 +15,7 @@ P10  an honest node never sends two different messages of a kind and step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,9 @@ class Properties:
 
     def __init__(self, cluster: Cluster, watcher: Any) -> None:
         self.cluster, self.watcher = cluster, watcher
-        self.honest = frozenset(cluster.names) - cluster.liars
+        lost = {name for line in cluster.perturb if line.startswith("lose") for name in cluster.names
+                if name in line.replace(",", " ").split()}
+        self.honest = frozenset(cluster.names) - cluster.liars - lost  # who keeps its word
         self.gathers: list[tuple[int, float]] = []  # step, and the factor of the spread
         self._sent: dict[tuple[str, int], dict[str, Vector]] = {}
         self._taken: dict[int, set[tuple[str, str, int]]] = {}
@@ -105,7 +107,9 @@ class Properties:
 
     def ended(self, node: Node) -> None:
         """Check how a node ends: P5."""
-        if node.error is not None and node.name in self.honest:
+        if isinstance(node.error, Broken):
+            raise node.error
+        if node.error is not None and node.name not in self.cluster.liars:
             raise Broken(f"P5: {node.name} ended at step {node.at}: {node.error}") from node.error
         self.watcher.ended(node)
 
@@ -114,19 +118,19 @@ class Properties:
         result: float = self.watcher.ended_at(node)
         return result
 
-    def unfinished(self, nodes: dict[str, Node]) -> Broken:
+    def unfinished(self, nodes: dict[str, Node], gone: Collection[str] = ()) -> Broken:
         """Return what is broken if a run does not end: P5."""
         where = ", ".join(
             f"{name} at step {nodes[name].at}" if name in nodes else f"{name} (dead)"
             for name in self.cluster.names
-            if name in self.honest and not (name in nodes and nodes[name].done)
+            if name not in self.cluster.liars and name not in gone and not (name in nodes and nodes[name].done)
         )
         return Broken(f"P5: not done: {where}")
 
     def _first(self, sender: str, kind: str, step: int, vector: Vector) -> None:
         """Check the first time that a vector is sent."""
         if kind == "gradient":
-            self._reached("model", step, self.cluster.q_s, self.cluster.servers.byzantine, sender)
+            self._reached("model", step, self.cluster.q_s, sender)
             return
         if kind != "model" or step == 0:
             return
@@ -136,14 +140,14 @@ class Properties:
             what, at = ("gather", step - 1) if caught_up is None else ("model", step)
             self._within(sender, what, at, vector)
         elif (sender, "gradient", step - 1) in self._quorums:
-            w = self.cluster.workers
-            self._reached("gradient", step - 1, self.cluster.q_w, w.byzantine, sender)
+            self._reached("gradient", step - 1, self.cluster.q_w, sender)
         else:
             raise Broken(f"P6: {sender} came to step {step} without a quorum")
 
-    def _reached(self, kind: str, step: int, q: int, liars: int, who: str) -> None:
+    def _reached(self, kind: str, step: int, q: int, who: str) -> None:
         there = len(self._sent.get((kind, step), {}))
-        if there < q - liars:
+        senders = self.cluster.of_role(self.cluster.text.kinds[kind].senders)
+        if there < q - len(set(senders) - self.honest):
             raise Broken(f"P6: {who} is past step {step}, to which {there} honest peers have come")
 
     def _within(self, sender: str, kind: str, step: int, vector: Vector) -> None:
