@@ -26,7 +26,7 @@ async def server(me: Node, net: Node, c: Cluster) -> Any:
         if got.kind == "gradient":
             theta = theta - c.lr(t) * c.rule(got.rows, t)
             if (t + 1) % c.gather_every == 0:
-                net.send(c.of_role("server"), "gather", t, theta)
+                theta = net.send(c.of_role("server"), "gather", t, theta)
                 gather = Want("gather", t, c.q_s, c.f_s, own=theta)
                 got = await net.first(gather, c.of_later_models(t))
         # The others have gone on without this one, or this was a gather.

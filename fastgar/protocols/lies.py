@@ -21,7 +21,7 @@ from .cluster import Cluster
 from .learning import Learning
 from .node import Node
 
-__all__ = ["SERVER_ATTACKS", "Adversary", "Honest", "lie_of"]
+__all__ = ["SERVER_ATTACKS", "Adversary", "Honest", "check_attacks", "lie_of", "work_of"]
 
 Vector = NDArray[Any]
 Lie = Callable[[Node, str, int, Vector, str], "Vector | None"]
@@ -168,18 +168,33 @@ class _Drift:
 
 
 def lie_of(cluster: Cluster, name: str) -> Lie | None:
-    """Return what a lying server makes of what it has to say; None for honest nodes and workers.
-
-    Raises
-    ------
-    ValueError
-        If there is no such attack.
-    """
+    """Return what a lying server makes of what it has to say; None for honest nodes and workers."""
     if name not in cluster.liars or cluster.role(name) == "worker":
         return None
     how = cluster.servers.attack
-    if how in SERVER_ATTACKS:
-        return SERVER_ATTACKS[how]
+    return SERVER_ATTACKS[how] if how in SERVER_ATTACKS else _Drift(cluster)
+
+
+def check_attacks(cluster: Cluster) -> None:
+    """Raise the error that a lying node would, if there is no such attack."""
+    if cluster.workers.attack != "none":
+        attack(cluster.workers.attack)
+    how = cluster.servers.attack
+    if how in ("none", *SERVER_ATTACKS):
+        return
     if how.split("(")[0].strip() not in list_attacks():
         raise unknown("attack of a server", how, [*SERVER_ATTACKS, *list_attacks()])
-    return _Drift(cluster)
+    if attack(how).poisons:
+        raise ValueError(f"{how} changes labels, of which a server has none")
+
+
+def work_of(cluster: Cluster, learning: Learning) -> Callable[[str], Any]:
+    """Return the function from a node's name to its work."""
+    honest = Honest(cluster, learning)
+    lying = any(cluster.role(name) == "worker" for name in cluster.liars)
+    adversary = Adversary(cluster, learning) if lying else None
+
+    def work(name: str) -> Any:
+        return adversary if name in cluster.liars and cluster.role(name) == "worker" else honest
+
+    return work

@@ -234,8 +234,12 @@ class Node:
         self.at = step
         self.arrays.update(arrays)
 
-    def send(self, peers: Sequence[str], kind: str, step: int, vector: Vector) -> None:
-        """Send a vector to peers; a message that was sent before is sent again as it was."""
+    def send(self, peers: Sequence[str], kind: str, step: int, vector: Vector) -> Vector:
+        """Send a vector to peers, and return what was sent.
+
+        That is another one if a vector was sent for this step before, perhaps in an earlier life:
+        nobody ever hears two.
+        """
         kept = self.kept.setdefault(kind, {})
         if step not in kept:
             kept[step] = (vector, tuple(peer for peer in peers if peer != self.name))
@@ -247,6 +251,7 @@ class Node:
             peer for (what, peer), until in self._followers.items() if what == kind and until >= step
         ]
         self._post(kind, step, vector, [*peers, *(f for f in followers if f not in peers)])
+        return vector
 
     async def first(self, *wants: Want) -> Received:
         """Wait for the first of some wants."""
