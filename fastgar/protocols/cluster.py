@@ -148,16 +148,18 @@ class Cluster:
             if group.attack != "none"
         )
 
-    def enough(self, role: str, others: str) -> int:
-        """Return how many of a role a node of a role must have heard of to start."""
-        ways = self.text.kinds.values()
-        talk = any(
-            (way.senders, receiver) in ((role, others), (others, role))
-            for way in ways
+    def talks(self, role: str, other: str) -> bool:
+        """Return whether nodes of two roles have something to say to each other."""
+        return any(
+            (way.senders, receiver) in ((role, other), (other, role))
+            for way in self.text.kinds.values()
             for receiver in way.receivers
         )
+
+    def enough(self, role: str, others: str) -> int:
+        """Return how many of a role a node of a role must have heard of to start."""
         group = self.groups[others]
-        return group.count - group.f if talk else 0
+        return group.count - group.f if self.talks(role, others) else 0
 
     # What the texts use, by the names of the papers.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import wraps
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,17 @@ class Received:
     rows: list[Vector]
 
 
+def locked(method: Callable[..., Any]) -> Any:
+    """Let one thread at a time into a method: messages come in threads of their own."""
+
+    @wraps(method)
+    def inside(self: Mailbox, *arguments: Any) -> Any:
+        with self.lock:
+            return method(self, *arguments)
+
+    return inside
+
+
 class Mailbox:
     """Messages by kind, step and peer.
 
@@ -80,7 +93,7 @@ class Mailbox:
     def __init__(
         self, me: str, senders: Mapping[str, Sequence[str]], latest: Sequence[str] = ()
     ) -> None:
-        self.me = me
+        self.me, self.lock = me, RLock()
         self.senders = {kind: tuple(names) for kind, names in senders.items()}
         self.newest = {kind: dict.fromkeys(names, -1) for kind, names in self.senders.items()}
         self._latest = frozenset(latest)
@@ -90,6 +103,7 @@ class Mailbox:
             kind: {name: [] for name in names} for kind, names in self.senders.items()
         }
 
+    @locked
     def verdict(self, peer: str, kind: str, step: int) -> Verdict:
         """Return what would become of a message, and remember that the peer has come so far."""
         newest = self.newest[kind]
@@ -104,6 +118,7 @@ class Mailbox:
             return Verdict.LATER
         return Verdict.TAKE if step > min(steps) else Verdict.SKIP
 
+    @locked
     def put(self, peer: str, kind: str, step: int, vector: Vector) -> None:
         """Keep a message that is to be taken."""
         steps = self._steps[kind][peer]
@@ -112,6 +127,7 @@ class Mailbox:
         steps.append(step)
         self._held[kind].setdefault(step, {})[peer] = vector
 
+    @locked
     def forget_before(self, kind: str, step: int) -> bool:
         """Drop what is older than a step, and say whether there was something."""
         if step <= self._floor[kind]:
@@ -123,11 +139,13 @@ class Mailbox:
                 self._drop(peer, kind, held)
         return bool(old)
 
+    @locked
     def reached(self, kind: str, k: int) -> int:
         """Return the step that at least k senders of a kind have come to, as far as is known."""
         steps = sorted(self.newest[kind].values(), reverse=True)
         return steps[k - 1] if 0 < k <= len(steps) else -1
 
+    @locked
     def lacking(self, want: Want) -> list[str]:
         """Return whose messages a want lacks."""
         held = self._held[want.kind]
@@ -138,6 +156,7 @@ class Mailbox:
         mine = self.me if want.own is not None else None
         return [name for name in self.senders[want.kind] if name not in have and name != mine]
 
+    @locked
     def look(self, want: Want) -> Received | None:
         """Return what is wanted if it is there.
 

@@ -5,7 +5,7 @@ carries what it sends. So the same node runs on the simulated network and on the
 
 ====================== =========================================================================
 for the text           `send`, `first`, `collect`, `latest`, `save`, `restore`, `gradient`
-for the driver         `begin`, `greet`, `verdict`, `receive`, `ask`, `tick`, `resume`
+for the driver         `begin`, `greet`, `verdict`, `receive`, `look`, `ask`, `tick`, `resume`
 ====================== =========================================================================
 """
 
@@ -38,7 +38,15 @@ class GaveUp(RuntimeError):
 
 
 class Transport(Protocol):
-    """What carries messages, and tells the time."""
+    """What carries messages, and tells the time.
+
+    Attributes
+    ----------
+    lossy : bool
+        Whether what is posted may be lost, so that it is to be posted again.
+    """
+
+    lossy: bool
 
     def now(self) -> float:
         """Return seconds on a clock that never jumps."""
@@ -164,9 +172,19 @@ class Node:
     def receive(self, peer: str, kind: str, step: int, vector: Vector) -> None:
         """Take a message whose verdict is TAKE."""
         self.mailbox.put(peer, kind, step, vector)
-        waiting = self.waiting
-        if waiting is not None:
-            self._look(kind)
+        self.look(kind)
+
+    def look(self, kind: str) -> None:
+        """Go on if what has come of a kind is what the text waits for."""
+        if self.waiting is None:
+            return
+        try:
+            received = self._ready(kind)
+        except TooManyFaults as error:
+            self._fail(error)
+            return
+        if received is not None:
+            self._run(received)
 
     def ask(self, peer: str, kind: str, step: int) -> None:
         """Send a peer that is behind what it asks for: what is kept, and what comes in some steps.
@@ -192,7 +210,8 @@ class Node:
             self.transport.hello(self)
             return
         self.due = now + self.pace.deadline
-        self.send_again()
+        if self.transport.lossy:
+            self.send_again()
         want = self.waiting
         if self.done or want is None:
             return
@@ -367,15 +386,6 @@ class Node:
                     self.watcher.collected(self, want, received, seconds)
                     return received
         return None
-
-    def _look(self, kind: str) -> None:
-        try:
-            received = self._ready(kind)
-        except TooManyFaults as error:
-            self._fail(error)
-            return
-        if received is not None:
-            self._run(received)
 
     def _ask_if_behind(self, want: Want) -> None:
         """Ask for what will do instead, if a peer that is honest has gone on."""

@@ -186,7 +186,10 @@ def survive(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> Simulati
 
 
 def _gone(lines: Sequence[str]) -> set[str]:
-    """Return who is killed and never restarted, whose disk is lost, or both."""
-    names = {line.split()[1] for line in lines if line.startswith(("kill", "lose"))}
-    back = {line.split()[1] for line in lines if line.startswith("restart")}
-    return names - back
+    """Return who is dead in the end."""
+    last: dict[str, tuple[float, str]] = {}
+    for line in lines:
+        what, name, _, time = line.split()[:4]
+        if what in ("kill", "lose", "restart"):
+            last[name] = max(last.get(name, (0.0, "")), (float(time), what))
+    return {name for name, (_, what) in last.items() if what != "restart"}

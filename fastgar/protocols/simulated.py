@@ -26,6 +26,8 @@ HEADER = 96  # bytes before a vector
 class Port:
     """What one life of a node sees of the network."""
 
+    lossy = True
+
     def __init__(self, network: Simulation, name: str, rate: float, offset: float) -> None:
         self.network, self.name, self.rate, self.offset = network, name, rate, offset
         self.tick_at = float("inf")  # on the network's clock
