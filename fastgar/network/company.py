@@ -24,7 +24,7 @@ from .wire import NOTICE, Format, Violation
 
 __all__ = ["Company"]
 
-QUIET = ("left", "double", "replaced", "closing")  # ends that are in order
+QUIET = ("left", "double", "replaced", "closing", "rekey")  # ends that are in order
 
 
 class Company:

@@ -18,6 +18,9 @@ from .wire import CONTROL, HEADER, NOTICE, PING, PONG, Format, Header, Violation
 __all__ = ["LATER", "Inbox", "Later", "Link"]
 
 
+REKEY = 1 << 38  # bytes: AES-GCM is proved for 2^24.5 records of 16 KB under one key
+
+
 class Later(Enum):
     """The type of LATER."""
 
@@ -128,7 +131,9 @@ class Link:
         self.counts = counts
         self.silence = self.silence + 1 if same[0] and not self.paused else 0
         self.quiet = self.quiet + 1 if same[1] else 0
-        if self.silence >= patience:
+        if max(counts) > REKEY:
+            self.fail("rekey", "new keys are due after so many bytes")
+        elif self.silence >= patience:
             self.fail("silent", "nothing came from it for longer than a live node is silent")
         elif self.quiet and self.quiet % heartbeat == 0:
             self.ping()

@@ -29,9 +29,7 @@ __all__ = ["CHUNK", "Channel", "Ended", "client_context", "fingerprint_of", "ser
 CHUNK = 128 << 10  # bytes that are encrypted before they are sent
 RECEIVE = 256 << 10  # bytes that one call of the socket may bring
 BATCH = 8  # records of 16 KB that one hold of the lock decrypts
-OWED = (
-    8 * CHUNK
-)  # bytes that TLS itself may owe a peer that asks for answers and does not read them
+OWED = 2 * CHUNK  # bytes of answers that a peer may ask TLS for without reading them
 
 
 class Ended(Exception):
