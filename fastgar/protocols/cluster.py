@@ -98,7 +98,8 @@ class Cluster:
         for what, group in (("servers", self.servers), ("workers", self.workers)):
             if group.count < 1:
                 raise ValueError(f"there must be at least one of the {what}, got {group.count}")
-            if not 0 <= group.byzantine < group.count:
+            alone = what == "servers" and group.count == 1  # it may lie, to see what happens
+            if not 0 <= group.byzantine < group.count + alone:
                 raise ValueError(
                     f"byzantine {what} must be at least 0 and fewer than all {group.count}, "
                     f"got {group.byzantine}"

@@ -28,7 +28,7 @@ from .lies import check_attacks
 from .perturb import read_perturbation
 from .registry import PROTOCOLS
 
-__all__ = ["cluster_of", "hash_of", "read_cluster", "to_toml"]
+__all__ = ["cluster_of", "hash_of", "read_cluster", "read_document", "to_toml"]
 
 TABLES = ("protocol", "training", "servers", "workers", "simulated", "nodes")
 SETTINGS = {
@@ -55,7 +55,12 @@ def read_cluster(path: Path) -> Cluster:
     OSError
         If it cannot be read.
     """
-    return cluster_of(read_settings(path))
+    return cluster_of(read_document(path))
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the tables of a file, as they are."""
+    return read_settings(path)
 
 
 def cluster_of(document: Mapping[str, Any]) -> Cluster:

@@ -65,6 +65,7 @@ class NodeInbox:
         self.kinds, self.pool = dict(kinds), pool
         self.node: Node | None = None  # set before links start
         self.over: set[str] = set()
+        self.cut: frozenset[str] = frozenset()  # peers that are neither heard nor spoken to
         self._reading: dict[str, tuple[int, int, Vector]] = {}
         self._stalled: dict[str, set[str]] = {kind: set() for kind in kinds.values()}
         self._calls: deque[Callable[[Node], None]] = deque()
@@ -77,6 +78,8 @@ class NodeInbox:
         if kind in CONTROL:
             return memoryview(bytearray(1))
         name, node = self.kinds[kind], self._node()
+        if peer in self.cut:
+            return LATER
         if peer not in node.mailbox.senders.get(name, ()):
             return None  # nothing that this peer has to say to this node
         verdict = node.verdict(peer, name, step)
@@ -131,6 +134,10 @@ class NodeInbox:
         """Return, once, the peers that were made to wait with messages of a kind."""
         stalled, self._stalled[kind] = self._stalled[kind], set()
         return stalled
+
+    def call(self, call: Callable[[Node], None]) -> None:
+        """Have something called in the node's thread."""
+        self._call(call)
 
     def wait(self, until: float) -> None:
         """Wait for something to happen, but no longer than to a time of `time.monotonic`."""

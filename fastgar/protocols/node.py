@@ -137,7 +137,7 @@ class Node:
         self.initial: Vector = work.initial
         self._work = work
         self._wants: tuple[Want, ...] = ()
-        self._waits = 0
+        self._waits = self._late = 0
         self._claims: dict[str, tuple[int, dict[str, int]]] = {}
         self._followers: dict[tuple[str, str], int] = {}
         self._answered: dict[str, float] = {}
@@ -209,7 +209,8 @@ class Node:
             self.due = now + self.cluster.starting_deadline
             self.transport.hello(self)
             return
-        self.due = now + self.pace.deadline
+        self._late += 1
+        self.due = now + min(self.pace.deadline * 2**self._late, self.pace.ceiling)
         if self.transport.lossy:
             self.send_again()
         want = self.waiting
@@ -350,6 +351,7 @@ class Node:
                     continue
                 self._wants, self.waiting = request, request[0]
                 self._waits += 1
+                self._late = 0
                 self.since = self.transport.now()
                 self.due = self.since + self.pace.deadline
                 moved = [

@@ -37,8 +37,6 @@ class Outcome:
         Of each worker, in how many of the honest servers' steps its gradient was used (0 to 1).
     lines : list of dict
         Evaluations and spreads, as they came.
-    broken : str or None
-        What property did not hold.
     """
 
     cluster: Cluster
@@ -54,7 +52,6 @@ class Outcome:
     waited_for: dict[str, int]
     shares: dict[str, float]
     lines: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    broken: str | None = None
 
     @property
     def lowest(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,9 @@ class NodeProcess:
         d = len(learning.initial)
         self.inbox = NodeInbox(names, Pool(d))
         own = cluster.nodes[name]
-        self.node = Node(
-            name, cluster, work_of(cluster, learning)(name), storage, self, watcher
-        )
+        self.slow = 1.0  # times that its work takes
+        work = work_of(cluster, learning)(name)
+        self.node = Node(name, cluster, _Slowed(work, self), storage, self, watcher)
         self.node.lie = lie_of(cluster, name)
         self.inbox.node = self.node
         self.links = Links(
@@ -144,6 +144,14 @@ class NodeProcess:
         refused = [f"{name} ({status[name].refused})" for name in gone if status[name].refused]
         return ", ".join(refused or gone[:12]) or "nobody; not enough have greeted"
 
+    def cut(self, peers: Collection[str]) -> None:
+        """Neither hear these peers nor speak to them, until it is called again with others."""
+        healed = self.inbox.cut - set(peers)
+        self.inbox.cut = frozenset(peers)
+        for peer in healed & set(self.links.peers):
+            self.links.resume(peer)
+            self.inbox.call(lambda node, peer=peer: node.send_again(peer))  # type: ignore[misc]
+
     def _linger(self) -> None:
         """Answer until all that are there are over, or the linger deadline passes."""
         for peer in self.links.peers:
@@ -164,6 +172,8 @@ class NodeProcess:
 
     def post(self, node: Node, peer: str, kind: str, step: int, vector: Vector) -> None:
         """Send a vector."""
+        if peer in self.inbox.cut:
+            return
         node.watcher.posted(self.name, peer, kind, step, vector)
         payload = memoryview(np.ascontiguousarray(vector, np.float32))
         self.links.post(peer, self._numbers[kind], step, payload)
@@ -183,6 +193,21 @@ class NodeProcess:
     def computes(self, node: Node) -> bool:
         """Return that nobody calls: a computation is over when it returns."""
         return False
+
+
+class _Slowed:
+    """Work that takes some times as long, if it is told to."""
+
+    def __init__(self, work: Any, process: NodeProcess) -> None:
+        self.work, self.process, self.initial = work, process, work.initial
+
+    def __call__(self, node: Node, step: int, model: Vector) -> Vector:
+        """Return what the work returns."""
+        began = time.monotonic()
+        found: Vector = self.work(node, step, model)
+        if self.process.slow > 1:
+            time.sleep((self.process.slow - 1) * (time.monotonic() - began))
+        return found
 
 
 def _about(d: int, learning: Learning) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Record:
     Attributes
     ----------
     accuracy : dict of str to float
-        Of each honest server, the last.
+        Of each honest server, the last; of a single one that lies, what it sends.
     spread : float or None
         The largest distance of two honest servers' models, the last that is known.
     waited_for : Counter
@@ -46,7 +46,9 @@ class Record:
         self, cluster: Cluster, learning: Learning, write: Callable[[Line], None] = lambda line: None
     ) -> None:
         self.cluster, self.learning, self.write = cluster, learning, write
-        self.honest = [name for name in cluster.of_role("server") if name not in cluster.liars]
+        servers = cluster.of_role("server")
+        # Of a server that lies and is the only one: what it sends.
+        self.honest = [name for name in servers if name not in cluster.liars] or list(servers)
         self.accuracy: dict[str, float] = {}
         self.spread: float | None = None
         self.waited_for: Counter[str] = Counter()

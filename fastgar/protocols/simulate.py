@@ -56,8 +56,8 @@ def simulate(
     Raises
     ------
     Broken
-        If a property does not hold, or a correct node does not end. Not with more faults than the
-        cluster says it survives: then `Outcome.broken` tells what happened.
+        If a property does not hold, or a correct node does not end: as it is with more faults than
+        the cluster says that it survives.
     TypeError, ValueError
         If something cannot be right; before any work.
 
