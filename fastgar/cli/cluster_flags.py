@@ -64,8 +64,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def asked_for_nothing(options: argparse.Namespace) -> bool:
     """Return whether no flag says which cluster is meant."""
-    return options.cluster is None and not options.perturb and all(
-        getattr(options, flag) is None for flag in PLACES
+    return (
+        options.cluster is None
+        and not options.perturb
+        and all(getattr(options, flag) is None for flag in PLACES)
     )
 
 

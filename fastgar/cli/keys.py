@@ -83,7 +83,9 @@ def run(options: argparse.Namespace) -> int:
     print(f"{out / 'cluster.toml'}: for all nodes ({name}, {servers} servers, {workers} workers)")
     for node, (host, port) in zip(cluster.names, addresses, strict=True):
         print(f"{out / node}.pem: for {node} at {host}:{port}, and for nobody else")
-    loopback = [node for node, (host, _) in zip(cluster.names, addresses, strict=True) if _is_loopback(host)]
+    loopback = [
+        node for node, (host, _) in zip(cluster.names, addresses, strict=True) if _is_loopback(host)
+    ]
     if loopback and len(loopback) < len(addresses):
         print(f"{', '.join(loopback)} can be reached from this machine only, the others not")
     print(f"on each machine: fastgar node --cluster {out / 'cluster.toml'} --key {out}/NAME.pem")

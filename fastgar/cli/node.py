@@ -50,7 +50,9 @@ def run(options: argparse.Namespace) -> int:
             say=lambda sentence: print(sentence, flush=True),
         )  # fmt: skip
     except Ended as end:
-        print(f"{name} ends: {folder} keeps its state, and the same command goes on", file=sys.stderr)
+        print(
+            f"{name} ends: {folder} keeps its state, and the same command goes on", file=sys.stderr
+        )
         return 128 + end.number
     except (ValueError, RuntimeError) as error:
         print(f"fastgar node: {error}", file=sys.stderr)

@@ -48,7 +48,9 @@ class Laws:
         ):  # fmt: skip
             value = getattr(self, name)
             if type(value) not in (int, float) or not low <= value <= high:
-                raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {shown(value)}")
+                raise ValueError(
+                    f"{name} must lie between {low:g} and {high:g}, got {shown(value)}"
+                )
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Laws:

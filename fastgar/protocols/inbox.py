@@ -123,9 +123,7 @@ class NodeInbox:
     def heard(self, peer: str) -> Heard:
         """Return the newest step of each kind from a peer, and the step of the node itself."""
         node, numbers = self._node(), {name: kind for kind, name in self.kinds.items()}
-        said = {
-            numbers[name]: (step, "") for name, step in node.heard(peer).items() if step >= 0
-        }
+        said = {numbers[name]: (step, "") for name, step in node.heard(peer).items() if step >= 0}
         return {**said, AT: (node.at, "")}
 
     # From the thread of the node.

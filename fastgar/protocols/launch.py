@@ -120,7 +120,10 @@ class Launch:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         alive = [process for process in self._processes.values() if process.poll() is None]
         for process in alive:

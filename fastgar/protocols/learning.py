@@ -151,4 +151,6 @@ def sketch(model: Vector, size: int = 64) -> list[float]:
 def spread(models: Sequence[Any]) -> float:
     """Return the largest distance of two models."""
     pairs = [(a, b) for i, a in enumerate(models) for b in models[:i]]
-    return max((math.sqrt(float(np.square(np.subtract(a, b)).sum())) for a, b in pairs), default=0.0)
+    return max(
+        (math.sqrt(float(np.square(np.subtract(a, b)).sum())) for a, b in pairs), default=0.0
+    )

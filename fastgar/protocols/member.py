@@ -119,7 +119,9 @@ def member(
             os.replace(part, folder / "model.npy")
             write({"kind": "ended", "node": name, "step": cluster.steps, **watcher.counts()})
             if not events:
-                say(f"{name} is done: {cluster.steps} steps, accuracy {learning.accuracy(model):.1%}")
+                say(
+                    f"{name} is done: {cluster.steps} steps, accuracy {learning.accuracy(model):.1%}"
+                )
 
 
 class _Watcher(Record):
@@ -157,9 +159,7 @@ class _Watcher(Record):
     def late(self, node: Node, want: Want, lacking: Sequence[str]) -> None:
         """Say who is late."""
         super().late(node, want, lacking)
-        self.say(
-            f"{self.name} waits for {want.kind} of step {want.step} from {', '.join(lacking)}"
-        )
+        self.say(f"{self.name} waits for {want.kind} of step {want.step} from {', '.join(lacking)}")
 
     def _write(self, line: dict[str, Any]) -> None:
         if line["kind"] == "spread":  # of one server, which says nothing

@@ -157,7 +157,9 @@ class Node:
 
     def heard(self, peer: str) -> dict[str, int]:
         """Return the newest step of each kind that has come from a peer."""
-        return {kind: newest[peer] for kind, newest in self.mailbox.newest.items() if peer in newest}
+        return {
+            kind: newest[peer] for kind, newest in self.mailbox.newest.items() if peer in newest
+        }
 
     def greet(self, peer: str, at: int, heard: dict[str, int]) -> None:
         """Take note of the step that a peer is in, and of what it has heard from this node."""
@@ -268,7 +270,9 @@ class Node:
             self.storage.write(State(self.at, self.arrays, self.kept))
         vector, peers = kept[step]
         followers = [
-            peer for (what, peer), until in self._followers.items() if what == kind and until >= step
+            peer
+            for (what, peer), until in self._followers.items()
+            if what == kind and until >= step
         ]
         self._post(kind, step, vector, [*peers, *(f for f in followers if f not in peers)])
         return vector

@@ -89,4 +89,6 @@ def read_perturbation(line: str, names: Sequence[str]) -> Perturbation:
         for part in parts
     )
     step = None if match["step"] is None else int(match["step"])
-    return Perturbation(what, groups, step, None if step is not None else float(match["time"]), span)
+    return Perturbation(
+        what, groups, step, None if step is not None else float(match["time"]), span
+    )

@@ -48,9 +48,20 @@ class Properties:
 
     def __init__(self, cluster: Cluster, watcher: Any) -> None:
         self.cluster, self.watcher = cluster, watcher
-        lost = {name for line in cluster.perturb if line.startswith("lose") for name in cluster.names
-                if name in line.replace(",", " ").split()}
+        lost = {
+            name
+            for line in cluster.perturb
+            if line.startswith("lose")
+            for name in cluster.names
+            if name in line.replace(",", " ").split()
+        }
         self.honest = frozenset(cluster.names) - cluster.liars - lost  # who keeps its word
+        self._needed = {
+            ("gradient", "server"): cluster.q_w,
+            ("model", "worker"): cluster.q_s,
+            ("model", "server"): 2 * cluster.f_s + 1,
+            ("gather", "server"): cluster.q_s,
+        }
         self.gathers: list[tuple[int, float]] = []  # step, and the factor of the spread
         self._sent: dict[tuple[str, int], dict[str, Vector]] = {}
         self._taken: dict[int, set[tuple[str, str, int]]] = {}
@@ -81,14 +92,17 @@ class Properties:
     def collected(self, node: Node, want: Want, received: Received, seconds: float) -> None:
         """Check a quorum: P6, P8."""
         kind, step, names = received.kind, received.step, received.names
-        if len(set(names)) != len(names) or len(names) < want.q or len(received.rows) != len(names):
-            raise Broken(f"P6: {node.name} took {names} as {want.q} {kind}s of step {step}")
+        needed = self._needed[kind, node.role]
+        if len(set(names)) != len(names) or len(names) < needed or len(received.rows) != len(names):
+            raise Broken(f"P6: {node.name} took {names} as {needed} {kind}s of step {step}")
         if step != want.step and not (want.later and step > want.step):
             raise Broken(f"P6: {node.name} took {kind} of step {step} for {want.step}")
         sent = self._sent.get((kind, step), {})
         for name, row in zip(names, received.rows, strict=True):
-            if name in self.honest and name != node.name and (
-                name not in sent or sent[name].tobytes() != row.tobytes()
+            if (
+                name in self.honest
+                and name != node.name
+                and (name not in sent or sent[name].tobytes() != row.tobytes())
             ):
                 raise Broken(
                     f"P6: {node.name} took as {kind} of step {step} from {name} what it never sent"
@@ -123,7 +137,9 @@ class Properties:
         where = ", ".join(
             f"{name} at step {nodes[name].at}" if name in nodes else f"{name} (dead)"
             for name in self.cluster.names
-            if name not in self.cluster.liars and name not in gone and not (name in nodes and nodes[name].done)
+            if name not in self.cluster.liars
+            and name not in gone
+            and not (name in nodes and nodes[name].done)
         )
         return Broken(f"P5: not done: {where}")
 

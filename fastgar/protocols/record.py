@@ -43,7 +43,10 @@ class Record:
     """
 
     def __init__(
-        self, cluster: Cluster, learning: Learning, write: Callable[[Line], None] = lambda line: None
+        self,
+        cluster: Cluster,
+        learning: Learning,
+        write: Callable[[Line], None] = lambda line: None,
     ) -> None:
         self.cluster, self.learning, self.write = cluster, learning, write
         servers = cluster.of_role("server")

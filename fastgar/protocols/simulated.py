@@ -214,9 +214,7 @@ class Simulation:
         if name in self.nodes:
             return
         port = Port(self, name, *self._clocks[name])
-        node = Node(
-            name, self.cluster, self._work(name), self.disks[name], port, self.watcher
-        )
+        node = Node(name, self.cluster, self._work(name), self.disks[name], port, self.watcher)
         node.lie = self._lie_of(name)
         self.nodes[name] = node
         node.begin()
