@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 import fastgar as fg
 
-from . import bench, reproduce, rules, train
+from . import bench, cluster, keys, node, reproduce, rules, simulate, train
 from .refuse import Refused
 
 __all__ = ["main"]
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fastgar {fg.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (train, reproduce, bench, rules):
+    for module in (train, cluster, simulate, keys, node, reproduce, bench, rules):
         command = commands.add_parser(
             module.NAME,
             help=module.SUMMARY,

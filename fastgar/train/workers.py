@@ -150,19 +150,22 @@ class Workers:
         rows: Tensor, lr: float,
     ) -> Tensor:  # fmt: skip
         """Fill the rows with the sums of the workers' gradients along their local steps."""
-        losses = self._gradients(point, buffers, x[:, 0], y[:, 0], rows)
+        losses = self.gradients(point, buffers, x[:, 0], y[:, 0], rows)
         for k in range(1, self.config.local_steps):
             here = torch.sub(point, rows, alpha=lr)
             more = torch.empty_like(rows)
-            losses = losses + self._gradients(here, buffers, x[:, k], y[:, k], more)
+            losses = losses + self.gradients(here, buffers, x[:, k], y[:, k], more)
             rows += more
         return losses / self.config.local_steps
 
-    def _gradients(
+    def gradients(
         self, point: Tensor, buffers: dict[str, Tensor], x: Tensor, y: Tensor,
         rows: Tensor,
     ) -> Tensor:  # fmt: skip
-        """Fill the rows with one gradient of each worker: decayed, then clipped."""
+        """Fill the rows with one gradient of each worker, decayed, then clipped; return the losses.
+
+        Points, samples and rows as in a call, with a batch for each worker: (k, batch, ...).
+        """
         config = self.config
         losses = self.method(point, buffers, x, y, rows)
         if config.weight_decay:
@@ -183,7 +186,7 @@ class Workers:
         own = dict(self.module.named_buffers())
         buffers = copies({name: own[name] for name in self.moving}, 1)
         with self._drawing(-1):
-            self._gradients(theta, buffers, x[None], y[None], rows)
+            self.gradients(theta, buffers, x[None], y[None], rows)
         return rows[0]
 
     @torch.no_grad()

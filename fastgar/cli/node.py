@@ -1,0 +1,71 @@
+"""``fastgar node``: one node of a cluster, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from .refuse import Refused, refusing
+
+__all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
+
+NAME = "node"
+SUMMARY = "Run one node of a cluster; nodes may be started in any order, on any machines."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add = parser.add_argument
+    add("--cluster", type=Path, metavar="FILE", required=True, help="the cluster file")
+    add("--key", type=Path, metavar="FILE", required=True, help="the private file of this node")
+    add("--out", type=Path, metavar="DIR", help="what it keeps (default: named after the node)")
+    add("--listen", metavar="HOST:PORT", help="where to listen (default: all addresses, its port)")
+    add("--listen-fd", type=int, help=argparse.SUPPRESS)  # a bound socket of the parent's
+    add("--events", action="store_true", help=argparse.SUPPRESS)  # lines of JSON, for a parent
+    add("--name", help=argparse.SUPPRESS)  # so that a person finds the process
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the node until all steps are done."""
+    with refusing(extra="train"):
+        from ..protocols.file import read_cluster
+        from ..protocols.member import Ended, member, name_of
+
+        try:
+            cluster = read_cluster(options.cluster)
+            name = name_of(cluster, options.key)
+        except OSError as error:
+            raise Refused(f"cannot read {error.filename}: {error.strerror}") from error
+        listen = _listen(options)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    folder = options.out or Path(f"fastgar-node-{name}")
+    try:
+        member(
+            cluster, options.key, folder, listen=listen, events=options.events,
+            say=lambda sentence: print(sentence, flush=True),
+        )  # fmt: skip
+    except Ended as end:
+        print(
+            f"{name} ends: {folder} keeps its state, and the same command goes on", file=sys.stderr
+        )
+        return 128 + end.number
+    except (ValueError, RuntimeError) as error:
+        print(f"fastgar node: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _listen(options: argparse.Namespace) -> Any:
+    if options.listen_fd is not None:
+        return socket.socket(fileno=os.dup(options.listen_fd))
+    if options.listen is None:
+        return None
+    host, _, port = options.listen.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(f"--listen must be HOST:PORT, got {options.listen!r}")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,1 @@
+"""Learning in which no machine is trusted."""

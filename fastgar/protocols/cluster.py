@@ -1,0 +1,224 @@
+"""A cluster: who is in it, how many may lie, what they run, and how long they wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import fastgar as fg
+
+from ..errors import shown
+from ..train.config import Config, schedule
+from .mailbox import Want
+from .text import Text
+
+__all__ = ["Address", "Cluster", "Group"]
+
+PREFIXES = {"server": "ps", "worker": "w"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The servers, or the workers.
+
+    Attributes
+    ----------
+    count : int
+    f : int
+        How many may lie or be gone without harm.
+    byzantine : int
+        How many lie in fact: the last ones.
+    attack : str
+    """
+
+    count: int = 1
+    f: int = 0
+    byzantine: int = 0
+    attack: str = "none"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a node is, and the SHA-256 of its certificate."""
+
+    host: str
+    port: int
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Everything that a run of a protocol depends on.
+
+    Attributes
+    ----------
+    text : Text
+        The protocol.
+    training : Config
+        What is learned: model, data, batch, steps, learning rate, momentum (at the workers), seed.
+    servers, workers : Group
+    gather_every : int
+        Steps from one exchange of models between servers to the next.
+    quorum_servers, quorum_workers : int
+        How many messages a node waits for; by default of all that are not expected to lie.
+    deadline_floor, deadline_ceiling : float
+        Seconds between which the adaptive deadlines lie.
+    starting_deadline : float
+        Seconds until a node that waits for the others to start says so.
+    give_up : float
+        Seconds of one wait after which a node ends.
+    linger : float
+        Seconds for which a node that is done still answers.
+
+    Raises
+    ------
+    ValueError
+        If numbers cannot be right; the message gives the smallest that would.
+    """
+
+    text: Text
+    training: Config
+    servers: Group
+    workers: Group
+    gather_every: int = 10
+    quorum_servers: int = 0
+    quorum_workers: int = 0
+    deadline_floor: float = 0.2
+    deadline_ceiling: float = 10.0
+    starting_deadline: float = 30.0
+    give_up: float = 300.0
+    linger: float = 30.0
+    perturb: tuple[str, ...] = ()
+    simulated: Mapping[str, Any] = field(default_factory=dict)
+    nodes: Mapping[str, Address] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for what, group in (("servers", self.servers), ("workers", self.workers)):
+            if group.count < 1:
+                raise ValueError(f"there must be at least one of the {what}, got {group.count}")
+            alone = what == "servers" and group.count == 1  # it may lie, to see what happens
+            if not 0 <= group.byzantine < group.count + alone:
+                raise ValueError(
+                    f"byzantine {what} must be at least 0 and fewer than all {group.count}, "
+                    f"got {group.byzantine}"
+                )
+            if group.f < 0:
+                raise ValueError(f"f of the {what} must be at least 0, got {group.f}")
+        if self.gather_every < 1:
+            raise ValueError(f"gather_every must be at least 1, got {self.gather_every}")
+        if self.training.momentum and self.training.momentum_at != "worker":
+            raise ValueError(
+                "momentum is accumulated at the workers here: a server that catches up has no past; "
+                f'set momentum_at = "worker" or momentum = 0, got {shown(self.training.momentum_at)}'
+            )
+        complaint = self.text.complaint(self)
+        if complaint is None:
+            complaint = self.aggregation.check(self.q_w)
+        if complaint is not None:
+            raise ValueError(complaint)
+
+    # Who.
+
+    @cached_property
+    def groups(self) -> dict[str, Group]:
+        """Return the groups by role."""
+        return {"server": self.servers, "worker": self.workers}
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all nodes: ps0, ps1, ..., w0, w1, ..."""
+        return self.of_role("server") + self.of_role("worker")
+
+    def of_role(self, role: str) -> tuple[str, ...]:
+        """Return the names of all servers, or of all workers."""
+        return self._by_role[role]
+
+    def role(self, name: str) -> str:
+        """Return whether a name is that of a server or of a worker."""
+        return "server" if name in self._by_role["server"] else "worker"
+
+    @cached_property
+    def liars(self) -> frozenset[str]:
+        """Return the names of the nodes that lie."""
+        return frozenset(
+            name
+            for role, group in self.groups.items()
+            for name in self.of_role(role)[group.count - group.byzantine :]
+            if group.attack != "none"
+        )
+
+    def talks(self, role: str, other: str) -> bool:
+        """Return whether nodes of two roles have something to say to each other."""
+        return any(
+            (way.senders, receiver) in ((role, other), (other, role))
+            for way in self.text.kinds.values()
+            for receiver in way.receivers
+        )
+
+    def enough(self, role: str, others: str) -> int:
+        """Return how many of a role a node of a role must have heard of to start."""
+        group = self.groups[others]
+        return group.count - group.f if self.talks(role, others) else 0
+
+    # What the texts use, by the names of the papers.
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps a run has."""
+        return self.training.steps
+
+    @property
+    def f_s(self) -> int:
+        """Return how many servers may lie."""
+        return self.servers.f
+
+    @property
+    def f_w(self) -> int:
+        """Return how many workers may lie."""
+        return self.workers.f
+
+    @property
+    def q_s(self) -> int:
+        """Return how many servers a node waits for."""
+        return self.quorum_servers or self.servers.count - self.servers.f
+
+    @property
+    def q_w(self) -> int:
+        """Return how many workers a server waits for."""
+        return self.quorum_workers or self.workers.count - self.workers.f
+
+    def lr(self, t: int) -> float:
+        """Return the learning rate of a step."""
+        return self.training.lr * self._schedule(t)
+
+    def rule(self, rows: Sequence[Any], t: int) -> Any:
+        """Return what the rule makes of gradients."""
+        rule = self.aggregation
+        rule.step = t  # so that what is drawn depends on the step, not on how often it was called
+        return rule(rows)
+
+    def of_later_models(self, t: int) -> Want:
+        """Return the want of a server that is behind: models of one later step.
+
+        Of 2 f_s + 1 models the median lies within those of honest servers, in each coordinate. With
+        q_s it might wait for ever: for liars that took part, and then fell silent.
+        """
+        return Want("model", t + 1, 2 * self.f_s + 1, self.f_s, later=True)
+
+    @cached_property
+    def aggregation(self) -> fg.Rule:
+        """Return the rule."""
+        return fg.rule(self.training.rule, f=self.f_w)
+
+    @cached_property
+    def _schedule(self) -> Any:
+        return schedule(self.training.schedule)
+
+    @cached_property
+    def _by_role(self) -> dict[str, tuple[str, ...]]:
+        return {
+            role: tuple(f"{PREFIXES[role]}{i}" for i in range(group.count))
+            for role, group in self.groups.items()
+        }

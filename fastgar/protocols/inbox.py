@@ -1,0 +1,159 @@
+"""Between the threads that read from the network and the one that runs a node."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..network import LATER, Heard, Later
+from .mailbox import Verdict
+from .node import Node
+
+__all__ = ["AT", "CONTROL", "NodeInbox", "Pool"]
+
+Vector = NDArray[Any]
+
+# Kinds beyond those of a protocol: messages without numbers, or the step that a hello tells.
+ASK, OVER, AT = CONTROL = (0x1000, 0x1001, 0x1002)
+
+
+class Pool:
+    """Vectors that are there already, so that a message needs no new memory.
+
+    Parameters
+    ----------
+    d : int
+    dtype
+    """
+
+    def __init__(self, d: int, dtype: Any = np.float32) -> None:
+        self.d, self.dtype = d, dtype
+        self.vectors: list[Vector] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> Vector:
+        """Return a vector that nobody else refers to, or a new one if there is none."""
+        with self._lock:
+            for _ in range(len(self.vectors)):
+                vector = self.vectors.pop(0)
+                self.vectors.append(vector)
+                if sys.getrefcount(vector) <= 3:  # the list, this name, and the question itself
+                    return vector
+            vector = np.empty(self.d, self.dtype)
+            self.vectors.append(vector)
+            return vector
+
+
+class NodeInbox:
+    """The inbox of a node: `fastgar.network.Inbox`.
+
+    Parameters
+    ----------
+    kinds : mapping of int to str
+        The names of a protocol's kinds.
+    pool : Pool
+    """
+
+    def __init__(self, kinds: Mapping[int, str], pool: Pool) -> None:
+        self.kinds, self.pool = dict(kinds), pool
+        self.node: Node | None = None  # set before links start
+        self.over: set[str] = set()
+        self.cut: frozenset[str] = frozenset()  # peers that are neither heard nor spoken to
+        self._reading: dict[str, tuple[int, int, Vector]] = {}
+        self._stalled: dict[str, set[str]] = {kind: set() for kind in kinds.values()}
+        self._calls: deque[Callable[[Node], None]] = deque()
+        self._changed = threading.Condition()
+
+    # From the threads of the network.
+
+    def slot(self, peer: str, kind: int, step: int) -> memoryview | Later | None:
+        """Return where a message is to be written."""
+        if kind in CONTROL:
+            return memoryview(bytearray(1))
+        name, node = self.kinds[kind], self._node()
+        if peer in self.cut:
+            return LATER
+        if peer not in node.mailbox.senders.get(name, ()):
+            return None  # nothing that this peer has to say to this node
+        verdict = node.verdict(peer, name, step)
+        if verdict is Verdict.SKIP:
+            return None
+        if verdict is Verdict.LATER:
+            self._stalled[name].add(peer)
+            if node.verdict(peer, name, step) is Verdict.LATER:  # not moved in the meantime
+                return LATER
+            self._stalled[name].discard(peer)
+            return self.slot(peer, kind, step)
+        vector = self.pool.take()
+        self._reading[peer] = kind, step, vector
+        return memoryview(vector).cast("B")
+
+    def arrived(self, peer: str, kind: int, step: int, digest: bytes) -> None:
+        """Hand a message to the node."""
+        if kind == ASK:
+            self._call(lambda node: node.ask(peer, "model", step))
+        elif kind == OVER:
+            self._call(lambda node: self.over.add(peer))
+        elif kind not in CONTROL:
+            _, _, vector = self._reading.pop(peer)
+            name, node = self.kinds[kind], self._node()
+            with node.mailbox.lock:
+                if node.verdict(peer, name, step) is not Verdict.TAKE:
+                    return
+                node.mailbox.put(peer, name, step, vector)
+            self._call(lambda node: node.look(name))
+
+    def lost(self, peer: str, kind: int, step: int) -> None:
+        """Let go of a message that broke off."""
+        self._reading.pop(peer, None)
+
+    def hello(self, peer: str, heard: Heard) -> None:
+        """Tell the node what a peer has heard from it, and where the peer is."""
+        at = heard.get(AT, (0, ""))[0]
+        known = {self.kinds[kind]: step for kind, (step, _) in heard.items() if kind in self.kinds}
+        self._call(lambda node: node.greet(peer, at, known))
+
+    def heard(self, peer: str) -> Heard:
+        """Return the newest step of each kind from a peer, and the step of the node itself."""
+        node, numbers = self._node(), {name: kind for kind, name in self.kinds.items()}
+        said = {numbers[name]: (step, "") for name, step in node.heard(peer).items() if step >= 0}
+        return {**said, AT: (node.at, "")}
+
+    # From the thread of the node.
+
+    def moved(self, kind: str) -> set[str]:
+        """Return, once, the peers that were made to wait with messages of a kind."""
+        stalled, self._stalled[kind] = self._stalled[kind], set()
+        return stalled
+
+    def call(self, call: Callable[[Node], None]) -> None:
+        """Have something called in the node's thread."""
+        self._call(call)
+
+    def wait(self, until: float) -> None:
+        """Wait for something to happen, but no longer than to a time of `time.monotonic`."""
+        with self._changed:
+            if not self._calls:
+                self._changed.wait(max(0.0, min(until - time.monotonic(), 1.0)))
+
+    def work_off(self) -> None:
+        """Do what has come in."""
+        node = self._node()
+        while self._calls:
+            self._calls.popleft()(node)
+
+    def _call(self, call: Callable[[Node], None]) -> None:
+        with self._changed:
+            self._calls.append(call)
+            self._changed.notify_all()
+
+    def _node(self) -> Node:
+        assert self.node is not None
+        return self.node

@@ -1,0 +1,200 @@
+"""What lying nodes do: workers send what an attack makes of the honest ones, servers other models.
+
+A liar runs the honest text. A lying worker computes what all honest workers would send at the model
+that it has, which it can as it knows data and seed, and sends what the attack makes of that. A
+lying server says something else than it computed, perhaps something else to everybody.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..attacks import View, attack, list_attacks
+from ..errors import unknown
+from ..primitives import hash_key
+from .cluster import Cluster
+from .learning import Learning
+from .node import Node
+
+__all__ = ["SERVER_ATTACKS", "Adversary", "Honest", "check_attacks", "lie_of", "work_of"]
+
+Vector = NDArray[Any]
+Lie = Callable[[Node, str, int, Vector, str], "Vector | None"]
+
+REMEMBERED = 64  # models at which the adversary knows what honest workers would send
+
+
+class Honest:
+    """The work of an honest worker: its gradient, or the sum of those so far as its momentum."""
+
+    def __init__(self, cluster: Cluster, learning: Learning) -> None:
+        self.cluster, self.learning = cluster, learning
+        self.initial = learning.initial
+
+    def __call__(self, node: Node, step: int, model: Vector) -> Vector:
+        """Return what the worker sends."""
+        worker = self.cluster.of_role("worker").index(node.name)
+        found = self.learning.gradient(worker, step, model)
+        mu = self.cluster.training.momentum
+        if mu:
+            before = node.arrays.get("momentum")
+            if before is not None:
+                found = found + np.float32(mu) * before
+            node.arrays["momentum"] = found
+        return found
+
+
+class Adversary:
+    """The work of lying workers.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    learning : Learning
+    """
+
+    def __init__(self, cluster: Cluster, learning: Learning) -> None:
+        self.cluster, self.learning = cluster, learning
+        self.initial = learning.initial
+        self.attack = attack(cluster.workers.attack)
+        names = cluster.of_role("worker")
+        self.honest = [i for i, name in enumerate(names) if name not in cluster.liars]
+        self.liars = [i for i, name in enumerate(names) if name in cluster.liars]
+        self._known: OrderedDict[tuple[int, bytes], Any] = OrderedDict()
+        self._sums = np.zeros((len(names), len(learning.initial)), np.float32)
+        self._summed = -1
+
+    def __call__(self, node: Node, step: int, model: Vector) -> Vector:
+        """Return what the worker sends."""
+        key = step, model.tobytes()
+        if key not in self._known:
+            self._known[key] = self._rows(step, model)
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        sent = self._known[key]
+        place = self.liars.index(self.cluster.of_role("worker").index(node.name))
+        return sent[place] if sent.ndim == 2 else sent
+
+    def _rows(self, step: int, model: Vector) -> Any:
+        learning, mu = self.learning, np.float32(self.cluster.training.momentum)
+        if self.attack.poisons:
+            rows = learning.gradients(self.liars, step, model, labels=self.attack.labels)
+            return self._with_momentum(rows, self.liars, step, mu)
+        everybody = [*self.honest, *self.liars]
+        rows = learning.gradients(everybody, step, model)
+        sent = self._with_momentum(rows, everybody, step, mu)
+        h = len(self.honest)
+        view = View(
+            q=len(self.liars),
+            rule=self.cluster.aggregation.at(step),
+            step=step,
+            own=sent[h:],
+            sampled=rows[:h],
+            model=model,
+            seed=self.cluster.training.seed,
+        )
+        return np.asarray(self.attack(sent[:h], view=view))
+
+    def _with_momentum(self, rows: Any, who: list[int], step: int, mu: Any) -> Any:
+        """Return sums as honest workers keep them: of the models that the adversary has seen."""
+        if not mu:
+            return rows
+        sums = rows + mu * self._sums[who]
+        if step > self._summed:
+            self._sums[who], self._summed = sums, step
+        return sums
+
+
+def _random(node: Node, kind: str, step: int, vector: Vector, peer: str) -> Vector:
+    return _noise(node, step, vector, "everybody")
+
+
+def _reverse(node: Node, kind: str, step: int, vector: Vector, peer: str) -> Vector:
+    return -vector
+
+
+def _equivocate(node: Node, kind: str, step: int, vector: Vector, peer: str) -> Vector:
+    return vector + _noise(node, step, vector, peer)
+
+
+def _silence(node: Node, kind: str, step: int, vector: Vector, peer: str) -> None:
+    return None
+
+
+SERVER_ATTACKS: dict[str, Lie] = {
+    "random": _random,
+    "reverse": _reverse,
+    "equivocate": _equivocate,
+    "silence": _silence,
+}
+
+
+def _noise(node: Node, step: int, vector: Vector, peer: str) -> Vector:
+    """Return a random vector of about the length of a model, another for each step and peer."""
+    number = int.from_bytes(f"{node.name}/{peer}".encode()[-8:], "little")
+    draw = np.random.default_rng(hash_key(hash_key(node.cluster.training.seed, step), number))
+    scale = np.float32(np.sqrt(np.mean(np.square(vector))) + 1e-3)
+    return scale * draw.standard_normal(len(vector), np.float32)
+
+
+class _Drift:
+    """A model that goes where an attack on the gradients would have it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster, self.attack = cluster, attack(cluster.servers.attack)
+        self.drift: Vector | None = None
+        self.step = -1
+
+    def __call__(self, node: Node, kind: str, step: int, vector: Vector, peer: str) -> Vector:
+        got = node.collected.get("gradient")
+        if got is not None and got.step > self.step:
+            self.step = got.step
+            honest = [
+                row
+                for name, row in zip(got.names, got.rows, strict=True)
+                if name not in self.cluster.liars
+            ]
+            sent = np.asarray(self.attack(np.stack(honest), 1)).reshape(-1)
+            moved = self.cluster.lr(got.step) * (np.mean(honest, axis=0) - sent)
+            self.drift = moved if self.drift is None else self.drift + moved
+        if self.drift is None:
+            return vector
+        return (vector + self.drift).astype(vector.dtype)
+
+
+def lie_of(cluster: Cluster, name: str) -> Lie | None:
+    """Return what a lying server makes of what it has to say; None for honest nodes and workers."""
+    if name not in cluster.liars or cluster.role(name) == "worker":
+        return None
+    how = cluster.servers.attack
+    return SERVER_ATTACKS[how] if how in SERVER_ATTACKS else _Drift(cluster)
+
+
+def check_attacks(cluster: Cluster) -> None:
+    """Raise the error that a lying node would, if there is no such attack."""
+    if cluster.workers.attack != "none":
+        attack(cluster.workers.attack)
+    how = cluster.servers.attack
+    if how in ("none", *SERVER_ATTACKS):
+        return
+    if how.split("(")[0].strip() not in list_attacks():
+        raise unknown("attack of a server", how, [*SERVER_ATTACKS, *list_attacks()])
+    if attack(how).poisons:
+        raise ValueError(f"{how} changes labels, of which a server has none")
+
+
+def work_of(cluster: Cluster, learning: Learning) -> Callable[[str], Any]:
+    """Return the function from a node's name to its work."""
+    honest = Honest(cluster, learning)
+    lying = any(cluster.role(name) == "worker" for name in cluster.liars)
+    adversary = Adversary(cluster, learning) if lying else None
+
+    def work(name: str) -> Any:
+        return adversary if name in cluster.liars and cluster.role(name) == "worker" else honest
+
+    return work

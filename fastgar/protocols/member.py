@@ -1,0 +1,250 @@
+"""One node of a cluster as a command: its folder, its lines, its signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+import fastgar as fg
+
+from ..network import check_key
+from ..train.lines import line as as_line
+from ..train.threads import threads_for
+from .cluster import Cluster
+from .file import hash_of
+from .learning import Learning, sketch
+from .mailbox import Received, Want
+from .node import Node
+from .process import NodeProcess
+from .record import Record
+from .storage import Disk
+
+__all__ = ["Ended", "member", "name_of"]
+
+EVERY = 0.5  # seconds between two lines about how a node is
+
+
+class Ended(BaseException):
+    """The process was told to end by a signal."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+def name_of(cluster: Cluster, key: Path) -> str:
+    """Return the name of the node whose key a file holds.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be used, or no node of the cluster has that key.
+    """
+    own = check_key(key)
+    for name, node in cluster.nodes.items():
+        if node.fingerprint == own:
+            return name
+    if not cluster.nodes:
+        raise ValueError("the cluster file has no [nodes]: make one with fastgar keys")
+    raise ValueError(f"{key} is the key of no node of this cluster file")
+
+
+def member(
+    cluster: Cluster,
+    key: Path,
+    folder: Path,
+    *,
+    listen: Any = None,
+    say: Callable[[str], None] = print,
+    events: bool = False,
+) -> None:
+    """Run a node to the end of its last step.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        With addresses.
+    key : Path
+    folder : Path
+        For ``state``, ``results.jsonl`` and ``model.npy``. What it holds of this run is taken up.
+    listen : (host, port) or socket, optional
+    say : callable
+        Takes sentences.
+    events : bool
+        Whether lines of JSON are printed instead, for who started this process.
+
+    Raises
+    ------
+    Ended
+        After SIGTERM, SIGINT or SIGHUP: nothing is lost.
+    ValueError, OSError, RuntimeError
+        What ended the node before its last step, in one sentence.
+    """
+    name = name_of(cluster, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    disk = Disk(folder / "state", f"{name} {hash_of(cluster).hex()}")
+    with _signals():
+        learning = Learning(cluster.training)
+        with (folder / "results.jsonl").open("a") as file:
+
+            def write(line: dict[str, Any]) -> None:
+                file.write(as_line(line))
+                file.flush()
+                if events:
+                    print(json.dumps({**line, "from": name}), flush=True)
+
+            watcher = _Watcher(cluster, name, learning, write, say, quiet=events)
+            process = NodeProcess(cluster, name, key, learning, watcher, disk, listen=listen)
+            watcher.process = process
+            if events:
+                threading.Thread(target=watcher.report, daemon=True).start()
+                threading.Thread(target=_obey, args=(process,), daemon=True).start()
+            with threads_for(len(learning.initial), cluster.training):
+                model = process.run(say=lambda sentence: watcher.say(f"{name} {sentence}"))
+            watcher.over = True
+            part = folder / "model.npy.part"
+            with part.open("wb") as out:
+                np.save(out, model, allow_pickle=False)
+            os.replace(part, folder / "model.npy")
+            write({"kind": "ended", "node": name, "step": cluster.steps, **watcher.counts()})
+            if not events:
+                say(
+                    f"{name} is done: {cluster.steps} steps, accuracy {learning.accuracy(model):.1%}"
+                )
+
+
+class _Watcher(Record):
+    """Watches one node, and tells about it."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        name: str,
+        learning: Learning,
+        write: Callable[[dict[str, Any]], None],
+        say: Callable[[str], None],
+        *,
+        quiet: bool,
+    ) -> None:
+        super().__init__(cluster, learning, write)
+        self.name, self._say, self.quiet, self.over = name, say, quiet, False
+        self.process: NodeProcess | None = None
+        self.messages = 0
+        self.bytes = 0
+
+    def say(self, sentence: str) -> None:
+        """Say a sentence, to a person or as an event."""
+        if self.quiet:
+            print(json.dumps({"kind": "said", "from": self.name, "what": sentence}), flush=True)
+        else:
+            self._say(sentence)
+
+    def posted(self, sender: str, peer: str, kind: str, step: int, vector: Any) -> None:
+        """Take note of a message that is sent."""
+        self.messages += 1
+        self.bytes += vector.nbytes
+        super().posted(sender, peer, kind, step, vector)
+
+    def late(self, node: Node, want: Want, lacking: Sequence[str]) -> None:
+        """Say who is late."""
+        super().late(node, want, lacking)
+        self.say(f"{self.name} waits for {want.kind} of step {want.step} from {', '.join(lacking)}")
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if line["kind"] == "spread":  # of one server, which says nothing
+            return
+        models = self._models.get(line["step"], {})
+        if self.name in models:
+            line["sketch"] = sketch(models[self.name])
+        super()._write(line)
+        if not self.quiet:
+            self._say(f"{self.name} step {line['step']}: accuracy {line['accuracy']:.1%}")
+
+    def counts(self) -> dict[str, Any]:
+        """Return what was sent, dropped, and who was waited for."""
+        assert self.process is not None
+        status = self.process.links.status()
+        return {
+            "messages": self.messages,
+            "bytes": self.bytes,
+            "skipped": sum(state.skipped for state in status.values()),
+            "reconnects": {peer: s.reconnects for peer, s in status.items() if s.reconnects},
+            "refused": self.process.links.strangers(),
+            "waited_for": dict(self.waited_for),
+            "used": dict(self.used),
+        }
+
+    def report(self) -> None:
+        """Print how the node is, twice a second: for who started this process."""
+        while not self.over:
+            process = self.process
+            if process is not None:
+                node = process.node
+                want = node.waiting
+                print(
+                    json.dumps(
+                        {
+                            "kind": "status",
+                            "from": self.name,
+                            "step": node.at,
+                            "done": node.done,
+                            "loss": float(self.learning.losses.mean()),
+                            "waiting": [] if want is None else node.mailbox.lacking(want),
+                            "believed": self._believed(node.collected.get("gradient")),
+                            **self.counts(),
+                        }
+                    ),
+                    flush=True,
+                )
+            time.sleep(EVERY)
+
+    def _believed(self, got: Received | None) -> list[str]:
+        """Return whose gradients had a weight in the last step."""
+        if got is None:
+            return []
+        try:
+            weights = fg.inspect(self.cluster.aggregation.at(got.step), got.rows).weights
+        except (ValueError, RuntimeError):
+            return []
+        return [name for name, weight in zip(got.names, weights, strict=True) if weight > 0]
+
+
+def _obey(process: NodeProcess) -> None:
+    """Do what the process that started this one asks for, a line of JSON each."""
+    for text in sys.stdin:
+        order = json.loads(text)
+        if "cut" in order:
+            process.cut(order["cut"])
+        if "slow" in order:
+            process.slow = order["slow"]
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Raise `Ended` on a signal that asks the process to end; a second one ends it at once."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Ended(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = [signal.signal(number, end) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,41 @@
+"""What a protocol computes when nothing goes wrong: one loop, no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+import fastgar as fg
+
+from .cluster import Cluster
+
+__all__ = ["in_one_process"]
+
+Vector = NDArray[Any]
+
+
+class _Worker:
+    """Who a work asks for its name and its arrays."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.arrays: dict[str, Vector] = {}
+
+
+def in_one_process(cluster: Cluster, work: Any) -> Vector:
+    """Return the final model of a cluster in which everybody hears everybody, and nobody lies.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    work : callable
+        As a node's.
+    """
+    workers = [_Worker(name) for name in cluster.of_role("worker")]
+    theta: Vector = work.initial
+    for t in range(cluster.steps):
+        seen = theta if cluster.servers.count == 1 else fg.median([theta] * cluster.servers.count)
+        gradients = [work(worker, t, seen) for worker in workers]
+        theta = theta - cluster.lr(t) * cluster.rule(gradients, t)
+    return theta

@@ -1,0 +1,78 @@
+"""What a run has come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .cluster import Cluster
+
+__all__ = ["Outcome"]
+
+
+@dataclass
+class Outcome:
+    """The end of a run.
+
+    Attributes
+    ----------
+    cluster : Cluster
+    seed : int
+    accuracy : dict of str to float
+        On the test set, of each honest server's last model.
+    spread : float or None
+        The largest distance of two honest servers' last models.
+    messages, bytes : int
+        That were sent.
+    seconds : float
+        Virtual ones on the simulated network.
+    simulated : bool
+    dropped : dict of str to int
+        Messages that never came or were not used, by cause.
+    crashed : int
+        How often a node was killed.
+    waited_for : dict of str to int
+        How often a deadline passed while somebody waited for a node.
+    shares : dict of str to float
+        Of each worker, in how many of the honest servers' steps its gradient was used (0 to 1).
+    lines : list of dict
+        Evaluations and spreads, as they came.
+    """
+
+    cluster: Cluster
+    seed: int
+    accuracy: dict[str, float]
+    spread: float | None
+    messages: int
+    bytes: int
+    seconds: float
+    simulated: bool
+    dropped: dict[str, int]
+    crashed: int
+    waited_for: dict[str, int]
+    shares: dict[str, float]
+    lines: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def lowest(self) -> float:
+        """The accuracy of the worst honest server."""
+        return min(self.accuracy.values(), default=float("nan"))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the last line of ``results.jsonl``."""
+        clock = "virtual_seconds" if self.simulated else "seconds"
+        return {
+            "kind": "summary",
+            "protocol": self.cluster.text.name,
+            "steps": self.cluster.steps,
+            "seed": self.seed,
+            "accuracy": self.accuracy,
+            "spread": self.spread,
+            "messages": self.messages,
+            "bytes": self.bytes,
+            clock: self.seconds,
+            "dropped": self.dropped,
+            "crashed": self.crashed,
+            "waited_for": self.waited_for,
+            "shares": self.shares,
+        }

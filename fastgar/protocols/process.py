@@ -1,0 +1,224 @@
+"""One node as a process on the real network."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import fastgar as fg
+
+from ..network import Address, Kind, Limits, Links
+from .cluster import Cluster
+from .file import hash_of
+from .inbox import ASK, CONTROL, OVER, NodeInbox, Pool
+from .learning import Learning
+from .lies import lie_of, work_of
+from .node import Node
+from .storage import Storage
+
+__all__ = ["NodeProcess"]
+
+Vector = NDArray[Any]
+
+
+class NodeProcess:
+    """A node, its links and its disk.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        With the addresses of all nodes.
+    name : str
+    key : Path
+        The node's private file.
+    learning : Learning
+    watcher : Watcher
+    storage : Storage
+    listen : (host, port) or socket, optional
+        By default all addresses of this machine, and the port of the node's address.
+
+    Raises
+    ------
+    ValueError
+        If the key is not that of the node of this name.
+    OSError
+        If the port cannot be listened on.
+    """
+
+    lossy = False
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        name: str,
+        key: Path,
+        learning: Learning,
+        watcher: Any,
+        storage: Storage,
+        *,
+        listen: Any = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.cluster, self.name = cluster, name
+        names = {number: kind for number, kind in enumerate(cluster.text.kinds)}
+        self._numbers = {kind: number for number, kind in names.items()}
+        d = len(learning.initial)
+        self.inbox = NodeInbox(names, Pool(d))
+        own = cluster.nodes[name]
+        self.slow = 1.0  # times that its work takes
+        work = work_of(cluster, learning)(name)
+        self.node = Node(name, cluster, _Slowed(work, self), storage, self, watcher)
+        self.node.lie = lie_of(cluster, name)
+        self.inbox.node = self.node
+        self.links = Links(
+            name,
+            {
+                peer: Address(node.host, node.port, node.fingerprint)
+                for peer, node in cluster.nodes.items()
+                if peer != name and cluster.talks(cluster.role(peer), cluster.role(name))
+            },
+            key,
+            identity=hash_of(cluster),
+            about=_about(d, learning),
+            kinds={
+                **{number: Kind(4 * d, "float32") for number in names},
+                **dict.fromkeys(CONTROL, Kind(1, "bytes")),
+            },
+            inbox=self.inbox,
+            listen=("", own.port) if listen is None else listen,
+            tolerated=("torch", "numpy", "machine", "gradient"),
+            limits=limits,
+        )
+        self._asked: dict[tuple[str, str], int] = {}
+
+    def run(self, *, say: Callable[[str], None] = lambda sentence: None) -> Vector:
+        """Run to the end of the last step, then answer the others until they are there, too.
+
+        Parameters
+        ----------
+        say : callable
+            Takes sentences about who is waited for.
+
+        Returns
+        -------
+        array, shape (d,)
+            The final model.
+
+        Raises
+        ------
+        GaveUp, TooManyFaults, ...
+            What ended the node before its last step.
+        """
+        node, inbox = self.node, self.inbox
+        self.links.start()
+        try:
+            node.begin()
+            waiting_said = time.monotonic()
+            while not node.done:
+                inbox.wait(node.due)
+                inbox.work_off()
+                node.tick()
+                if not node.started and time.monotonic() - waiting_said > 2.0:
+                    waiting_said = time.monotonic()
+                    say(f"waits to start: {self.lacking()}")
+            if node.error is not None:
+                raise node.error
+            assert node.result is not None
+            self._linger()
+            return node.result
+        finally:
+            self.links.close()
+
+    def lacking(self) -> str:
+        """Return the names of those that there is no link with, and why if they were refused."""
+        status = self.links.status()
+        gone = [name for name, state in status.items() if not state.connected]
+        refused = [f"{name} ({status[name].refused})" for name in gone if status[name].refused]
+        return ", ".join(refused or gone[:12]) or "nobody; not enough have greeted"
+
+    def cut(self, peers: Collection[str]) -> None:
+        """Neither hear these peers nor speak to them, until it is called again with others."""
+        healed = self.inbox.cut - set(peers)
+        self.inbox.cut = frozenset(peers)
+        for peer in healed & set(self.links.peers):
+            self.links.resume(peer)
+            self.inbox.call(lambda node, peer=peer: node.send_again(peer))  # type: ignore[misc]
+
+    def _linger(self) -> None:
+        """Answer until all that are there are over, or the linger deadline passes."""
+        for peer in self.links.peers:
+            self.links.post(peer, OVER, 0, memoryview(bytes(1)))
+        until = time.monotonic() + self.cluster.linger
+        while time.monotonic() < until:
+            missing = set(self.links.peers) - self.inbox.over
+            if not missing:
+                return
+            self.inbox.wait(until)
+            self.inbox.work_off()
+
+    # As the node's transport.
+
+    def now(self) -> float:
+        """Return seconds that never jump."""
+        return time.monotonic()
+
+    def post(self, node: Node, peer: str, kind: str, step: int, vector: Vector) -> None:
+        """Send a vector."""
+        if peer in self.inbox.cut:
+            return
+        node.watcher.posted(self.name, peer, kind, step, vector)
+        payload = memoryview(np.ascontiguousarray(vector, np.float32))
+        self.links.post(peer, self._numbers[kind], step, payload)
+
+    def ask(self, node: Node, peer: str, kind: str, step: int) -> None:
+        """Ask a peer for models from a step on."""
+        self.links.post(peer, ASK, step, memoryview(bytes(1)))
+
+    def hello(self, node: Node) -> None:
+        """Do nothing: links greet by themselves."""
+
+    def windows_moved(self, node: Node, kind: str) -> None:
+        """Let those speak again that had to wait."""
+        for peer in self.inbox.moved(kind):
+            self.links.resume(peer)
+
+    def computes(self, node: Node) -> bool:
+        """Return that nobody calls: a computation is over when it returns."""
+        return False
+
+
+class _Slowed:
+    """Work that takes some times as long, if it is told to."""
+
+    def __init__(self, work: Any, process: NodeProcess) -> None:
+        self.work, self.process, self.initial = work, process, work.initial
+
+    def __call__(self, node: Node, step: int, model: Vector) -> Vector:
+        """Return what the work returns."""
+        began = time.monotonic()
+        found: Vector = self.work(node, step, model)
+        if self.process.slow > 1:
+            time.sleep((self.process.slow - 1) * (time.monotonic() - began))
+        return found
+
+
+def _about(d: int, learning: Learning) -> dict[str, Any]:
+    """Return what must be alike at all nodes, or is told if it is not."""
+    gradient = learning.gradient(0, 0, learning.initial)
+    return {
+        "fastgar": fg.__version__,
+        "d": d,
+        "dtype": "float32",
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "gradient": hashlib.sha256(gradient.tobytes()).hexdigest()[:16],
+    }

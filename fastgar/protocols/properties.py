@@ -1,0 +1,193 @@
+"""What must hold at every event of a simulated run; the numbers are those of the documentation.
+
+==== ==========================================================================================
+P1   after a gather each coordinate of an honest server lies within the honest servers' range
+     before it; of a server that caught up, within their models of that step
+P2   a gather does not widen the spread of the honest servers, in no coordinate
+P5   after the last fault every honest node ends
+P6   what a quorum holds is of the step that it is for, and was sent by whom it names; no honest
+     node is past a step that a quorum has not reached
+P7   one message of a kind, step and peer is accepted in a life of a node
+P8   a node holds at most two messages of each kind and peer
+P10  an honest node never sends two different messages of a kind and step
+==== ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cluster import Cluster
+from .mailbox import WINDOW, Received, Want
+from .node import Node
+
+__all__ = ["Broken", "Properties"]
+
+Vector = NDArray[Any]
+
+REMEMBERED = 64  # steps
+
+
+class Broken(AssertionError):
+    """A property that does not hold."""
+
+
+class Properties:
+    """Watches a run, and raises `Broken` when a property does not hold.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    watcher : Watcher
+        Who else watches.
+    """
+
+    def __init__(self, cluster: Cluster, watcher: Any) -> None:
+        self.cluster, self.watcher = cluster, watcher
+        lost = {
+            name
+            for line in cluster.perturb
+            if line.startswith("lose")
+            for name in cluster.names
+            if name in line.replace(",", " ").split()
+        }
+        self.honest = frozenset(cluster.names) - cluster.liars - lost  # who keeps its word
+        self._needed = {
+            ("gradient", "server"): cluster.q_w,
+            ("model", "worker"): cluster.q_s,
+            ("model", "server"): 2 * cluster.f_s + 1,
+            ("gather", "server"): cluster.q_s,
+        }
+        self.gathers: list[tuple[int, float]] = []  # step, and the factor of the spread
+        self._sent: dict[tuple[str, int], dict[str, Vector]] = {}
+        self._taken: dict[int, set[tuple[str, str, int]]] = {}
+        self._nodes: dict[int, Node] = {}
+        self._quorums: dict[tuple[str, str, int], Received] = {}
+
+    def posted(self, sender: str, peer: str, kind: str, step: int, vector: Vector) -> None:
+        """Check a message that is sent: P1, P6, P10."""
+        if sender in self.honest:
+            sent = self._sent.setdefault((kind, step), {})
+            before = sent.get(sender)
+            if before is None:
+                sent[sender] = vector
+                self._first(sender, kind, step, vector)
+            elif before is not vector and before.tobytes() != vector.tobytes():
+                raise Broken(f"P10: {sender} sent two different vectors as {kind} of step {step}")
+        self.watcher.posted(sender, peer, kind, step, vector)
+
+    def taken(self, node: Node, peer: str, kind: str, step: int, vector: Vector) -> None:
+        """Check a message that is accepted: P7."""
+        taken = self._taken.setdefault(id(node), set())
+        self._nodes[id(node)] = node  # so that no other gets its id
+        if (peer, kind, step) in taken:
+            raise Broken(f"P7: {node.name} accepted {kind} of step {step} from {peer} twice")
+        taken.add((peer, kind, step))
+        self.watcher.taken(node, peer, kind, step, vector)
+
+    def collected(self, node: Node, want: Want, received: Received, seconds: float) -> None:
+        """Check a quorum: P6, P8."""
+        kind, step, names = received.kind, received.step, received.names
+        needed = self._needed[kind, node.role]
+        if len(set(names)) != len(names) or len(names) < needed or len(received.rows) != len(names):
+            raise Broken(f"P6: {node.name} took {names} as {needed} {kind}s of step {step}")
+        if step != want.step and not (want.later and step > want.step):
+            raise Broken(f"P6: {node.name} took {kind} of step {step} for {want.step}")
+        sent = self._sent.get((kind, step), {})
+        for name, row in zip(names, received.rows, strict=True):
+            if (
+                name in self.honest
+                and name != node.name
+                and (name not in sent or sent[name].tobytes() != row.tobytes())
+            ):
+                raise Broken(
+                    f"P6: {node.name} took as {kind} of step {step} from {name} what it never sent"
+                )
+        if node.name in self.honest:
+            self._quorums[node.name, kind, step] = received
+            self._remember(step)
+        limit = sum(map(len, node.mailbox.senders.values())) * WINDOW * len(node.initial)
+        if node.mailbox.size > limit * node.initial.itemsize:
+            raise Broken(f"P8: {node.name} holds {node.mailbox.size} bytes")
+        self.watcher.collected(node, want, received, seconds)
+
+    def late(self, node: Node, want: Want, lacking: Sequence[str]) -> None:
+        """Pass on that a deadline passed."""
+        self.watcher.late(node, want, lacking)
+
+    def ended(self, node: Node) -> None:
+        """Check how a node ends: P5."""
+        if isinstance(node.error, Broken):
+            raise node.error
+        if node.error is not None and node.name not in self.cluster.liars:
+            raise Broken(f"P5: {node.name} ended at step {node.at}: {node.error}") from node.error
+        self.watcher.ended(node)
+
+    def ended_at(self, node: Node) -> float:
+        """Return when a node ended."""
+        result: float = self.watcher.ended_at(node)
+        return result
+
+    def unfinished(self, nodes: dict[str, Node], gone: Collection[str] = ()) -> Broken:
+        """Return what is broken if a run does not end: P5."""
+        where = ", ".join(
+            f"{name} at step {nodes[name].at}" if name in nodes else f"{name} (dead)"
+            for name in self.cluster.names
+            if name not in self.cluster.liars
+            and name not in gone
+            and not (name in nodes and nodes[name].done)
+        )
+        return Broken(f"P5: not done: {where}")
+
+    def _first(self, sender: str, kind: str, step: int, vector: Vector) -> None:
+        """Check the first time that a vector is sent."""
+        if kind == "gradient":
+            self._reached("model", step, self.cluster.q_s, sender)
+            return
+        if kind != "model" or step == 0:
+            return
+        gathered = self._quorums.get((sender, "gather", step - 1))
+        caught_up = self._quorums.get((sender, "model", step))
+        if gathered is not None or caught_up is not None:
+            what, at = ("gather", step - 1) if caught_up is None else ("model", step)
+            self._within(sender, what, at, vector)
+        elif (sender, "gradient", step - 1) in self._quorums:
+            self._reached("gradient", step - 1, self.cluster.q_w, sender)
+        else:
+            raise Broken(f"P6: {sender} came to step {step} without a quorum")
+
+    def _reached(self, kind: str, step: int, q: int, who: str) -> None:
+        there = len(self._sent.get((kind, step), {}))
+        senders = self.cluster.of_role(self.cluster.text.kinds[kind].senders)
+        if there < q - len(set(senders) - self.honest):
+            raise Broken(f"P6: {who} is past step {step}, to which {there} honest peers have come")
+
+    def _within(self, sender: str, kind: str, step: int, vector: Vector) -> None:
+        sent = self._sent.get((kind, step), {})
+        before = np.stack([sent[name] for name in sent])
+        low, high = before.min(axis=0), before.max(axis=0)
+        if not ((vector >= low) & (vector <= high)).all():
+            raise Broken(f"P1: {sender} left the honest range in {kind} of step {step}")
+        if kind == "gather" and len(before) > 1:
+            models = self._sent[("model", step + 1)]
+            after = np.stack(list(models.values()))
+            wide, narrow = high - low, after.max(axis=0) - after.min(axis=0)
+            if (narrow > wide).any():
+                raise Broken(f"P2: the gather of step {step} widened the spread")
+            if len(after) == len(before) and wide.any():
+                factor = float(np.sqrt(np.square(narrow).sum() / np.square(wide).sum()))
+                self.gathers.append((step, factor))
+
+    def _remember(self, step: int) -> None:
+        """Forget what is older than any honest node may still use."""
+        if step % REMEMBERED:
+            return
+        alive = step - 4 * REMEMBERED
+        for key in [key for key in self._sent if key[1] < alive]:
+            del self._sent[key]
+        for quorum in [key for key in self._quorums if key[2] < alive]:
+            del self._quorums[quorum]

@@ -1,0 +1,52 @@
+"""What makes a protocol: the texts of its servers and workers, and who sends what to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Kind", "Text"]
+
+Verbs = Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of message.
+
+    Attributes
+    ----------
+    senders : {"server", "worker"}
+    receivers : tuple of {"server", "worker"}
+    latest : bool
+        Whether a newer step replaces an older one where it is received.
+    """
+
+    senders: str
+    receivers: tuple[str, ...]
+    latest: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """A protocol.
+
+    Attributes
+    ----------
+    name : str
+    server, worker : coroutine functions
+        Each is called with the node twice, as who it is and as the network, and the cluster.
+    kinds : mapping of str to Kind
+    rule : str
+        The rule where a cluster names none.
+    complaint : callable
+        It returns what is wrong with a cluster, in a sentence, or None.
+    """
+
+    name: str
+    server: Verbs
+    worker: Verbs
+    kinds: Mapping[str, Kind]
+    rule: str
+    complaint: Callable[[Any], str | None]

@@ -1,0 +1,328 @@
+"""Cluster files, mailboxes, what nodes save: the parts of a cluster, one by one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastgar as fg
+from fastgar.protocols.file import cluster_of, hash_of, read_cluster, to_toml
+from fastgar.protocols.inbox import Pool
+from fastgar.protocols.mailbox import Mailbox, Verdict, Want
+from fastgar.protocols.pace import Pace
+from fastgar.protocols.perturb import read_perturbation
+from fastgar.protocols.storage import Damaged, Disk, State, pack, unpack
+
+SMALL: dict[str, Any] = {
+    "servers": {"count": 5, "f": 1},
+    "workers": {"count": 4, "f": 1},
+    "training": {"model": "logistic", "steps": 20},
+}
+
+WRONG = {
+    "n_s >= 3 f_s + 2: with f = 1 that is 5 servers, got 4": {"servers": {"count": 4, "f": 1}},
+    "n_w >= 3 f_w + 1: with f = 2 that is 7 workers, got 6": {"workers": {"count": 6, "f": 2}},
+    "quorum_servers must lie between 4 and 4, got 3": {"protocol": {"quorum_servers": 3}},
+    "quorum_workers must lie between 3 and 3, got 2": {"protocol": {"quorum_workers": 2}},
+    "unknown protocol 'byzsdg': did you mean 'byzsgd'": {"protocol": {"name": "byzsdg"}},
+    "unknown setting of [protocol] 'gather_evry': did you mean": {"protocol": {"gather_evry": 3}},
+    "unknown table of a cluster file 'worker': did you mean 'workers'": {"worker": {}},
+    "unknown setting of [workers] 'counts'": {"workers": {"counts": 3}},
+    "count of [workers] must be an integer, got '4'": {"workers": {"count": "4"}},
+    "rule is set by [protocol] rule, not in [training]": {"training": {"rule": "krum"}},
+    "participation is no setting of a cluster": {"training": {"participation": 0.5}},
+    "unknown setting 'modle': did you mean 'model'": {"training": {"modle": "mlp"}},
+    'set momentum_at = "worker"': {"training": {"momentum_at": "server"}},
+    "unknown attack 'litle'": {"workers": {"count": 4, "f": 1, "attack": "litle"}},
+    "unknown attack of a server 'revers': did you mean": {
+        "servers": {"count": 5, "f": 1, "attack": "revers"}
+    },
+    "there is no node 'ps9': did you mean": {"perturb": ["kill ps9 @ step 3"]},
+    "pause needs a length": {"perturb": ["pause ps1 @ step 3"]},
+    "is no perturbation: write": {"perturb": ["hit ps1 @ step 3"]},
+    "perturb must be a list of strings": {"perturb": "kill ps1 @ step 3"},
+    "loss must lie between 0 and 0.9, got 2": {"simulated": {"loss": 2}},
+    "unknown setting of [simulated] 'latncy'": {"simulated": {"latncy": 1}},
+    "address of [nodes.ps0] must be HOST:PORT": {"nodes": {"ps0": {"address": "here"}}},
+    "fingerprint of [nodes.ps0] must be 64": {
+        "nodes": {"ps0": {"address": "here:1", "fingerprint": "abc"}}
+    },
+    "[nodes] lacks ps1": {"nodes": {"ps0": {"address": "here:1"}}},
+    "byzantine servers must be at least 0 and fewer": {"servers": {"count": 5, "byzantine": 5}},
+    "mda needs n >= 2f + 1": {
+        "protocol": {"name": "vanilla", "rule": "mda"},
+        "servers": {"count": 1},
+        "workers": {"count": 4, "f": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG)
+def test_a_cluster_that_cannot_be_is_refused_in_a_sentence(sentence: str) -> None:
+    with pytest.raises((ValueError, TypeError)) as error:
+        cluster_of({**SMALL, **WRONG[sentence]})
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_says_again_what_it_was_read_from(tmp_path: Path) -> None:
+    cluster = cluster_of(
+        {**SMALL, "perturb": ["kill ps1 @ step 3", "partition ps0,w1 | rest @ 2.5 s for 1 s"]}
+    )
+    path = tmp_path / "cluster.toml"
+    path.write_text(to_toml(cluster))
+    assert read_cluster(path) == cluster
+    assert hash_of(read_cluster(path)) == hash_of(cluster)
+    other = cluster_of({**SMALL, "protocol": {"gather_every": 3}})
+    assert hash_of(other) != hash_of(cluster)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "kill ps0 @ step 3", "restart ps0 @ 8 s", "pause w3 @ 5 s for 2 s", "lose w0 @ step 1",
+        "slow w1 @ step 5 for 10 s", "partition ps0,w1 | w2,w3 | rest @ step 30 for 3 s",
+    ],
+)  # fmt: skip
+def test_a_perturbation_reads_as_it_is_written(line: str) -> None:
+    names = ["ps0", "ps1", "w0", "w1", "w2", "w3", "w4"]
+    once = read_perturbation(line, names)
+    assert read_perturbation(str(once), names) == once
+
+
+@given(st.text(max_size=60))
+def test_no_text_breaks_the_reader_of_perturbations(text: str) -> None:
+    try:
+        read_perturbation(text, ["ps0", "w0"])
+    except ValueError:
+        pass
+
+
+# Mailboxes.
+
+
+def vector(*numbers: float) -> Any:
+    return np.float32(numbers)
+
+
+def box() -> Mailbox:
+    servers = ("ps0", "ps1", "ps2", "ps3", "ps4")
+    return Mailbox("ps0", {"gather": servers, "model": servers}, ["model"])
+
+
+def take(mailbox: Mailbox, peer: str, kind: str, step: int, what: Any) -> Verdict:
+    verdict: Verdict = mailbox.verdict(peer, kind, step)
+    if verdict is Verdict.TAKE:
+        mailbox.put(peer, kind, step, what)
+    return verdict
+
+
+def test_a_quorum_is_of_distinct_peers_in_the_order_of_names() -> None:
+    mailbox = box()
+    want = Want("gather", 4, 3, 1, own=vector(0))
+    assert take(mailbox, "ps4", "gather", 4, vector(4)) is Verdict.TAKE
+    assert take(mailbox, "ps4", "gather", 4, vector(9)) is Verdict.SKIP
+    assert mailbox.look(want) is None
+    take(mailbox, "ps2", "gather", 4, vector(2))
+    received = mailbox.look(want)
+    assert received is not None
+    assert received.names == ("ps0", "ps2", "ps4")
+    assert [float(row[0]) for row in received.rows] == [0, 2, 4]
+
+
+def test_old_messages_are_skipped_and_late_ones_wait() -> None:
+    mailbox = box()
+    mailbox.forget_before("gather", 5)
+    assert take(mailbox, "ps1", "gather", 4, vector(1)) is Verdict.SKIP
+    assert take(mailbox, "ps1", "gather", 5, vector(1)) is Verdict.TAKE
+    assert take(mailbox, "ps1", "gather", 10, vector(1)) is Verdict.TAKE
+    assert take(mailbox, "ps1", "gather", 15, vector(1)) is Verdict.LATER
+    assert mailbox.forget_before("gather", 6)
+    assert take(mailbox, "ps1", "gather", 15, vector(1)) is Verdict.TAKE
+
+
+def test_of_models_the_newest_two_are_held() -> None:
+    mailbox = box()
+    for step in range(10):
+        assert take(mailbox, "ps1", "model", step, vector(step)) is Verdict.TAKE
+    assert mailbox.size == 2 * 4
+    assert mailbox.look(Want("model", 8, 1, later=True)).step == 9
+    assert mailbox.look(Want("model", 8, 1)).step == 8
+    assert mailbox.reached("model", 1) == 9
+    assert mailbox.reached("model", 2) == -1
+
+
+def test_a_row_that_is_not_finite_is_a_hole_that_counts_against_f() -> None:
+    mailbox = box()
+    for peer, number in (("ps1", np.nan), ("ps2", 1.0), ("ps3", np.inf)):
+        take(mailbox, peer, "gather", 0, vector(number))
+    want = Want("gather", 0, 4, 1, own=vector(0))
+    assert mailbox.look(want) is None  # two holes, and one is tolerated: wait for the rest
+    take(mailbox, "ps4", "gather", 0, vector(2.0))
+    assert mailbox.look(want).names == ("ps0", "ps1", "ps2", "ps4")
+    with pytest.raises(fg.TooManyFaults):
+        mailbox.look(Want("gather", 0, 5, 1, own=vector(0)))
+
+
+def test_a_sum_that_overflows_is_no_hole() -> None:
+    mailbox = box()
+    take(mailbox, "ps1", "gather", 0, vector(3e38, 3e38))
+    assert mailbox.look(Want("gather", 0, 1)).names == ("ps1",)
+
+
+def test_a_deadline_follows_the_quorum_and_forgets_a_congestion() -> None:
+    pace = Pace(0.2, 10.0)
+    assert pace.deadline == 10.0
+    for _ in range(20):
+        pace.took(0.01)
+    assert pace.deadline == 0.2
+    pace.took(1000.0)
+    assert pace.deadline == 10.0
+    for _ in range(20):
+        pace.took(0.01)
+    assert pace.deadline <= 0.25
+
+
+def test_a_pool_hands_out_what_nobody_holds() -> None:
+    pool = Pool(3)
+    first, second = pool.take(), pool.take()
+    assert first is not second
+    view = memoryview(first)
+    kept = id(first)
+    del first
+    assert id(pool.take()) != kept  # the view holds it
+    view.release()
+    del view
+    third = pool.take()
+    assert len(pool.vectors) == 3
+    del third
+
+
+# What is saved.
+
+
+def state(step: int, d: int = 1000) -> State:
+    theta = np.full(d, step, np.float32)
+    return State(step, {"theta": theta}, {"model": {step: (theta, ("w0", "w1"))}})
+
+
+def equal(left: State, right: State) -> bool:
+    return (
+        left.step == right.step
+        and {k: v.tobytes() for k, v in left.arrays.items()}
+        == {k: v.tobytes() for k, v in right.arrays.items()}
+        and {
+            k: {s: (v.tobytes(), p) for s, (v, p) in kept.items()} for k, kept in left.kept.items()
+        }
+        == {
+            k: {s: (v.tobytes(), p) for s, (v, p) in kept.items()} for k, kept in right.kept.items()
+        }
+    )
+
+
+def test_a_disk_returns_what_was_written_last(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "state", "run")
+    assert disk.read() is None
+    for step in range(3):
+        disk.write(state(step))
+    found = disk.read()
+    assert found is not None
+    assert equal(found, state(2))
+    assert sum(vector.nbytes for vector in pack_vectors(state(2))) == 4000  # there once
+
+
+def pack_vectors(what: State) -> list[Any]:
+    return [piece for piece in pack(what, "run") if isinstance(piece, memoryview)]
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    Disk(tmp_path / "state", "run").write(state(1))
+    with pytest.raises(Damaged, match="another run, node or cluster file"):
+        Disk(tmp_path / "state", "other").read()
+
+
+@given(st.integers(0, 4500), st.integers(1, 255))
+def test_a_damaged_byte_is_noticed(place: int, flip: int) -> None:
+    content = bytearray(b"".join(bytes(piece) for piece in pack(state(3), "run")))
+    content[place % len(content)] ^= flip
+    with pytest.raises(Damaged):
+        unpack(bytes(content), "run")
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_reader_of_states(content: bytes) -> None:
+    with pytest.raises(Damaged):
+        unpack(content, "run")
+    with pytest.raises(Damaged):
+        unpack(b"fastgar1" + content, "run")
+
+
+WRITER = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+    import numpy as np
+    from fastgar.protocols.storage import Disk, State
+    disk = Disk(Path(sys.argv[1]), "run")
+    print("ready", flush=True)
+    for step in range(10**9):
+        theta = np.full(1000, step, np.float32)
+        disk.write(State(step, {"theta": theta}, {"model": {step: (theta, ("w0", "w1"))}}))
+        print(step, flush=True)
+    """
+)
+
+
+def test_a_kill_at_any_instant_leaves_a_whole_state(tmp_path: Path) -> None:
+    """Of the last step that was reported, or of the next."""
+    path = tmp_path / "state"
+    draw = np.random.default_rng(0)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    for _ in range(int(draw.integers(20, 60))):
+        line = writer.stdout.readline()
+    os.kill(writer.pid, signal.SIGKILL)
+    last = int(f"{line} {writer.stdout.read()}".split()[-1])
+    writer.wait()
+    writer.stdout.close()
+    found = Disk(path, "run").read()
+    assert found is not None
+    assert found.step >= last
+    assert equal(found, state(found.step))
+
+
+def test_what_is_renamed_was_synced_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut loses what is not synced: the file first, the folder after the rename."""
+    done: list[str] = []
+    sync, rename = os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        done.append("folder" if os.path.isdir(f"/proc/self/fd/{number}") else "file")
+        sync(number)
+
+    def renamed(source: Any, target: Any) -> None:
+        done.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    Disk(tmp_path / "state", "run").write(state(1))
+    assert done == ["file", "rename", "folder"]
+
+
+def test_toml_of_every_default_is_read_again() -> None:
+    cluster = cluster_of(SMALL)
+    assert cluster_of(tomllib.loads(to_toml(cluster))) == cluster

@@ -1,0 +1,269 @@
+"""The protocols on the simulated network: properties under drawn faults, and a harness that finds bugs."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastgar as fg
+from fastgar.protocols import byzsgd
+from fastgar.protocols.cluster import Cluster
+from fastgar.protocols.mailbox import Mailbox, Received, Verdict, Want
+from fastgar.protocols.node import Node
+from fastgar.protocols.one_process import in_one_process
+from fastgar.protocols.properties import Broken, Properties
+from fastgar.protocols.record import Record
+from fastgar.protocols.registry import PROTOCOLS
+from fastgar.protocols.scenario import LIES, Quadratic, drawn, survive
+from fastgar.protocols.simulated import Simulation
+from fastgar.protocols.storage import Memory, State
+
+SECONDS = float(os.environ.get("FASTGAR_SCENARIO_SECONDS", "60"))
+
+
+@pytest.mark.parametrize("first", range(0, 200, 25))
+def test_properties_hold_under_drawn_faults(first: int) -> None:
+    for seed in range(first, first + 25):
+        survive(seed)
+
+
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name != "byzsgd"])
+def test_properties_hold_for_the_other_protocols(protocol: str) -> None:
+    for seed in range(60):
+        survive(seed, protocol=protocol)
+
+
+def test_properties_hold_under_fresh_faults() -> None:
+    """A minute of seeds that nobody has run; a failure names its seed."""
+    draw, until = random.SystemRandom(), time.process_time() + SECONDS
+    while time.process_time() < until:
+        survive(draw.randrange(1 << 40))
+
+
+def test_a_seed_is_the_same_run_twice() -> None:
+    def run() -> tuple[Any, ...]:
+        cluster, lie = drawn(7)
+        work = Quadratic(cluster)
+        record = Record(cluster, work)  # type: ignore[arg-type]
+        network = Simulation(
+            cluster, 7, lambda name: work, record,
+            lambda name: LIES[lie] if name in cluster.liars else None,
+        )  # fmt: skip
+        network.run(record.finished, 1000.0)
+        models = {name: end.result.tobytes() for name, end in record.ended_nodes.items()}
+        return network.now, network.messages, network.bytes, network.lost, models, record.lines
+
+    assert run() == run()
+
+
+def clean(cluster: Cluster) -> Cluster:
+    """Return a cluster in which nothing goes wrong and everybody hears everybody."""
+    return replace(
+        cluster,
+        servers=replace(cluster.servers, f=0, byzantine=0),
+        workers=replace(cluster.workers, f=0, byzantine=0),
+        training=replace(cluster.training, byzantine=0, declared=0),
+        quorum_servers=0, quorum_workers=0, perturb=(),
+        simulated={**cluster.simulated, "loss": 0.0},
+    )  # fmt: skip
+
+
+def agree_with_one_process(seed: int, protocol: str = "byzsgd") -> None:
+    """Raise Broken unless every node ends with the bytes of one process: P9."""
+    cluster = clean(drawn(seed, protocol=protocol)[0])
+    work = Quadratic(cluster)
+    record = Record(cluster, work)  # type: ignore[arg-type]
+    network = Simulation(cluster, seed, lambda name: work, record)
+    assert network.run(record.finished, 1000.0)
+    wanted = in_one_process(cluster, work).tobytes()
+    for name, end in record.ended_nodes.items():
+        if end.result is None or end.result.tobytes() != wanted:
+            raise Broken(f"P9: {name} ends with another model")
+
+
+def mirror(seed: int) -> None:
+    """Raise Broken unless a problem with all signs changed ends in models with all signs changed."""
+    ends = []
+    for sign in (1, -1):
+        cluster = drawn(seed)[0]
+        groups = {
+            "servers": replace(cluster.servers, byzantine=0),
+            "workers": replace(cluster.workers, byzantine=0),
+        }
+        cluster = replace(cluster, perturb=(), **groups)  # type: ignore[arg-type]
+        work = Quadratic(cluster)
+        work.initial, work.points = sign * work.initial, sign * work.points
+        record = Record(cluster, work)  # type: ignore[arg-type]
+        network = Simulation(cluster, seed, lambda name, work=work: work, record)  # type: ignore[misc]
+        assert network.run(record.finished, 2000.0)
+        ends.append({name: sign * end.result for name, end in record.ended_nodes.items()})
+    if any((ends[0][name] != ends[1][name]).any() for name in ends[0]):
+        raise Broken("the models of a problem with all signs changed are others")
+
+
+def test_signs_do_not_matter() -> None:
+    for seed in range(20):
+        mirror(seed)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_without_faults_all_end_with_the_bytes_of_one_process(protocol: str) -> None:
+    for seed in range(20):
+        agree_with_one_process(seed, protocol)
+
+
+def test_the_mean_contraction_is_at_most_six_tenths() -> None:
+    """With random delays and an equivocating server; P3."""
+    factors = []
+    for seed in range(40):
+        cluster, _ = drawn(seed)
+        cluster = replace(
+            cluster,
+            servers=replace(cluster.servers, count=5, f=1, byzantine=1),
+            quorum_servers=4, gather_every=2, perturb=(),
+            simulated={**cluster.simulated, "jitter": 1.0, "latency": 0.02, "bandwidth": 1e9},
+        )  # fmt: skip
+        work = Quadratic(cluster)
+        record = Record(cluster, work)  # type: ignore[arg-type]
+        checked = Properties(cluster, record)
+        network = Simulation(
+            cluster, seed, lambda name, work=work: work, checked,  # type: ignore[misc]
+            lambda name, cluster=cluster: LIES["equivocate"] if name in cluster.liars else None,  # type: ignore[misc]
+        )  # fmt: skip
+        assert network.run(record.finished, 2000.0)
+        factors += [factor for _, factor in checked.gathers]
+    assert len(factors) > 200
+    assert np.mean(factors) <= 0.6
+
+
+# Bugs that are put in, and must be found.
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, value)
+        yield
+
+
+def one_too_few() -> Any:
+    found = Mailbox._found
+
+    def wrong(self: Mailbox, want: Want, step: int, rows: Any) -> Received | None:
+        return found(self, replace(want, q=max(1, want.q - 1)), step, rows)
+
+    return patched(Mailbox, "_found", wrong)
+
+
+def f_for_f_plus_1() -> Any:
+    def wrong(self: Cluster, t: int) -> Want:
+        return Want("model", t + 1, max(1, 2 * self.f_s), self.f_s, later=True)
+
+    return patched(Cluster, "of_later_models", wrong)
+
+
+def lower_median() -> Any:
+    real = fg.median
+
+    class Wrong:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(fg, name)
+
+        @staticmethod
+        def median(rows: Any, f: int) -> Any:
+            return real(rows, f=f, middle="lower")
+
+    return patched(byzsgd, "fg", Wrong())
+
+
+def no_dedupe() -> Any:
+    verdict = Mailbox.verdict
+
+    def wrong(self: Mailbox, peer: str, kind: str, step: int) -> Verdict:
+        found: Verdict = verdict(self, peer, kind, step)
+        again = step in self._steps[kind][peer] and step >= self._floor[kind]
+        return Verdict.TAKE if again else found
+
+    return patched(Mailbox, "verdict", wrong)
+
+
+def no_step_check() -> Any:
+    put = Mailbox.put
+
+    def wrong(self: Mailbox, peer: str, kind: str, step: int, vector: Any) -> None:
+        put(self, peer, kind, max(step - 1, self._floor[kind]), vector)
+
+    return patched(Mailbox, "put", wrong)
+
+
+def forgotten_messages() -> Any:
+    read = Memory.read
+
+    def wrong(self: Memory) -> State | None:
+        state = read(self)
+        return None if state is None else State(max(0, state.step - 1), state.arrays, {})
+
+    return patched(Memory, "read", wrong)
+
+
+def counted_twice() -> Any:
+    found = Mailbox._found
+
+    def wrong(self: Mailbox, want: Want, step: int, rows: Any) -> Received | None:
+        first = found(self, replace(want, q=max(1, want.q - 1)), step, rows)
+        if first is None or len(first.names) >= want.q:
+            return first
+        names, vectors = (*first.names, first.names[0]), [*first.rows, first.rows[0]]
+        return Received(want.kind, step, names, vectors)
+
+    return patched(Mailbox, "_found", wrong)
+
+
+def no_deadline() -> Any:
+    return patched(Node, "tick", lambda self: None)
+
+
+def lies_of_all() -> Any:
+    init = Simulation.__init__
+
+    def wrong(self: Simulation, *arguments: Any) -> None:
+        init(self, *arguments[:-1], lambda name: LIES["equivocate"])
+
+    return patched(Simulation, "__init__", wrong)
+
+
+def not_asked() -> Any:
+    """A server that is behind never hears of it."""
+    return patched(Node, "_ask_if_behind", lambda self, want: None)
+
+
+PLANTED: dict[str, tuple[Callable[[], Any], int]] = {
+    "one message too few": (one_too_few, 5),
+    "2f models instead of 2f + 1": (f_for_f_plus_1, 20),
+    "the lower median": (lower_median, 5),
+    "no dedupe": (no_dedupe, 10),
+    "no check of the step": (no_step_check, 10),
+    "another message after a restart": (forgotten_messages, 20),
+    "a liar counts twice": (counted_twice, 10),
+    "a deadline that never fires": (no_deadline, 20),
+    "the attack is applied to honest nodes": (lies_of_all, 5),
+    "nobody asks when behind": (not_asked, 20),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found(bug: str) -> None:
+    plant, within = PLANTED[bug]
+    with plant(), pytest.raises(Broken):
+        for seed in range(within):
+            survive(seed)
+            agree_with_one_process(seed)
+            mirror(seed)
