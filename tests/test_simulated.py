@@ -1,4 +1,4 @@
-"""The protocols on the simulated network: properties under drawn faults, and a harness that finds bugs."""
+"""The protocols on the simulated network: properties under drawn faults, planted bugs found."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def agree_with_one_process(seed: int, protocol: str = "byzsgd") -> None:
 
 
 def mirror(seed: int) -> None:
-    """Raise Broken unless a problem with all signs changed ends in models with all signs changed."""
+    """Raise Broken unless changing all signs of a problem changes all signs of the models."""
     ends = []
     for sign in (1, -1):
         cluster = drawn(seed)[0]

@@ -1,4 +1,4 @@
-"""What ``fastgar cluster`` and ``fastgar simulate`` can be told, as the tables of a cluster file."""
+"""What ``cluster`` and ``simulate`` can be told, as the tables of a cluster file."""
 
 from __future__ import annotations
 

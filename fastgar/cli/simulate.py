@@ -165,8 +165,8 @@ def _table(cluster: Cluster, summaries: list[dict[str, Any]]) -> str:
     ]
     s, w = cluster.servers, cluster.workers
     head = (
-        f"{cluster.text.name}: {s.count} servers ({s.byzantine} lie: {s.attack}), {w.count} workers "
-        f"({w.byzantine} lie: {w.attack}), {steps} steps, {len(summaries)} "
+        f"{cluster.text.name}: {s.count} servers ({s.byzantine} lie: {s.attack}), "
+        f"{w.count} workers ({w.byzantine} lie: {w.attack}), {steps} steps, {len(summaries)} "
         f"seed{'s' if len(summaries) > 1 else ''}"
     )
     if len(summaries) == 1:

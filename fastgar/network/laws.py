@@ -1,4 +1,4 @@
-"""How a simulated network behaves: latency, bandwidth, loss, duplication, and how long work takes."""
+"""How a simulated network behaves: latency, bandwidth, loss, and how long work takes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Draws:
         """Return a number of this median, whose logarithm has this deviation."""
         if not self._normal:
             self._normal = np.exp(self._draw.standard_normal(self.MANY)).tolist()
-        return median * self._normal.pop() ** deviation
+        return float(median * self._normal.pop() ** deviation)
 
     def uniform(self) -> float:
         """Return a number between 0 and 1."""

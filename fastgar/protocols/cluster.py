@@ -10,7 +10,8 @@ from typing import Any
 import fastgar as fg
 
 from ..errors import shown
-from ..train.config import Config, schedule
+from ..train.config import Config
+from ..train.rates import schedule
 from .mailbox import Want
 from .text import Text
 
@@ -110,8 +111,9 @@ class Cluster:
             raise ValueError(f"gather_every must be at least 1, got {self.gather_every}")
         if self.training.momentum and self.training.momentum_at != "worker":
             raise ValueError(
-                "momentum is accumulated at the workers here: a server that catches up has no past; "
-                f'set momentum_at = "worker" or momentum = 0, got {shown(self.training.momentum_at)}'
+                "momentum is accumulated at the workers, as a server that catches up has no past: "
+                'set momentum_at = "worker" or momentum = 0, '
+                f"got {shown(self.training.momentum_at)}"
             )
         complaint = self.text.complaint(self)
         if complaint is None:
@@ -191,7 +193,7 @@ class Cluster:
 
     def lr(self, t: int) -> float:
         """Return the learning rate of a step."""
-        return self.training.lr * self._schedule(t)
+        return float(self.training.lr * self._schedule(t))
 
     def rule(self, rows: Sequence[Any], t: int) -> Any:
         """Return what the rule makes of gradients."""

@@ -31,7 +31,7 @@ from .registry import PROTOCOLS
 __all__ = ["cluster_of", "hash_of", "read_cluster", "read_document", "to_toml"]
 
 TABLES = ("protocol", "training", "servers", "workers", "simulated", "nodes")
-SETTINGS = {
+SETTINGS: dict[str, type[int] | type[float]] = {
     "gather_every": int, "quorum_servers": int, "quorum_workers": int, "deadline_floor": float,
     "deadline_ceiling": float, "starting_deadline": float, "give_up": float, "linger": float,
 }  # fmt: skip

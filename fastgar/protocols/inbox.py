@@ -93,7 +93,7 @@ class NodeInbox:
             return self.slot(peer, kind, step)
         vector = self.pool.take()
         self._reading[peer] = kind, step, vector
-        return memoryview(vector).cast("B")
+        return memoryview(vector.data).cast("B")
 
     def arrived(self, peer: str, kind: int, step: int, digest: bytes) -> None:
         """Hand a message to the node."""

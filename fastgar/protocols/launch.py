@@ -341,7 +341,11 @@ class Launch:
             cut = {name: i for i, group in enumerate(it.groups) for name in group}
             self._cuts.append(cut)
             self._cut_all()
-            self._later.append((end, lambda: (self._cuts.remove(cut), self._cut_all())[0]))
+            self._later.append((end, lambda: self._heal(cut)))
+
+    def _heal(self, cut: dict[str, int]) -> None:
+        self._cuts.remove(cut)
+        self._cut_all()
 
     def _cut_all(self) -> None:
         """Tell every node whom it does not hear any more."""

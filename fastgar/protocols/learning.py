@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..primitives import hash_key
+from ..statistic import hash_key
 from ..train.config import Config
 from ..train.data import Data, load
 from ..train.models import build, require_fit
@@ -130,12 +130,12 @@ class Learning:
         return share[torch.from_numpy((drawn * len(share)).astype(np.int64))]
 
 
-def _uniform(key: int, count: int) -> NDArray[np.float64]:
+def _uniform(key: int, count: int) -> Vector:
     """Return numbers from 0 to below 1 that a key stands for: splitmix64 of a counter."""
     z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    result: NDArray[np.float64] = ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    result: NDArray[Any] = ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
     return result
 
 

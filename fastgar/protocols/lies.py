@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..attacks import View, attack, list_attacks
 from ..errors import unknown
-from ..primitives import hash_key
+from ..statistic import hash_key
 from .cluster import Cluster
 from .learning import Learning
 from .node import Node
@@ -78,7 +78,8 @@ class Adversary:
                 self._known.popitem(last=False)
         sent = self._known[key]
         place = self.liars.index(self.cluster.of_role("worker").index(node.name))
-        return sent[place] if sent.ndim == 2 else sent
+        row: Vector = sent[place] if sent.ndim == 2 else sent
+        return row
 
     def _rows(self, step: int, model: Vector) -> Any:
         learning, mu = self.learning, np.float32(self.cluster.training.momentum)

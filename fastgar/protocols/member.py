@@ -119,9 +119,8 @@ def member(
             os.replace(part, folder / "model.npy")
             write({"kind": "ended", "node": name, "step": cluster.steps, **watcher.counts()})
             if not events:
-                say(
-                    f"{name} is done: {cluster.steps} steps, accuracy {learning.accuracy(model):.1%}"
-                )
+                accuracy = learning.accuracy(model)
+                say(f"{name} is done: {cluster.steps} steps, accuracy {accuracy:.1%}")
 
 
 class _Watcher(Record):

@@ -169,7 +169,8 @@ class Node:
 
     def verdict(self, peer: str, kind: str, step: int) -> Verdict:
         """Say what would become of a message."""
-        return self.mailbox.verdict(peer, kind, step)
+        found: Verdict = self.mailbox.verdict(peer, kind, step)
+        return found
 
     def receive(self, peer: str, kind: str, step: int, vector: Vector) -> None:
         """Take a message whose verdict is TAKE."""
@@ -252,7 +253,7 @@ class Node:
         return (self.at, *values) if values else self.at
 
     def save(self, step: int, **arrays: Vector) -> None:
-        """Set the step and the arrays that a restart goes on from, written before the next message."""
+        """Set the step and arrays that a restart goes on from; the next message writes them."""
         self.at = step
         self.arrays.update(arrays)
 
@@ -304,7 +305,7 @@ class Node:
         cluster = self.cluster
         if self.done or self._coroutine is not None:
             return
-        for role, group in cluster.groups.items():
+        for role in cluster.groups:
             others = [name for name in cluster.of_role(role) if name != self.name]
             needed = cluster.enough(self.role, role) - (role == self.role)
             if sum(name in self._claims for name in others) < needed:
@@ -382,7 +383,7 @@ class Node:
     def _ready(self, kind: str | None) -> Received | None:
         for want in self._wants:
             if kind is None or want.kind == kind:
-                received = self.mailbox.look(want)
+                received: Received | None = self.mailbox.look(want)
                 if received is not None:
                     self.waiting = None
                     seconds = self.transport.now() - self.since

@@ -1,4 +1,4 @@
-"""What is done to a running cluster, in words: ``kill ps1 @ step 20``, ``pause w3 @ 5 s for 2 s``."""
+"""What is done to a running cluster, in words: ``kill ps1 @ step 20``."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ class NodeProcess:
         listen: Any = None,
         limits: Limits | None = None,
     ) -> None:
-        self.cluster, self.name = cluster, name
-        names = {number: kind for number, kind in enumerate(cluster.text.kinds)}
+        self.cluster, self.name, self.watcher = cluster, name, watcher
+        names = dict(enumerate(cluster.text.kinds))
         self._numbers = {kind: number for number, kind in names.items()}
         d = len(learning.initial)
         self.inbox = NodeInbox(names, Pool(d))
@@ -174,8 +174,8 @@ class NodeProcess:
         """Send a vector."""
         if peer in self.inbox.cut:
             return
-        node.watcher.posted(self.name, peer, kind, step, vector)
-        payload = memoryview(np.ascontiguousarray(vector, np.float32))
+        self.watcher.posted(self.name, peer, kind, step, vector)
+        payload = np.ascontiguousarray(vector, np.float32).data
         self.links.post(peer, self._numbers[kind], step, payload)
 
     def ask(self, node: Node, peer: str, kind: str, step: int) -> None:

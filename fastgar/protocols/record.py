@@ -1,4 +1,4 @@
-"""What is kept of a run: accuracy of the honest servers, spread between them, who was waited for."""
+"""What is kept of a run: accuracy of servers, spread between them, who was waited for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clusters and faults that are drawn from a seed, on a problem that costs nothing, to find what breaks.
+"""Clusters and faults drawn from a seed, on a problem that costs nothing, to find what breaks.
 
 Sizes, quorums, latency, loss, duplication, partitions that heal, crashes and restarts, disks that
 are lost, pauses, clocks, what liars send and to whom: one number stands for all of it.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..primitives import hash_key
+from ..statistic import hash_key
 from ..train.config import Config
 from .cluster import Cluster, Group
 from .lies import SERVER_ATTACKS
@@ -60,7 +60,7 @@ class Quadratic:
 
 
 def _garbage(node: Node, kind: str, step: int, vector: Vector, peer: str) -> Vector:
-    worst = np.float32([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e30])
+    worst = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e30], np.float32)
     return np.resize(worst, len(vector))
 
 
@@ -124,7 +124,7 @@ def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Clus
 
 
 def _faults(draw: random.Random, cluster: Cluster, steps: int) -> list[str]:
-    """Return faults that leave, of each role, no more than f that lie, are gone or lost their disk."""
+    """Return faults: of each role at most f lie, are gone, or lost their disk."""
     lines: list[str] = []
     left = {role: group.f - group.byzantine for role, group in cluster.groups.items()}
     for _ in range(draw.choice((0, 1, 2, 4, 8))):

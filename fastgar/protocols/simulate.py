@@ -15,7 +15,7 @@ from .file import cluster_of, read_cluster
 from .learning import Learning
 from .lies import lie_of, work_of
 from .outcome import Outcome
-from .properties import Broken, Properties
+from .properties import Properties
 from .record import Record
 from .simulated import Simulation
 

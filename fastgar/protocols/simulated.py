@@ -9,12 +9,12 @@ import heapq
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..network.laws import Draws, Laws
 from .cluster import Cluster
 from .mailbox import Verdict
 from .node import Node
 from .perturb import Perturbation, read_perturbation
 from .storage import Memory
-from ..network.laws import Draws, Laws
 
 __all__ = ["Port", "Simulation"]
 

@@ -1,4 +1,4 @@
-"""One server that everybody trusts, and the mean of all gradients: what others are compared with."""
+"""One server that everybody trusts, and the mean: what others are compared with."""
 
 from __future__ import annotations
 
