@@ -73,6 +73,9 @@ def main(folder: str, port: str, size: str, messages: str, reads: str) -> None:
                     did = True
             if not did:
                 select.select([sock] if int(reads) else [], [sock], [], 0.05)
+    sock.settimeout(20)
+    while int(reads) and got <= int(size):  # the other end may have been slow
+        got += len(sock.recv(65536))
     print(updates, got)
 
 

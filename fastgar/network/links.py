@@ -75,8 +75,8 @@ class Links:
 
     Notes
     -----
-    Memory: under 1 MB for each peer that is connected, and what was posted: of each kind the two newest
-    messages, which are not copied.
+    Memory: under 1 MB for each peer that is connected, and what was posted: of each kind the two
+    newest messages, which are not copied.
     """
 
     def __init__(
