@@ -6,12 +6,9 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from .outbox import Outbox
-
-if TYPE_CHECKING:
-    from .link import Link
 
 __all__ = ["Address", "Limits", "Peer", "Status"]
 
@@ -79,7 +76,7 @@ class Peer:
     first: bool  # this node dials at once, else after a while without a link
     outbox: Outbox = field(default_factory=Outbox)
     cond: threading.Condition = field(default_factory=threading.Condition)
-    link: Link | None = None
+    link: Any = None  # a `Link`, whose module knows this one
     meeting: int = 0  # connections that say hello just now
     connections: int = 0
     resumes: int = 0
