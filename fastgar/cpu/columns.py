@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba import types
 
 from fastgar.cpu.compile import Kernel, part
+from fastgar.cpu.emit import emit
 from fastgar.cpu.networks import pruned, sorting
 from fastgar.cpu.tiles import (
     add_slot,
@@ -31,7 +32,6 @@ from fastgar.cpu.tiles import (
     integer_at,
     itemsize_of,
     lanes_of,
-    literal,
     load_tile,
     mix,
     network,
@@ -41,7 +41,7 @@ from fastgar.cpu.tiles import (
     store_vector,
     take,
 )  # fmt: skip
-from fastgar.cpu.vectors import AHEAD, DTYPES, I64, WIDTH, Vectors, computing
+from fastgar.cpu.vectors import AHEAD, I64, WIDTH, Value, Vectors, computing
 
 SHORT, LONG = 4096, 32768  # columns that a thread takes at a time
 WHOLE = 64  # columns: a multiple of what any kernel computes at a time
@@ -109,29 +109,20 @@ def _all_finite_or_cleaned(v: Vectors, values: list[Any], faults: Any) -> tuple[
     return merged[:-1], merged[-1]
 
 
-@literal
+@emit(types.void)
 def _in_registers(
-    typingctx: Any, rows: Any, at: Any, out: Any, to: Any, faults: Any, n: Any, lo: Any, hi: Any,
-    k: Any, dtype: Any, result: Any,
-) -> Any:  # fmt: skip
+    b: Value, rows: Value, at: Value, out: Value, to: Value, faults: Value, n: int, lo: int,
+    hi: int, k: int, dtype: str, result: str,
+) -> None:  # fmt: skip
     """Compute one vector of columns, read at rows[i] + at, written at out + to."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        rows_, at_, out_, to_, faults_ = args[:5]
-        size, low, high, window = (x.literal_value for x in (n, lo, hi, k))
-        source = Vectors(b, DTYPES[dtype.literal_value])
-        v = Vectors(b, computing(source.dtype))
-        loaded = [source.load(element(b, rows_, ir.Constant(I64, i)), at_) for i in range(size)]
-        values, poison = _all_finite_or_cleaned(v, loaded, faults_)
-        v.sort(values, sorting(size) if window else pruned(sorting(size), range(low, high)))
-        value = _mean(v, values[low:high])
-        if window:
-            value = _mean(v, _closest(v, values, value, window))
-        target = Vectors(b, DTYPES[result.literal_value])
-        target.store(v.poisoned(value, poison), out_, to_, signed=False)
-        return context.get_dummy_value()
-
-    return types.void(rows, at, out, to, faults, n, lo, hi, k, dtype, result), codegen
+    source, target, v = Vectors(b, dtype), Vectors(b, result), Vectors(b, computing(dtype))
+    loaded = [source.load(element(b, rows, ir.Constant(I64, i)), at) for i in range(n)]
+    values, poison = _all_finite_or_cleaned(v, loaded, faults)
+    v.sort(values, sorting(n) if k else pruned(sorting(n), range(lo, hi)))
+    value = _mean(v, values[lo:hi])
+    if k:
+        value = _mean(v, _closest(v, values, value, k))
+    target.store(v.poisoned(value, poison), out, to, signed=False)
 
 
 def _fixed(  # type: ignore[no-untyped-def]
