@@ -1,9 +1,9 @@
 """Order statistics of every column, of the rows themselves or of a mixing W of them.
 
-Two kernels give the same bits. For a number of rows fixed at compile time (up to 64), LANES columns
-sit in registers, one vector per row, and a comparator network that was pruned to the wanted ranks
-runs over them. For any number of rows, a tile of LANES columns is sorted in the cache: runs of 16
-in registers, then bitonic merges, eight rows at a time.
+Two kernels give the same bits. For a number of rows fixed at compile time (up to 128), LANES
+columns sit in registers, one vector per row, and a comparator network that was pruned to the wanted
+ranks runs over them. For any number of rows, a tile of LANES columns is sorted in the cache: runs
+of 16 in registers, then bitonic merges, eight rows at a time.
 
 No kernel knows an order of -0 and +0, so a result that is zero is +0.
 """
