@@ -19,7 +19,10 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 pytest.importorskip("setuptools", minversion="77")
 
-PATTERNS = ("fastgar/**/*.py", "fastgar/py.typed", "kernels/*.cu*", "kernels/README.md")
+PATTERNS = (
+    "fastgar/**/*.py", "fastgar/py.typed", "fastgar/cpu/README.md", "kernels/*.cu*",
+    "kernels/README.md",
+)  # fmt: skip
 SOURCES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
 
 

@@ -1,9 +1,9 @@
 """Order statistics of every column, of the rows themselves or of a mixing W of them.
 
-Two kernels give the same bits. For a number of rows fixed at compile time (up to 64), LANES columns
-sit in registers, one vector per row, and a comparator network that was pruned to the wanted ranks
-runs over them. For any number of rows, a tile of LANES columns is sorted in the cache: runs of 16
-in registers, then bitonic merges, eight rows at a time.
+Two kernels give the same bits. For a number of rows fixed at compile time (up to 128), LANES
+columns sit in registers, one vector per row, and a comparator network that was pruned to the wanted
+ranks runs over them. For any number of rows, a tile of LANES columns is sorted in the cache: runs
+of 16 in registers, then bitonic merges, eight rows at a time.
 
 No kernel knows an order of -0 and +0, so a result that is zero is +0.
 """
@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba import types
 
 from fastgar.cpu.compile import Kernel, part
+from fastgar.cpu.emit import emit
 from fastgar.cpu.tiles import (
     add_slot,
     add_weighted,
@@ -30,7 +31,6 @@ from fastgar.cpu.tiles import (
     integer_at,
     itemsize_of,
     lanes_of,
-    literal,
     load_tile,
     mix,
     network,
@@ -40,8 +40,8 @@ from fastgar.cpu.tiles import (
     store_vector,
     take,
 )  # fmt: skip
-from fastgar.cpu.vectors import AHEAD, I64, WIDTH, Vectors
-from fastgar.dtypes import DTYPES, computing
+from fastgar.cpu.vectors import AHEAD, I64, WIDTH, Value, Vectors
+from fastgar.dtypes import computing
 from fastgar.networks import pruned, sorting
 
 SHORT, LONG = 4096, 32768  # columns that a thread takes at a time
@@ -110,29 +110,20 @@ def _all_finite_or_cleaned(v: Vectors, values: list[Any], faults: Any) -> tuple[
     return merged[:-1], merged[-1]
 
 
-@literal
+@emit(types.void)
 def _in_registers(
-    typingctx: Any, rows: Any, at: Any, out: Any, to: Any, faults: Any, n: Any, lo: Any, hi: Any,
-    k: Any, dtype: Any, result: Any,
-) -> Any:  # fmt: skip
+    b: Value, rows: Value, at: Value, out: Value, to: Value, faults: Value, n: int, lo: int,
+    hi: int, k: int, dtype: str, result: str,
+) -> None:  # fmt: skip
     """Compute one vector of columns, read at rows[i] + at, written at out + to."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        rows_, at_, out_, to_, faults_ = args[:5]
-        size, low, high, window = (x.literal_value for x in (n, lo, hi, k))
-        source = Vectors(b, DTYPES[dtype.literal_value])
-        v = Vectors(b, computing(source.dtype))
-        loaded = [source.load(element(b, rows_, ir.Constant(I64, i)), at_) for i in range(size)]
-        values, poison = _all_finite_or_cleaned(v, loaded, faults_)
-        v.sort(values, sorting(size) if window else pruned(sorting(size), range(low, high)))
-        value = _mean(v, values[low:high])
-        if window:
-            value = _mean(v, _closest(v, values, value, window))
-        target = Vectors(b, DTYPES[result.literal_value])
-        target.store(v.poisoned(value, poison), out_, to_, signed=False)
-        return context.get_dummy_value()
-
-    return types.void(rows, at, out, to, faults, n, lo, hi, k, dtype, result), codegen
+    source, target, v = Vectors(b, dtype), Vectors(b, result), Vectors(b, computing(dtype))
+    loaded = [source.load(element(b, rows, ir.Constant(I64, i)), at) for i in range(n)]
+    values, poison = _all_finite_or_cleaned(v, loaded, faults)
+    v.sort(values, sorting(n) if k else pruned(sorting(n), range(lo, hi)))
+    value = _mean(v, values[lo:hi])
+    if k:
+        value = _mean(v, _closest(v, values, value, k))
+    target.store(v.poisoned(value, poison), out, to, signed=False)
 
 
 def _fixed(  # type: ignore[no-untyped-def]

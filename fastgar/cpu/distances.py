@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba import types
 
 from fastgar.cpu.compile import SHORT, Kernel, Tiered, part, step
+from fastgar.cpu.emit import emit
 from fastgar.cpu.tiles import (
     allocate,
     cgutils,
@@ -24,14 +25,13 @@ from fastgar.cpu.tiles import (
     integer_at,
     itemsize_of,
     lanes_of,
-    literal,
     number_at,
     put_integer,
     release,
     take,
 )
-from fastgar.cpu.vectors import BLOCK, I64, Vectors
-from fastgar.dtypes import CODES, DTYPES
+from fastgar.cpu.vectors import BLOCK, I64, Value, Vectors
+from fastgar.dtypes import CODES, ITEMSIZE
 from fastgar.statistic import CHUNK
 
 DOUBLE = CODES["float64"]
@@ -57,76 +57,61 @@ def _soon(
     return [b.add(element(b, sources, row), ahead) for row in rows]
 
 
-@literal
+@emit(types.void)
 def _pairs(
-    typingctx: Any, table: Any, i: Any, j: Any, vectors: Any, sources: Any, ahead: Any,
-    partial: Any, points: Any, done: Any, whole: Any, a: Any, b: Any, triangle: Any, products: Any,
-    source: Any, dtype: Any,
-) -> Any:  # fmt: skip
-    """Add the block of rows i to i + a against rows j to j + b to the partial matrix.
+    b: Value, table: Value, i: Value, j: Value, vectors: Value, sources: Value, ahead: Value,
+    partial: Value, points: Value, done: Value, whole: Value, rows: int, others: int, own: int,
+    products: int, source: str, dtype: str,
+) -> None:  # fmt: skip
+    """Add the block of rows i to i + rows against rows j to j + others to the partial matrix.
 
-    `triangle` means the pairs of rows i to i + a with themselves, each once, and the diagonal. The
+    `own` means the pairs of rows i to i + rows with themselves, each once, and the diagonal. The
     kernel is compiled for each remainder of the number of points, which may be 0: then for nothing.
     """
+    pairs = [(p, q) for p in range(rows) for q in range(p if own else 0, others)]
+    if not pairs:
+        return
+    v = Vectors(b, dtype)
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        table_, i_, j_, vectors_, sources_, ahead_, partial_, points_, done_, whole_ = args[:10]
-        v = Vectors(builder, DTYPES[dtype.literal_value])
-        rows, others = a.literal_value, b.literal_value
-        own = triangle.literal_value
-        pairs = [(p, q) for p in range(rows) for q in range(p if own else 0, others)]
-        if not pairs:
-            return context.get_dummy_value()
+    def starts(first: Any, count: int) -> list[Any]:
+        return [element(b, table, b.add(first, ir.Constant(I64, k))) for k in range(count)]
 
-        def starts(first: Any, count: int) -> list[Any]:
-            return [
-                element(builder, table_, builder.add(first, ir.Constant(I64, k)))
-                for k in range(count)
-            ]
-
-        left = starts(i_, rows)
-        right = left if own else starts(j_, others)
-        soon = _soon(builder, sources_, ahead_, points_, done_, whole_, OWN if own else OTHERS)
-        pace = v.lanes * Vectors(builder, DTYPES[source.literal_value]).itemsize
-        totals = [cgutils.alloca_once_value(builder, v.constant(0.0)) for _ in pairs]
-        with cgutils.for_range(builder, vectors_) as loop:
-            offset = builder.mul(loop.index, ir.Constant(I64, v.stored))
-            ahead_by = builder.mul(loop.index, ir.Constant(I64, pace))
-            for start in soon:
-                v.prefetch(start, ahead_by)
-            x = [v.load(start, offset) for start in left]
-            y = x if own else [v.load(start, offset) for start in right]
-            for (p, q), total in zip(pairs, totals, strict=True):
-                before = builder.load(total, typ=v.type)
-                if products.literal_value:
-                    after = v.fma(x[p], y[q], before)
-                elif own and p == q:
-                    after = v.fma(x[p], v.constant(0.0), before)  # NaN unless the row is finite
-                else:
-                    difference = builder.fsub(x[p], y[q])
-                    after = v.fma(difference, difference, before)
-                builder.store(after, total)
-        sums = dict(zip(pairs, (builder.load(total, typ=v.type) for total in totals), strict=True))
-        width = 1 << (others - 1).bit_length()  # so that the sums of a row lie in one vector
-        values = [sums.get((p, q), v.constant(0.0)) for p in range(rows) for q in range(width)]
-        values += [v.constant(0.0)] * (-len(values) % v.lanes)
-        lines = v.lane_sums(values)
-        kind = ir.VectorType(ir.DoubleType(), others)
-        for p in range(rows):
-            vector, lane = divmod(p * width, v.lanes)
-            mine = v.picked(lines[vector], range(lane, lane + others))
-            place = builder.mul(builder.add(i_, ir.Constant(I64, p)), points_)
-            place = builder.add(place, i_ if own else j_)
-            pointer = v.pointer(partial_, builder.mul(place, ir.Constant(I64, 8)))
-            known = builder.load(pointer, typ=kind, align=8)
-            builder.store(builder.fadd(known, mine), pointer, align=8)
-        return context.get_dummy_value()
-
-    signature = types.void(
-        table, i, j, vectors, sources, ahead, partial, points, done, whole, a, b, triangle,
-        products, source, dtype,
-    )  # fmt: skip
-    return signature, codegen
+    left = starts(i, rows)
+    right = left if own else starts(j, others)
+    soon = _soon(b, sources, ahead, points, done, whole, OWN if own else OTHERS)
+    pace = v.lanes * ITEMSIZE[source]
+    totals = [cgutils.alloca_once_value(b, v.constant(0.0)) for _ in pairs]
+    with cgutils.for_range(b, vectors) as loop:
+        offset = b.mul(loop.index, ir.Constant(I64, v.stored))
+        ahead_by = b.mul(loop.index, ir.Constant(I64, pace))
+        for start in soon:
+            v.prefetch(start, ahead_by)
+        x = [v.load(start, offset) for start in left]
+        y = x if own else [v.load(start, offset) for start in right]
+        for (p, q), total in zip(pairs, totals, strict=True):
+            before = b.load(total, typ=v.type)
+            if products:
+                after = v.fma(x[p], y[q], before)
+            elif own and p == q:
+                after = v.fma(x[p], v.constant(0.0), before)  # NaN unless the row is finite
+            else:
+                difference = b.fsub(x[p], y[q])
+                after = v.fma(difference, difference, before)
+            b.store(after, total)
+    sums = dict(zip(pairs, (b.load(total, typ=v.type) for total in totals), strict=True))
+    width = 1 << (others - 1).bit_length()  # so that the sums of a row lie in one vector
+    values = [sums.get((p, q), v.constant(0.0)) for p in range(rows) for q in range(width)]
+    values += [v.constant(0.0)] * (-len(values) % v.lanes)
+    lines = v.lane_sums(values)
+    kind = ir.VectorType(ir.DoubleType(), others)
+    for p in range(rows):
+        vector, lane = divmod(p * width, v.lanes)
+        mine = v.picked(lines[vector], range(lane, lane + others))
+        place = b.mul(b.add(i, ir.Constant(I64, p)), points)
+        place = b.add(place, i if own else j)
+        pointer = v.pointer(partial, b.mul(place, ir.Constant(I64, 8)))
+        known = b.load(pointer, typ=kind, align=8)
+        b.store(b.fadd(known, mine), pointer, align=8)
 
 
 @part
@@ -165,51 +150,43 @@ def _all_pairs(  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@literal
+@emit(types.void)
 def _copy_row(
-    typingctx: Any, source: Any, count: Any, padded: Any, target: Any, pivot: Any, scale: Any,
-    dtype: Any, compute: Any,
-) -> Any:  # fmt: skip
+    b: Value, source: Value, count: Value, padded: Value, target: Value, pivot: Value,
+    scale: Value, dtype: str, compute: str,
+) -> None:  # fmt: skip
     """Write scale * (source - pivot), `count` numbers of the computing type, at `target`.
 
     `pivot` 0: just the numbers. Zeros follow up to `padded`.
     """
+    v, wide = Vectors(b, dtype), Vectors(b, compute)
 
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        source_, count_, padded_, target_, pivot_, scale_ = args[:6]
-        v = Vectors(b, DTYPES[dtype.literal_value])
-        wide = Vectors(b, DTYPES[compute.literal_value])
+    def write(index: Any, number: Any) -> None:
+        place = wide.pointer(target, b.mul(index, ir.Constant(I64, wide.itemsize)))
+        b.store(number, place, align=wide.itemsize)
 
-        def write(index: Any, number: Any) -> None:
-            place = wide.pointer(target_, b.mul(index, ir.Constant(I64, wide.itemsize)))
-            b.store(number, place, align=wide.itemsize)
-
-        centred = b.icmp_signed("!=", pivot_, ir.Constant(I64, 0))
-        with b.if_else(centred) as (about_pivot, plain):
-            with about_pivot, cgutils.for_range(b, count_) as loop:
+    centred = b.icmp_signed("!=", pivot, ir.Constant(I64, 0))
+    with b.if_else(centred) as (about_pivot, plain):
+        with about_pivot, cgutils.for_range(b, count) as loop:
+            offset = b.mul(loop.index, ir.Constant(I64, v.itemsize))
+            centre = v.load_one(pivot, offset, wide.scalar)
+            difference = b.fsub(v.load_one(source, offset, wide.scalar), centre)
+            write(loop.index, b.fmul(wide.narrowed(scale), difference))
+        with plain:
+            done = ir.Constant(I64, 0)
+            if v.lanes == wide.lanes:  # halves are widened by the vector
+                lanes = ir.Constant(I64, v.lanes)
+                vectors = b.sdiv(count, lanes)
+                done = b.mul(vectors, lanes)
+                with cgutils.for_range(b, vectors) as loop:
+                    numbers = v.load(source, b.mul(loop.index, ir.Constant(I64, v.stored)))
+                    place = b.mul(loop.index, ir.Constant(I64, wide.stored))
+                    wide.store(numbers, target, place)
+            with cgutils.for_range(b, count, start=done) as loop:
                 offset = b.mul(loop.index, ir.Constant(I64, v.itemsize))
-                centre = v.load_one(pivot_, offset, wide.scalar)
-                difference = b.fsub(v.load_one(source_, offset, wide.scalar), centre)
-                write(loop.index, b.fmul(wide.narrowed(scale_), difference))
-            with plain:
-                done = ir.Constant(I64, 0)
-                if v.lanes == wide.lanes:  # halves are widened by the vector
-                    lanes = ir.Constant(I64, v.lanes)
-                    vectors = b.sdiv(count_, lanes)
-                    done = b.mul(vectors, lanes)
-                    with cgutils.for_range(b, vectors) as loop:
-                        numbers = v.load(source_, b.mul(loop.index, ir.Constant(I64, v.stored)))
-                        place = b.mul(loop.index, ir.Constant(I64, wide.stored))
-                        wide.store(numbers, target_, place)
-                with cgutils.for_range(b, count_, start=done) as loop:
-                    offset = b.mul(loop.index, ir.Constant(I64, v.itemsize))
-                    write(loop.index, v.load_one(source_, offset, wide.scalar))
-        with cgutils.for_range(b, padded_, start=count_) as loop:
-            write(loop.index, ir.Constant(wide.scalar, 0.0))
-        return context.get_dummy_value()
-
-    signature = types.void(source, count, padded, target, pivot, scale, dtype, compute)
-    return signature, codegen
+                write(loop.index, v.load_one(source, offset, wide.scalar))
+    with cgutils.for_range(b, padded, start=count) as loop:
+        write(loop.index, ir.Constant(wide.scalar, 0.0))
 
 
 def _partials(  # type: ignore[no-untyped-def]

@@ -14,8 +14,9 @@ from llvmlite import ir
 from numba import types
 
 from fastgar.cpu.compile import Kernel, address_in_c
-from fastgar.cpu.tiles import element, intrinsic, put_integer
-from fastgar.cpu.vectors import I64
+from fastgar.cpu.emit import emit
+from fastgar.cpu.tiles import element, put_integer
+from fastgar.cpu.vectors import I64, Value
 
 __all__ = ["task", "thread"]
 
@@ -24,16 +25,12 @@ ARGUMENTS = 24
 _Task = ctypes.c_int64 * (2 + ARGUMENTS)
 
 
-@intrinsic
-def _call(typingctx: Any, task: Any) -> Any:
+@emit(types.boolean)
+def _call(b: Value, task: Value) -> Value:
     """Call the function at task[0] with task[1], task[2], ...; return whether it returns True."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        place, *arguments = (element(b, args[0], ir.Constant(I64, k)) for k in range(1 + ARGUMENTS))
-        kind = ir.FunctionType(ir.IntType(1), [I64] * ARGUMENTS)
-        return b.call(b.inttoptr(place, kind.as_pointer()), arguments)
-
-    return types.boolean(types.intp), codegen
+    place, *arguments = (element(b, task, ir.Constant(I64, k)) for k in range(1 + ARGUMENTS))
+    kind = ir.FunctionType(ir.IntType(1), [I64] * ARGUMENTS)
+    return b.call(b.inttoptr(place, kind.as_pointer()), arguments)
 
 
 def _thread(task):  # type: ignore[no-untyped-def]

@@ -7,28 +7,25 @@ a loop of it; what is looped over how often is said in plain Numba in `columns.p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 from llvmlite import ir
-from numba import extending, types
+from numba import types
 from numba.core import cgutils as numba_cgutils
 
-from fastgar.cpu.vectors import I64, Vectors
-from fastgar.dtypes import DTYPES, ITEMSIZE, computing
+from fastgar.cpu.emit import emit
+from fastgar.cpu.vectors import I64, Value, Vectors, lanes
+from fastgar.dtypes import ITEMSIZE, computing
 from fastgar.networks import bitonic_merge, sorting
 
 __all__ = [
     "add_slot", "add_weighted", "allocate", "cgutils", "clean", "copy", "copy_number", "element",
-    "fill", "finish", "finite_tile", "flip", "integer_at", "itemsize_of", "lanes_of", "literal",
-    "load_tile", "mix", "network", "number_at", "put_integer", "put_number", "release",
-    "store_vector", "take",
+    "fill", "finish", "finite_tile", "flip", "integer_at", "itemsize_of", "lanes_of", "load_tile",
+    "mix", "network", "number_at", "put_integer", "put_number", "release", "store_vector", "take",
 ]  # fmt: skip
 
 cgutils: Any = numba_cgutils  # Numba is hardly typed, and compiled code not at all
-intrinsic: Any = extending.intrinsic
-literal: Any = intrinsic(prefer_literal=True)
 
 
 def _integer(value: int) -> Any:
@@ -49,328 +46,232 @@ def _get(b: Any, v: Vectors, slot: Any) -> Any:
     return b.load(slot, typ=v.type)
 
 
-@intrinsic
-def take(typingctx: Any, counter: Any) -> Any:
+def _finite(b: Any, v: Vectors, total: Any) -> Any:
+    """Return whether a sum of 0 * x, which is NaN unless every x is finite, is a number."""
+    result = _get(b, v, total)
+    return b.not_(v.any(b.fcmp_unordered("uno", result, result)))
+
+
+@emit(types.intp)
+def take(b: Value, counter: Value) -> Value:
     """Return the number at the address `counter` and add 1 to it, as one atomic step."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        pointer = b.inttoptr(args[0], ir.PointerType())
-        return b.atomic_rmw("add", pointer, _integer(1), "monotonic")
-
-    return types.intp(types.intp), codegen
+    pointer = b.inttoptr(counter, ir.PointerType())
+    return b.atomic_rmw("add", pointer, _integer(1), "monotonic")
 
 
-def _fact(of: Callable[[Vectors], int]) -> Any:
-    """Make an intrinsic that is a number known from the dtype."""
-
-    @literal
-    def fact(typingctx: Any, dtype: Any) -> Any:
-        def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-            return _integer(of(Vectors(b, DTYPES[dtype.literal_value])))
-
-        return types.intp(dtype), codegen
-
-    return fact
+@emit(types.intp)
+def lanes_of(b: Value, dtype: str) -> Value:
+    """Return how many columns of this dtype are computed at a time."""
+    return _integer(lanes(dtype))
 
 
-lanes_of = _fact(lambda v: v.lanes)
-itemsize_of = _fact(lambda v: v.itemsize)
+@emit(types.intp)
+def itemsize_of(b: Value, dtype: str) -> Value:
+    """Return the bytes of one number."""
+    return _integer(ITEMSIZE[dtype])
 
 
-@intrinsic
-def integer_at(typingctx: Any, table: Any, index: Any) -> Any:
+@emit(types.intp)
+def integer_at(b: Value, table: Value, index: Value) -> Value:
     """Return the integer at position `index` of the array at address `table`."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        return element(b, *args)
-
-    return types.intp(types.intp, types.intp), codegen
+    return element(b, table, index)
 
 
-@literal
-def number_at(typingctx: Any, table: Any, index: Any, dtype: Any) -> Any:
+@emit(types.float64)
+def number_at(b: Value, table: Value, index: Value, dtype: str) -> Value:
     """Return the float32 or float64 at position `index` of the array at `table`, as a double."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        v = Vectors(b, DTYPES[dtype.literal_value])
-        pointer = v.pointer(args[0], b.mul(args[1], _integer(v.itemsize)))
-        number = b.load(pointer, typ=v.scalar)
-        return number if v.dtype == "float64" else b.fpext(number, ir.DoubleType())
-
-    return types.float64(table, index, dtype), codegen
+    v = Vectors(b, dtype)
+    number = b.load(v.pointer(table, b.mul(index, _integer(v.itemsize))), typ=v.scalar)
+    return number if dtype == "float64" else b.fpext(number, ir.DoubleType())
 
 
-@intrinsic
-def put_integer(typingctx: Any, table: Any, index: Any, value: Any) -> Any:
+@emit(types.void)
+def put_integer(b: Value, table: Value, index: Value, value: Value) -> None:
     """Write the integer at position `index` of the array at address `table`."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        place = b.add(args[0], b.mul(args[1], _integer(8)))
-        b.store(args[2], b.inttoptr(place, ir.PointerType()))
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.intp), codegen
+    place = b.add(table, b.mul(index, _integer(8)))
+    b.store(value, b.inttoptr(place, ir.PointerType()))
 
 
-@literal
-def put_number(typingctx: Any, table: Any, index: Any, value: Any, dtype: Any) -> Any:
+@emit(types.void)
+def put_number(b: Value, table: Value, index: Value, value: Value, dtype: str) -> None:
     """Write a double in the computing type of `dtype` at position `index` of the array `table`."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        v = Vectors(b, computing(DTYPES[dtype.literal_value]))
-        number = args[2] if v.dtype == "float64" else b.fptrunc(args[2], v.scalar)
-        b.store(number, v.pointer(args[0], b.mul(args[1], _integer(v.itemsize))))
-        return context.get_dummy_value()
-
-    return types.void(table, index, types.float64, dtype), codegen
+    v = Vectors(b, computing(dtype))
+    b.store(v.narrowed(value), v.pointer(table, b.mul(index, _integer(v.itemsize))))
 
 
-@intrinsic
-def copy(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
+@emit(types.void)
+def copy(b: Value, target: Value, source: Value, size: Value) -> None:
     """Copy `size` bytes from one address to another."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        pointer, flag = ir.PointerType(), ir.IntType(1)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, pointer, I64, flag])
-        memcpy = cgutils.get_or_insert_function(b.module, kind, "llvm.memcpy.p0.p0.i64")
-        places = [b.inttoptr(address, pointer) for address in args[:2]]
-        b.call(memcpy, [*places, args[2], ir.Constant(flag, 0)])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.intp), codegen
+    pointer, flag = ir.PointerType(), ir.IntType(1)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, pointer, I64, flag])
+    memcpy = cgutils.get_or_insert_function(b.module, kind, "llvm.memcpy.p0.p0.i64")
+    places = [b.inttoptr(address, pointer) for address in (target, source)]
+    b.call(memcpy, [*places, size, ir.Constant(flag, 0)])
 
 
-@literal
-def copy_number(typingctx: Any, target: Any, source: Any, dtype: Any) -> Any:
+@emit(types.void)
+def copy_number(b: Value, target: Value, source: Value, dtype: str) -> None:
     """Copy one number bit for bit, but +0 for -0."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        size = 8 * ITEMSIZE[DTYPES[dtype.literal_value]]
-        kind = ir.IntType(size)
-        to, place = (b.inttoptr(address, ir.PointerType()) for address in args[:2])
-        bits = b.load(place, typ=kind, align=size // 8)
-        negative = b.icmp_unsigned("==", bits, ir.Constant(kind, 1 << (size - 1)))
-        b.store(b.select(negative, ir.Constant(kind, 0), bits), to, align=size // 8)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, dtype), codegen
+    size = ITEMSIZE[dtype]
+    kind = ir.IntType(8 * size)
+    to, place = (b.inttoptr(address, ir.PointerType()) for address in (target, source))
+    bits = b.load(place, typ=kind, align=size)
+    negative = b.icmp_unsigned("==", bits, ir.Constant(kind, 1 << (8 * size - 1)))
+    b.store(b.select(negative, ir.Constant(kind, 0), bits), to, align=size)
 
 
-@intrinsic
-def allocate(typingctx: Any, size: Any) -> Any:
+@emit(types.intp)
+def allocate(b: Value, size: Value) -> Value:
     """Return the address of fresh memory, to be released; 0 if there is none.
 
     An array would do, but compiling its code and loading it costs more than all else in a kernel.
     """
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.PointerType(), [I64])
-        malloc = cgutils.get_or_insert_function(b.module, kind, "malloc")
-        return b.ptrtoint(b.call(malloc, args), I64)
-
-    return types.intp(types.intp), codegen
+    kind = ir.FunctionType(ir.PointerType(), [I64])
+    malloc = cgutils.get_or_insert_function(b.module, kind, "malloc")
+    return b.ptrtoint(b.call(malloc, [size]), I64)
 
 
-@intrinsic
-def release(typingctx: Any, memory: Any) -> Any:
+@emit(types.void)
+def release(b: Value, memory: Value) -> None:
     """Give back what `allocate` gave."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType()])
-        free = cgutils.get_or_insert_function(b.module, kind, "free")
-        b.call(free, [b.inttoptr(args[0], ir.PointerType())])
-        return context.get_dummy_value()
-
-    return types.void(types.intp), codegen
+    kind = ir.FunctionType(ir.VoidType(), [ir.PointerType()])
+    free = cgutils.get_or_insert_function(b.module, kind, "free")
+    b.call(free, [b.inttoptr(memory, ir.PointerType())])
 
 
-@literal
-def network(typingctx: Any, tile: Any, pitch: Any, size: Any, kind: Any, dtype: Any) -> Any:
+def _exchange_at(v: Vectors, places: list[Any], pairs: Any) -> None:
+    """Apply a comparator network to the vectors at these places."""
+    rows = [v.load(place) for place in places]
+    v.sort(rows, pairs)
+    for row, place in zip(rows, places, strict=True):
+        v.store(row, place)
+
+
+@emit(types.void)
+def network(b: Value, tile: Value, pitch: Value, size: int, kind: int, dtype: str) -> None:
     """Apply a network to the `size` tile rows at tile, tile + pitch, ...: 0 sorts, 1 merges."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        v = Vectors(b, computing(DTYPES[dtype.literal_value]))
-        count = size.literal_value
-        pairs = bitonic_merge(count) if kind.literal_value else sorting(count)
-        places = [b.add(args[0], b.mul(args[1], _integer(row))) for row in range(count)]
-        rows = [v.load(place) for place in places]
-        v.sort(rows, pairs)
-        for row, place in zip(rows, places, strict=True):
-            v.store(row, place)
-        return context.get_dummy_value()
-
-    return types.void(tile, pitch, size, kind, dtype), codegen
+    places = [b.add(tile, b.mul(pitch, _integer(row))) for row in range(size)]
+    pairs = bitonic_merge(size) if kind else sorting(size)
+    _exchange_at(Vectors(b, computing(dtype)), places, pairs)
 
 
-@literal
-def flip(typingctx: Any, low: Any, high: Any, stride: Any, levels: Any, dtype: Any) -> Any:
+@emit(types.void)
+def flip(b: Value, low: Value, high: Value, stride: Value, levels: int, dtype: str) -> None:
     """First step of merging two sorted runs, with the next `levels` half-cleaners.
 
     Compares low + m * stride with high - m * stride for m < 2**levels, then merges either side.
     """
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        v = Vectors(b, computing(DTYPES[dtype.literal_value]))
-        count = 2**levels.literal_value
-        steps = [b.mul(args[2], _integer(m)) for m in range(count)]
-        places = [b.add(args[0], step) for step in steps]
-        places += [b.sub(args[1], step) for step in reversed(steps)]
-        rows = [v.load(place) for place in places]
-        v.sort(rows, [(m, 2 * count - 1 - m) for m in range(count)])
-        v.sort(rows, bitonic_merge(count))
-        v.sort(rows, [(i + count, j + count) for i, j in bitonic_merge(count)])
-        for row, place in zip(rows, places, strict=True):
-            v.store(row, place)
-        return context.get_dummy_value()
-
-    return types.void(low, high, stride, levels, dtype), codegen
+    count = 2**levels
+    steps = [b.mul(stride, _integer(m)) for m in range(count)]
+    places = [b.add(low, step) for step in steps]
+    places += [b.sub(high, step) for step in reversed(steps)]
+    pairs = [(m, 2 * count - 1 - m) for m in range(count)]
+    pairs += [(i + side, j + side) for side in (0, count) for i, j in bitonic_merge(count)]
+    _exchange_at(Vectors(b, computing(dtype)), places, pairs)
 
 
-@literal
-def load_tile(typingctx: Any, rows: Any, n: Any, at: Any, tile: Any, pitch: Any, dtype: Any) -> Any:
+@emit(types.boolean)
+def load_tile(
+    b: Value, rows: Value, n: Value, at: Value, tile: Value, pitch: Value, dtype: str
+) -> Value:
     """Copy one vector of each row, widened, into the tile; return whether all is finite."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        source = Vectors(b, DTYPES[dtype.literal_value])
-        v = Vectors(b, computing(source.dtype))
-        total = _accumulator(b, v, 0.0)
-        with cgutils.for_range(b, args[1]) as loop:
-            row = source.load(element(b, args[0], loop.index), args[2])
-            v.store(row, b.add(args[3], b.mul(args[4], loop.index)))
-            # 0 * x is 0 for every finite x and NaN for the others
-            b.store(v.fma(row, v.constant(0.0), _get(b, v, total)), total)
-        result = _get(b, v, total)
-        return b.not_(v.any(b.fcmp_unordered("uno", result, result)))
-
-    return types.boolean(rows, n, at, tile, pitch, dtype), codegen
+    source, v = Vectors(b, dtype), Vectors(b, computing(dtype))
+    total = _accumulator(b, v, 0.0)
+    with cgutils.for_range(b, n) as loop:
+        row = source.load(element(b, rows, loop.index), at)
+        v.store(row, b.add(tile, b.mul(pitch, loop.index)))
+        b.store(v.fma(row, v.constant(0.0), _get(b, v, total)), total)
+    return _finite(b, v, total)
 
 
-@literal
-def finite_tile(typingctx: Any, tile: Any, n: Any, pitch: Any, dtype: Any) -> Any:
+@emit(types.boolean)
+def finite_tile(b: Value, tile: Value, n: Value, pitch: Value, dtype: str) -> Value:
     """Return whether one vector of each of n tile rows is finite throughout."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        v = Vectors(b, computing(DTYPES[dtype.literal_value]))
-        total = _accumulator(b, v, 0.0)
-        with cgutils.for_range(b, args[1]) as loop:
-            row = v.load(args[0], b.mul(args[2], loop.index))
-            b.store(v.fma(row, v.constant(0.0), _get(b, v, total)), total)
-        result = _get(b, v, total)
-        return b.not_(v.any(b.fcmp_unordered("uno", result, result)))
-
-    return types.boolean(tile, n, pitch, dtype), codegen
+    v = Vectors(b, computing(dtype))
+    total = _accumulator(b, v, 0.0)
+    with cgutils.for_range(b, n) as loop:
+        row = v.load(tile, b.mul(pitch, loop.index))
+        b.store(v.fma(row, v.constant(0.0), _get(b, v, total)), total)
+    return _finite(b, v, total)
 
 
-@literal
+@emit(types.void)
 def clean(
-    typingctx: Any, tile: Any, n: Any, pitch: Any, poison: Any, faults: Any, dtype: Any
-) -> Any:
+    b: Value, tile: Value, n: Value, pitch: Value, poison: Value, faults: Value, dtype: str
+) -> None:
     """Turn NaN into +Inf; write NaN at `poison` for columns with more than `faults` non-finite."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        v = Vectors(b, computing(DTYPES[dtype.literal_value]))
-        count = _accumulator(b, v, 0.0)
-        with cgutils.for_range(b, args[1]) as loop:
-            place = b.add(args[0], b.mul(args[2], loop.index))
-            value, one_more = v.cleaned(v.load(place), _get(b, v, count))
-            v.store(value, place)
-            b.store(one_more, count)
-        v.store(v.poison(_get(b, v, count), args[4]), args[3])
-        return context.get_dummy_value()
-
-    return types.void(tile, n, pitch, poison, faults, dtype), codegen
+    v = Vectors(b, computing(dtype))
+    count = _accumulator(b, v, 0.0)
+    with cgutils.for_range(b, n) as loop:
+        place = b.add(tile, b.mul(pitch, loop.index))
+        value, one_more = v.cleaned(v.load(place), _get(b, v, count))
+        v.store(value, place)
+        b.store(one_more, count)
+    v.store(v.poison(_get(b, v, count), faults), poison)
 
 
-@literal
-def fill(typingctx: Any, place: Any, value: Any, dtype: Any) -> Any:
+@emit(types.void)
+def fill(b: Value, place: Value, value: Value, dtype: str) -> None:
     """Write the same number (a float) into every lane of one vector."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        v = Vectors(b, computing(DTYPES[dtype.literal_value]))
-        v.store(v.spread(v.narrowed(args[1])), args[0])
-        return context.get_dummy_value()
-
-    return types.void(place, value, dtype), codegen
+    v = Vectors(b, computing(dtype))
+    v.store(v.spread(v.narrowed(value)), place)
 
 
-@literal
-def add_weighted(typingctx: Any, total: Any, place: Any, weight: Any, dtype: Any) -> Any:
+@emit(types.void)
+def add_weighted(b: Value, total: Value, place: Value, weight: Value, dtype: str) -> None:
     """Add weight (a float) times the vector of `dtype` at `place` to the vector at `total`."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        source = Vectors(b, DTYPES[dtype.literal_value])
-        v = Vectors(b, computing(source.dtype))
-        factor = v.spread(v.narrowed(args[2]))
-        v.store(v.fma(source.load(args[1]), factor, v.load(args[0])), args[0])
-        return context.get_dummy_value()
-
-    return types.void(total, place, weight, dtype), codegen
+    source, v = Vectors(b, dtype), Vectors(b, computing(dtype))
+    factor = v.spread(v.narrowed(weight))
+    v.store(v.fma(source.load(place), factor, v.load(total)), total)
 
 
-@literal
+@emit(types.void)
 def add_slot(
-    typingctx: Any, total: Any, tile: Any, pitch: Any, n: Any, slot: Any, k: Any, centre: Any,
-    weight: Any, dtype: Any,
-) -> Any:  # fmt: skip
+    b: Value, total: Value, tile: Value, pitch: Value, n: Value, slot: Value, k: Value,
+    centre: Value, weight: Value, dtype: str,
+) -> None:  # fmt: skip
     """Add the member of the window of the k sorted values closest to `centre` that is in `slot`.
 
     Of the sorted rows slot, slot + k, slot + 2k, ... exactly one is in the window.
     """
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        total_, tile_, pitch_, n_, slot_, k_, centre_, weight_ = args[:8]
-        v = Vectors(b, computing(DTYPES[dtype.literal_value]))
-        middle = v.load(centre_)
-        place = b.add(tile_, b.mul(pitch_, slot_))
-        value = cgutils.alloca_once_value(b, v.load(place))
-        span = b.mul(pitch_, k_)
-        steps = b.sdiv(b.sub(b.sub(n_, _integer(1)), slot_), k_)
-        with cgutils.for_range(b, steps) as loop:
-            low = v.load(place, b.mul(span, loop.index))
-            high = v.load(place, b.mul(span, b.add(loop.index, _integer(1))))
-            nearer = v.nearer(high, low, middle)
-            b.store(b.select(nearer, high, _get(b, v, value)), value)
-        factor = v.spread(v.narrowed(weight_))
-        v.store(v.fma(_get(b, v, value), factor, v.load(total_)), total_)
-        return context.get_dummy_value()
-
-    return types.void(total, tile, pitch, n, slot, k, centre, weight, dtype), codegen
+    v = Vectors(b, computing(dtype))
+    middle = v.load(centre)
+    place = b.add(tile, b.mul(pitch, slot))
+    value = cgutils.alloca_once_value(b, v.load(place))
+    span = b.mul(pitch, k)
+    steps = b.sdiv(b.sub(b.sub(n, _integer(1)), slot), k)
+    with cgutils.for_range(b, steps) as loop:
+        low = v.load(place, b.mul(span, loop.index))
+        high = v.load(place, b.mul(span, b.add(loop.index, _integer(1))))
+        nearer = v.nearer(high, low, middle)
+        b.store(b.select(nearer, high, _get(b, v, value)), value)
+    factor = v.spread(v.narrowed(weight))
+    v.store(v.fma(_get(b, v, value), factor, v.load(total)), total)
 
 
-@literal
-def finish(typingctx: Any, totals: Any, pitch: Any, divisor: Any, dtype: Any) -> Any:
+@emit(types.void)
+def finish(b: Value, totals: Value, pitch: Value, divisor: Value, dtype: str) -> None:
     """Add the four partial sums at totals + i * pitch, divide, leave the result in the first."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        v = Vectors(b, computing(DTYPES[dtype.literal_value]))
-        parts = [v.load(args[0], b.mul(args[1], _integer(i))) for i in range(4)]
-        v.store(b.fdiv(v.sum(parts), v.spread(v.narrowed(args[2]))), args[0])
-        return context.get_dummy_value()
-
-    return types.void(totals, pitch, divisor, dtype), codegen
+    v = Vectors(b, computing(dtype))
+    parts = [v.load(totals, b.mul(pitch, _integer(i))) for i in range(4)]
+    v.store(b.fdiv(v.sum(parts), v.spread(v.narrowed(divisor))), totals)
 
 
-@literal
-def store_vector(typingctx: Any, place: Any, poison: Any, out: Any, dtype: Any) -> Any:
+@emit(types.void)
+def store_vector(b: Value, place: Value, poison: Value, out: Value, dtype: str) -> None:
     """Round the vector at `place` (NaN where `poison` is NaN) to `dtype` and write it at `out`.
 
     A zero is written as +0.
     """
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        target = Vectors(b, DTYPES[dtype.literal_value])
-        v = Vectors(b, computing(target.dtype))
-        target.store(v.poisoned(v.load(args[0]), v.load(args[1])), args[2], signed=False)
-        return context.get_dummy_value()
-
-    return types.void(place, poison, out, dtype), codegen
+    target, v = Vectors(b, dtype), Vectors(b, computing(dtype))
+    target.store(v.poisoned(v.load(place), v.load(poison)), out, signed=False)
 
 
-@literal
+@emit(types.void)
 def mix(
-    typingctx: Any, rows: Any, n: Any, at: Any, soon: Any, weights: Any, row: Any, outs: Any,
-    to: Any, count: Any, width: Any, dtype: Any, result: Any, stream: Any, skip: Any,
-) -> Any:  # fmt: skip
+    b: Value, rows: Value, n: Value, at: Value, soon: Value, weights: Value, row: Value,
+    outs: Value, to: Value, count: int, width: int, dtype: str, result: str, stream: int, skip: int,
+) -> None:  # fmt: skip
     """Compute `count` rows of W X for `width` vectors of columns, written at outs[i] + to.
 
     `weights` is the address of `count` rows of n numbers of the computing type, `row` bytes apart;
@@ -378,40 +279,24 @@ def mix(
     each row is fetched meanwhile. `skip`: weight 0 leaves a sum as it is, which 0 * NaN does not,
     nor does 0 * 5 where the sum is -0.
     """
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        rows_, n_, at_, soon_, weights_, row_, outs_, to_ = args[:8]
-        source = Vectors(b, DTYPES[dtype.literal_value])
-        target = Vectors(b, DTYPES[result.literal_value])
-        v = Vectors(b, computing(source.dtype))
-        shape = [(i, w) for i in range(count.literal_value) for w in range(width.literal_value)]
-        totals = {cell: _accumulator(b, v, -0.0) for cell in shape}  # x + -0.0 is x, bit for bit
-        with cgutils.for_range(b, n_) as loop:
-            start = element(b, rows_, loop.index)
-            source.prefetch(start, soon_)
-            address = b.add(start, at_)
-            loaded = [
-                source.load(address, _integer(w * source.stored))
-                for w in range(width.literal_value)
-            ]
-            here = b.add(weights_, b.mul(loop.index, _integer(v.itemsize)))
-            for i in range(count.literal_value):
-                pointer = v.pointer(here, b.mul(row_, _integer(i)))
-                weight = b.load(pointer, typ=v.scalar)
-                used = b.fcmp_unordered("!=", weight, ir.Constant(v.scalar, 0.0))
-                with b.if_then(used) if skip.literal_value else nullcontext():
-                    factor = v.spread(weight)
-                    for w, x in enumerate(loaded):
-                        total = totals[i, w]
-                        b.store(v.fma(x, factor, _get(b, v, total)), total)
-        places = [b.add(element(b, outs_, _integer(i)), to_) for i in range(count.literal_value)]
-        for i, w in shape:
-            offset = _integer(w * target.stored)
-            past = bool(stream.literal_value)
-            target.store(_get(b, v, totals[i, w]), places[i], offset, stream=past)
-        return context.get_dummy_value()
-
-    signature = types.void(
-        rows, n, at, soon, weights, row, outs, to, count, width, dtype, result, stream, skip
-    )
-    return signature, codegen
+    source, target, v = Vectors(b, dtype), Vectors(b, result), Vectors(b, computing(dtype))
+    shape = [(i, w) for i in range(count) for w in range(width)]
+    totals = {cell: _accumulator(b, v, -0.0) for cell in shape}  # x + -0.0 is x, bit for bit
+    with cgutils.for_range(b, n) as loop:
+        start = element(b, rows, loop.index)
+        source.prefetch(start, soon)
+        address = b.add(start, at)
+        loaded = [source.load(address, _integer(w * source.stored)) for w in range(width)]
+        here = b.add(weights, b.mul(loop.index, _integer(v.itemsize)))
+        for i in range(count):
+            weight = b.load(v.pointer(here, b.mul(row, _integer(i))), typ=v.scalar)
+            used = b.fcmp_unordered("!=", weight, ir.Constant(v.scalar, 0.0))
+            with b.if_then(used) if skip else nullcontext():
+                factor = v.spread(weight)
+                for w, x in enumerate(loaded):
+                    total = totals[i, w]
+                    b.store(v.fma(x, factor, _get(b, v, total)), total)
+    places = [b.add(element(b, outs, _integer(i)), to) for i in range(count)]
+    for i, w in shape:
+        value, offset = _get(b, v, totals[i, w]), _integer(w * target.stored)
+        target.store(value, places[i], offset, stream=bool(stream))
