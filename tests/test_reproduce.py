@@ -288,7 +288,7 @@ def test_a_file_that_is_no_results_is_refused(tmp_path: Path, text: str, message
 def test_runs_come_back_from_processes_that_share_the_cores(
     fakes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastgar.train.reproduce.runner.cores", lambda: 6)
+    monkeypatch.setattr("fastgar.train.reproduce.runner.cores", lambda: set(range(6)))
     before = os.environ.get("OMP_NUM_THREADS")
     runs = small(3).runs((1, 2))
     outcomes = list(run_all(runs, "fakes:environment", 2))

@@ -14,9 +14,9 @@ from typing import Any
 
 import fastgar as fg
 
+from ..machine import Others, cores, free_memory, processor, versions
 from .bench_tables import disturbance, markdown, preamble, table
 from .contestants import BASELINE, RULES, Contestant, contestants, with_byzfl
-from .machine import Others, describe, free_memory
 from .measure import Timing, interleaved, read_bandwidth
 from .refuse import Refused, refusing
 
@@ -169,7 +169,14 @@ def _measure(
     import torch
 
     byzfl = None if options.no_byzfl else with_byzfl()
-    report["machine"] = describe(threads, read_bandwidth())
+    report["machine"] = {
+        "processor": processor(),
+        "cores": len(cores()),
+        "threads": threads,
+        "bytes_per_second": read_bandwidth(),
+        **versions("python"),
+        "versions": versions("fastgar", "numpy", "numba", "torch", "byzfl"),
+    }
     dtype = getattr(torch, options.dtype)
     repeat, budget = _effort(options)
     if not options.markdown:

@@ -11,8 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fastgar as fg
-
+from ..machine import cores, versions
 from .refuse import Refused, refusing
 from .tables import markdown_table, text_table
 
@@ -157,13 +156,13 @@ def _work(
     """Do what is missing, and return the status: 0, 1 if runs gave nothing, 130 after Ctrl-C."""
     from ..train.reproduce.progress import Progress
     from ..train.reproduce.report import words
-    from ..train.reproduce.runner import ProcessesDied, cores, run_all
+    from ..train.reproduce.runner import ProcessesDied, run_all
 
     missing = store.missing(runs)
     failures: list[Outcome] = []
     if not missing:
         return 0
-    processes = min(options.processes or cores(), len(missing))
+    processes = min(options.processes or len(cores()), len(missing))
     done = len(runs) - len(missing)
     store.session(_session(processes))
     if not options.quiet:
@@ -192,20 +191,13 @@ def _work(
 
 def _session(processes: int) -> dict[str, Any]:
     """Return what is to be known of how the runs of now are made."""
-    import numpy
-    import torch
-
     from ..train.origin import sources
-    from ..train.reproduce.runner import cores
 
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "fastgar": fg.__version__,
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "python": platform.python_version(),
+        **versions("fastgar", "torch", "numpy", "python"),
         "machine": platform.machine(),
-        "cores": cores(),
+        "cores": len(cores()),
         "processes": processes,
         "sources": sources(drawing=False),
     }

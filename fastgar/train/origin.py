@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastgar as fg
+
+from ..machine import commit
 
 __all__ = ["Origin", "changed", "holds", "main", "sources"]
 
@@ -55,8 +56,8 @@ class Origin(NamedTuple):
 
     def caption(self, spread: str) -> str:
         """Return the line below the picture."""
-        commit = _commit()
-        version = f"fastgar {fg.__version__}" + (f" ({commit})" if commit else "")
+        at = commit(PACKAGE.parent)
+        version = f"fastgar {fg.__version__}" + (f" ({at})" if at else "")
         return f"{self.command}   {version}   {_listed(self.seeds)}: {spread}"
 
     def save(self, figure: Any, picture: Path, spread: str) -> None:
@@ -75,7 +76,7 @@ class Origin(NamedTuple):
         facts = {
             "command": self.command,
             "fastgar": fg.__version__,
-            "commit": _commit(),
+            "commit": commit(PACKAGE.parent) or None,
             "date": date.today().isoformat(),
             "seeds": list(self.seeds),
             "picture": _digest(picture),
@@ -162,17 +163,6 @@ def _listed(seeds: Iterable[int]) -> str:
     if ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"seeds {ordered[0]} to {ordered[-1]}"
     return f"seeds {', '.join(map(str, ordered))}"
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that the package lies in, if it lies in one."""
-    if not (PACKAGE.parent / ".git").exists():
-        return None
-    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import os
 import platform
 import re
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -31,6 +30,7 @@ import torch
 
 import fastgar as fg
 
+from ..machine import versions
 from .config import Config, read_settings
 from .lines import (
     Kinds,
@@ -222,14 +222,8 @@ def load(blob: bytes, path: str | Path = CHECKPOINT) -> Record:
 
 def environment() -> Record:
     """Return versions and machine of this process."""
-    versions = {"python": platform.python_version(), "fastgar": fg.__version__}
-    for name in ("torch", "numpy", "numba", "scikit-learn"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
-        "versions": versions,
+        "versions": versions("python", "fastgar", "torch", "numpy", "numba", "scikit-learn"),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": {"torch": torch.get_num_threads(), "fastgar": fg.get_threads()},
