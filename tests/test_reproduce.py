@@ -28,9 +28,9 @@ pytest.importorskip("matplotlib")
 
 from fastgar import train  # noqa: E402
 from fastgar.train import origin  # noqa: E402
+from fastgar.train.figures import band, legend_below, panels  # noqa: E402
 from fastgar.train.reproduce import momentum, published_bulyan, resilience, zeno  # noqa: E402
 from fastgar.train.reproduce.execute import check, execute  # noqa: E402
-from fastgar.train.reproduce.figures import band, legend_below, panels  # noqa: E402
 from fastgar.train.reproduce.outcome import Pair, pairs, summary  # noqa: E402
 from fastgar.train.reproduce.report import figures, tables  # noqa: E402
 from fastgar.train.reproduce.runner import ProcessesDied, run_all  # noqa: E402

@@ -10,8 +10,20 @@ import numpy as np
 
 import fastgar as fg
 
+from ..figures import (
+    BLUE,
+    CLEAN,
+    DEVIATION,
+    RED,
+    accuracies,
+    band,
+    draw,
+    legend_below,
+    look,
+    panels,
+    save,
+)
 from ..origin import Origin
-from .figures import CLEAN, DEVIATION, accuracies, band, draw, legend_below, look, panels, save
 from .momentum import ATTACKS, PLACES, RULES
 
 __all__ = ["accuracy", "boxes", "ratios"]
@@ -20,14 +32,14 @@ Record = dict[str, Any]
 NAMES = {"krum": "Multi-Krum", "trimmed_mean": "trimmed mean", "bulyan": "Bulyan"}
 WHERE = {"server": "momentum at the server", "worker": "momentum at the workers"}
 PLACE_LOOK = {
-    "server": {"color": "#D55E00", "linestyle": "--"},
-    "worker": {"color": "#0072B2", "linestyle": "-"},
+    "server": {"color": RED, "linestyle": "--"},
+    "worker": {"color": BLUE, "linestyle": "-"},
 }
 # The condition is proved for Krum, and the paper holds Multi-Krum against it.
 BOUNDED = {"krum": "krum", "median": "median", "bulyan": "bulyan"}
 SENT = {
-    "sampled_ratio": ("gradients of the workers", {"color": "#D55E00", "linestyle": "--"}),
-    "ratio": ("what they send: momentum", {"color": "#0072B2", "linestyle": "-"}),
+    "sampled_ratio": ("gradients of the workers", {"color": RED, "linestyle": "--"}),
+    "ratio": ("what they send: momentum", {"color": BLUE, "linestyle": "-"}),
 }
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..figures import COLOURS as SIZE_COLOURS
+from ..figures import LEGEND, panels, save
 from ..origin import Origin
-from .figures import COLOURS as SIZE_COLOURS
-from .figures import LEGEND, panels, save
 from .resilience import ATTACKS, RULES
 from .tables import Table
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+from ..figures import CLEAN, DEVIATION, LEGEND, accuracies, look, panels, save
 from ..origin import Origin
-from .figures import CLEAN, DEVIATION, LEGEND, accuracies, look, panels, save
 from .tables import Table
 from .zeno import ATTACKS, RULES, SCENARIOS, SIZES
 
