@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..machine import cores, versions
+from ..progress import Progress
 from .refuse import Refused, refusing
 from .tables import markdown_table, text_table
 
@@ -154,7 +155,6 @@ def _work(
     options: argparse.Namespace, grid: Grid, runs: Sequence[Run], store: Store, folder: Path
 ) -> int:
     """Do what is missing, and return the status: 0, 1 if runs gave nothing, 130 after Ctrl-C."""
-    from ..train.reproduce.progress import Progress
     from ..train.reproduce.report import words
     from ..train.reproduce.runner import ProcessesDied, run_all
 
@@ -168,16 +168,21 @@ def _work(
     if not options.quiet:
         before = f", {done} of them done" if done else ""
         print(f"{grid.title}: {len(runs)} runs{before}; {processes} at a time", file=sys.stderr)
-    with Progress(missing, done, processes, quiet=options.quiet) as progress:
+    work = (run.work for run in missing)
+    with Progress(
+        len(runs), "run", work, done=done, at_once=processes, quiet=options.quiet
+    ) as progress:
         try:
             for outcome in run_all(missing, grid.execute, processes):
                 name = f"{outcome.run.setting.name}, seed {outcome.run.seed}"
                 if outcome.result is None:
                     failures.append(outcome)
-                    progress.ended(outcome.run, f"{name}: failed, {_last_line(outcome.failure)}")
+                    words_of = f"failed, {_last_line(outcome.failure)}"
+                    progress.ended(*outcome.run.work, f"{name}: {words_of}")
                 else:
                     record = store.add(outcome.run, outcome.result)
-                    progress.ended(outcome.run, f"{name}: {words(grid, record)}", record["seconds"])
+                    words_of = words(grid, record)
+                    progress.ended(*outcome.run.work, f"{name}: {words_of}", record["seconds"])
         except ProcessesDied as error:
             progress.say(f"given up: {error}")
         except KeyboardInterrupt:

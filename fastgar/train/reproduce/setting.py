@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
 
 from ...errors import shown
+from ...progress import Kind
 
 __all__ = ["Grid", "Run", "Setting", "read_seeds"]
 
+SIZES = ("steps", "workers", "batch", "evaluations")
 TRAIN = "fastgar.train.reproduce.execute:execute"
 Plain = str | int | float | bool | None
 
@@ -49,6 +53,13 @@ class Run:
     def key(self) -> tuple[str, int]:
         """What tells it from all other runs of the grid."""
         return self.setting.name, self.seed
+
+    @property
+    def work(self) -> tuple[Kind, float]:
+        """What its time depends on: of which kind it is, and how many samples or rows it takes."""
+        config: Mapping[str, Any] = self.setting.config
+        kind = Kind(str(config.get("rule")), str(config.get("attack", config.get("n"))))
+        return kind, float(prod(config.get(name, 1) for name in SIZES))
 
 
 @dataclass(frozen=True)
