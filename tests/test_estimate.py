@@ -12,7 +12,7 @@ pytest.importorskip("torch")  # of the package that it is in
 pytest.importorskip("tqdm")
 
 from fastgar.progress import Estimate, Kind, Progress, duration
-from fastgar.train.reproduce import momentum, resilience
+from fastgar.train.reproduce.grids import momentum, resilience
 from fastgar.train.reproduce.setting import Grid, Run
 
 START_UP = 25.0  # seconds of the first run in each process

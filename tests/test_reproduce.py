@@ -29,14 +29,19 @@ pytest.importorskip("matplotlib")
 from fastgar import train  # noqa: E402
 from fastgar.train import origin  # noqa: E402
 from fastgar.train.figures import band, legend_below, panels  # noqa: E402
-from fastgar.train.reproduce import momentum, published_bulyan, resilience, zeno  # noqa: E402
+from fastgar.train.reproduce import momentum_figures  # noqa: E402
 from fastgar.train.reproduce.execute import check, execute  # noqa: E402
-from fastgar.train.reproduce.outcome import Pair, pairs, summary  # noqa: E402
-from fastgar.train.reproduce.report import figures, tables  # noqa: E402
+from fastgar.train.reproduce.grids import momentum, resilience, zeno  # noqa: E402
+from fastgar.train.reproduce.momentum_tables import (  # noqa: E402
+    Pair,
+    by_rule,
+    overview,
+    pairs,
+    summary,
+)  # fmt: skip
 from fastgar.train.reproduce.runner import ProcessesDied, run_all  # noqa: E402
 from fastgar.train.reproduce.setting import Grid, Run, Setting, read_seeds  # noqa: E402
 from fastgar.train.reproduce.store import Mismatch, Store, read  # noqa: E402
-from fastgar.train.reproduce.tables import by_rule, overview  # noqa: E402
 from fastgar.train.reproduce.wide_resnet import WideResNet, wide_resnet_28_10  # noqa: E402
 
 # What processes of a test do instead of training: `n` is what decides.
@@ -107,15 +112,18 @@ def test_the_papers_grids_have_184_settings_each(data: str) -> None:
 
 
 def test_parity_takes_the_published_deviation_in_little() -> None:
-    for parity, options in ((False, "k=1.5"), (True, "k=1.5, ddof=1")):
-        for made in (momentum.grid("mnist", parity=parity), momentum.appendix(parity=parity)):
+    for parity, given in ((False, "k=1.5"), (True, "k=1.5, ddof=1")):
+        for made in (
+            momentum.grid("mnist", parity=parity),
+            momentum.grid(appendix=True, parity=parity),
+        ):
             attacks = {s.config["attack"] for s in made.settings if s.tags["attack"] == "little"}
-            assert attacks == {f"little({options})"}
+            assert attacks == {f"little({given})"}
 
 
 def test_the_paper_has_736_settings_and_its_appendix_22() -> None:
     assert sum(len(momentum.grid(data).settings) for data in momentum.PAPER) == 736
-    appendix = momentum.appendix()
+    appendix = momentum.grid(appendix=True)
     assert len(appendix.settings) == 22
     assert sum(setting.attacked for setting in appendix.settings) == 20
     assert {setting.config["workers"] for setting in appendix.settings} == {11, 9, 7}
@@ -155,8 +163,8 @@ def test_every_setting_of_every_grid_could_run() -> None:
     grids = [momentum.grid(data) for data in momentum.DATA]
     grids += [
         momentum.grid("digits", parity=True),
-        momentum.appendix(),
-        momentum.appendix(parity=True),
+        momentum.grid(appendix=True),
+        momentum.grid(appendix=True, parity=True),
     ]
     grids += [zeno.grid(data) for data in zeno.DATA] + [resilience.grid()]
     for grid in grids:
@@ -187,8 +195,8 @@ def test_seeds_are_read() -> None:
 
 
 def test_published_bulyan_is_that_of_the_published_code() -> None:
-    published_bulyan.register()
-    published_bulyan.register()  # once more does no harm
+    momentum.register()
+    momentum.register()  # once more does no harm
 
     def transcribed(X: np.ndarray, f: int) -> np.ndarray:
         """aggregators/bulyan.py, step by step; its update of scores never happens."""
@@ -369,7 +377,6 @@ import signal, sys, threading, time
 from multiprocessing import resource_tracker
 sys.path.insert(0, {folder!r})
 from fastgar.cli import main, reproduce
-from fastgar.train.reproduce import momentum
 from fastgar.train.reproduce.setting import Grid, Setting
 if __name__ == "__main__":
     settings = [Setting("s%d" % x, {{"x": x, "attack": "none"}}, {{"x": x}}) for x in range(5)]
@@ -566,13 +573,23 @@ def test_bands_are_mean_and_deviation_or_median_and_quartiles() -> None:
     assert (line.low[0], line.middle[0], line.high[0]) == (2.0, 3.0, 5.5)
 
 
+def drawn(grid: Grid, records: list[dict[str, Any]], folder: Path) -> list[Path]:
+    seeds = tuple(sorted({record["seed"] for record in records}))
+    return grid.figures(records, folder, origin.Origin(grid.title, grid.command, seeds))
+
+
 def text_of(path: Path) -> str:
     return " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text()))
 
 
+def test_figures_of_the_momentum_grid_show_all_that_it_has() -> None:
+    assert tuple(momentum_figures.NAMES) == tuple(momentum.RULES)
+    assert tuple(momentum.ATTACKS) == momentum_figures.ATTACKS
+    assert tuple(momentum_figures.WHERE) == momentum.PLACES
+
+
 def test_figures_of_the_momentum_grid_are_written_with_their_labels(tmp_path: Path) -> None:
-    grid = Grid("momentum", "digits", ())
-    paths = figures(grid, RECORDS, tmp_path)
+    paths = drawn(momentum.grid(), RECORDS, tmp_path)
     names = {path.name for path in paths}
     for stem in ("accuracy-lr_0.1", "best-accuracy", "ratio-lr_0.1"):
         assert {f"{stem}.png", f"{stem}.svg"} <= names
@@ -599,7 +616,7 @@ def test_the_zeno_curves_and_their_table(tmp_path: Path) -> None:
          "accuracy": [[0, 0.1], [10, 0.9]], "best": 0.9}
         for s in reversed(grid.settings)  # as runs may end
     ]  # fmt: skip
-    (table,) = tables(grid, records)
+    (table,) = grid.tables(records)
     assert table.heads == ["", "mean", "krum", "median", "zeno (4 samples)", best]
     assert [row[0] for row in table.rows] == [
         "no attack", "label flip, 8 of 20", "label flip, 12 of 20", "bit flip, 8 of 20",
@@ -608,7 +625,7 @@ def test_the_zeno_curves_and_their_table(tmp_path: Path) -> None:
     for row in table.rows:
         cells = dict(zip(table.heads, row, strict=True))
         assert (cells[best], cells["zeno (4 samples)"]) == ("90.0 ± 0.0", "50.0 ± 0.0")
-    png, svg = figures(grid, records, tmp_path)
+    png, svg = drawn(grid, records, tmp_path)
     text = text_of(svg)
     assert png.exists() and all(word in text for word in (best, "bit flip, 12 of 20", "krum"))
 
@@ -628,13 +645,13 @@ def test_the_heat_map_has_the_worst_case_in_its_margin(tmp_path: Path) -> None:
             record["stopped"] = "loss not finite at step 2"  # it learnt nothing
         elif record["late"] is None:
             record["stopped"] = "step 1: the search came to its limit"  # and nobody knows
-    (table,) = tables(grid, records)
+    (table,) = grid.tables(records)
     assert table.heads == ["rule", "f = 2, iid", "f = 2, extreme"]
     cells = {row[0]: row[1:] for row in table.rows}
     assert cells["median"] == ["15 ± 5 (little)"] * 2
     assert cells["mean"] == ["0 ± 0 (nan)"] * 2
     assert "Could not run, and do not count: median under nan, nnm | krum under nan." in table.note
-    png, svg, _, whole = figures(grid, records, tmp_path)
+    png, svg, _, whole = drawn(grid, records, tmp_path)
     for label in ("worst", "nnm | krum", "sign_flip", "f = 2, extreme", "77", "15", "grey could"):
         assert label in text_of(whole)
     for label in ("worst attack by f = 2 of 20", "no attack", "nnm | krum", "extreme"):

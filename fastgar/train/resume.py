@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from .result import Seconds
+from .config import Config
+from .metrics import Recorder
+from .ranks import Ranks
+from .result import Result, Seconds
 from .rundir import CHECKPOINT, Mismatch, RunDirectory, open_directory
+from .server import Server
 from .threads import threads_for
-
-if TYPE_CHECKING:
-    from .loop import Training
+from .workers import Workers
 
 __all__ = ["resume", "state_of"]
 
 VECTORS = ("theta", "momentum", "previous")
+
+
+class Training(Protocol):
+    """What there is to a run that is under way: `fastgar.train.Training` is one."""
+
+    config: Config
+    ranks: Ranks
+    workers: Workers
+    server: Server
+    recorder: Recorder
+    draw: torch.Generator
+    theta: Tensor
+    momentum: Tensor
+    previous: Tensor
+    done: int
+    result: Result
 
 
 def state_of(training: Training) -> dict[str, Any]:

@@ -24,11 +24,9 @@ from ..lines import (
     records,
     require_same,
 )  # fmt: skip
-from .setting import Grid, Run
+from .setting import Grid, Record, Run
 
 __all__ = ["Mismatch", "Store", "read"]
-
-Record = dict[str, Any]
 
 RUN = {"name": is_text, "seed": is_whole, "tags": is_table, "config": is_table}
 KINDS: Kinds = {"grid": {}, "session": {}, "run": RUN}
@@ -44,8 +42,6 @@ class Store(Lines):
     grid : Grid
     fresh : bool
         Whether to forget what the file has.
-    outcome : mapping, optional
-        What the outcome of each run must have, and how to check it.
 
     Attributes
     ----------
@@ -62,11 +58,9 @@ class Store(Lines):
         If it cannot be written.
     """
 
-    def __init__(
-        self, path: Path, grid: Grid, *, fresh: bool = False, outcome: Mapping[str, Check] = {}
-    ) -> None:
+    def __init__(self, path: Path, grid: Grid, *, fresh: bool = False) -> None:
         head = _head(grid)
-        lines = [] if fresh else _lines(path, outcome)
+        lines = [] if fresh else _lines(path, grid.outcome)
         if lines:
             require_same(path, lines[0], head)
         settings = {setting.name: setting for setting in grid.settings}
