@@ -43,6 +43,7 @@ from fastgar.train.reproduce.runner import ProcessesDied, run_all  # noqa: E402
 from fastgar.train.reproduce.setting import Grid, Run, Setting, read_seeds  # noqa: E402
 from fastgar.train.reproduce.store import Mismatch, Store, read  # noqa: E402
 from fastgar.train.reproduce.wide_resnet import WideResNet, wide_resnet_28_10  # noqa: E402
+from fastgar.train.sources import sources  # noqa: E402
 
 # What processes of a test do instead of training: `n` is what decides.
 FAKES = """
@@ -92,7 +93,7 @@ def _forget() -> Iterator[None]:
 
 def small(count: int, name: str = "momentum") -> Grid:
     settings = [Setting(f"s{x}", {"x": x, "attack": "none"}, {"x": x}) for x in range(count)]
-    return Grid(name, "digits", tuple(settings))
+    return Grid(name, "digits", tuple(settings), outcome={})
 
 
 # ------------------------------------------------------------------------------------- grids
@@ -268,7 +269,7 @@ def test_results_of_another_grid_are_refused_with_the_difference(tmp_path: Path)
     filled(path, small(3))
     with pytest.raises(Mismatch, match="name='momentum'; asked for: name='zeno'"):
         Store(path, small(3, "zeno"))
-    other = Grid("momentum", "digits", (Setting("s0", {"x": 7, "attack": "none"}, {}),))
+    other = Grid("momentum", "digits", (Setting("s0", {"x": 7, "attack": "none"}, {}),), outcome={})
     with pytest.raises(Mismatch, match="s0: x=0; asked for: x=7"):
         Store(path, other)
     with pytest.raises(Mismatch, match="setting 's2' that this grid lacks"):
@@ -675,18 +676,18 @@ def test_no_legend_is_cut_off(columns: int) -> None:
 def test_a_picture_says_where_it_comes_from_and_whether_its_code_has_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old = {**origin.sources(drawing=False), "rules/krum.py": "before", "rules/gone.py": "before"}
+    old = {**sources(drawing=False), "krum": "before", "gone": "before"}
     for name, ran in (("new", None), ("old", old)):
         figure, _ = panels(1, 1)
         origin.Origin("title", "fastgar reproduce zeno", (1, 2, 7), ran).save(
             figure, tmp_path / f"{name}.png", "bands"
         )
     assert origin.changed(tmp_path / "new.png") == []
-    assert origin.changed(tmp_path / "old.png") == ["rules/gone.py", "rules/krum.py"]
+    assert origin.changed(tmp_path / "old.png") == ["gone", "krum"]
     assert origin.main([str(tmp_path)]) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path / 'new.png'}: as new as its code",
-        f"{tmp_path / 'old.png'}: older than rules/gone.py, rules/krum.py",
+        f"{tmp_path / 'old.png'}: older than gone, krum",
     ]
     assert origin.holds(tmp_path / "new.png")
     with (tmp_path / "new.png").open("ab") as picture:
@@ -702,6 +703,55 @@ def test_a_picture_says_where_it_comes_from_and_whether_its_code_has_changed(
 
 
 # ----------------------------------------------------------------------------------- command
+
+
+FIRST = """
+from .krum import score
+HALF = 0.5
+@register
+def rule(D):
+    \"\"\"Return what counts.\"\"\"
+    return HALF * score(D)
+"""
+GRID = """
+SIZES = (1, 2)
+TITLE = "curves"
+def grid(): return Grid(_settings(), tables=tables, figures=figures)
+def _settings(): return SIZES
+def tables(records): return [TITLE]
+def figures(records): return _draw(SIZES)
+def _draw(sizes): return sizes
+"""
+
+
+def package(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = folder.joinpath(*name.split("__")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_code_that_only_moves_is_no_other_code(tmp_path: Path) -> None:
+    before = sources(drawing=False, package=package(tmp_path / "a", rules__one=FIRST))
+    assert before.keys() == {"HALF", "rule"}
+    _, half, rest = FIRST.partition("HALF = 0.5\n")
+    moved = package(tmp_path / "b", rules__two=rest, train__other=f"import math\n{half}")
+    assert sources(drawing=False, package=moved) == before
+    for number, (old, new) in enumerate((("0.5", "0.6"), ("@register\n", ""), ("* score", "/ s"))):
+        other = package(tmp_path / str(number), rules__one=FIRST.replace(old, new))
+        assert sources(drawing=False, package=other) != before
+    twice = package(tmp_path / "c", rules__one=FIRST, rules__two=half)
+    assert sources(drawing=False, package=twice)["rule"] == before["rule"]
+    assert sources(drawing=False, package=twice)["HALF"] == " ".join([before["HALF"]] * 2)
+
+
+def test_of_a_grid_s_file_the_runs_rest_on_what_they_need(tmp_path: Path) -> None:
+    made = package(tmp_path, train__reproduce__grids__mine=GRID, train__figures="def band(): 1")
+    assert sources(drawing=False, package=made).keys() == {"SIZES", "grid", "_settings"}
+    assert sources(drawing=True, package=made).keys() == {
+        "TITLE", "tables", "figures", "_draw", "band",
+    }  # fmt: skip
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ def _work(
 
 def _session(processes: int) -> dict[str, Any]:
     """Return what is to be known of how the runs of now are made."""
-    from ..train.origin import sources
+    from ..train.sources import sources
 
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),

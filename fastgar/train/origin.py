@@ -2,13 +2,12 @@
 
     python -m fastgar.train.origin docs      which pictures of a folder are older than their code
 
-Beside each picture lies a file that says so, with a digest of every source file that results rest
-on. A picture that is older than its code may still be right: what has changed may be a comment.
+Beside each picture lies a file that says so, with digests of the code that results rest on. A
+picture that is older than its code may still be right: what has changed may be a comment.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import textwrap
@@ -22,15 +21,10 @@ import numpy as np
 import fastgar as fg
 
 from ..machine import commit
+from .sources import PACKAGE, digest, sources
 
-__all__ = ["Origin", "changed", "holds", "main", "sources"]
+__all__ = ["Origin", "changed", "holds", "main"]
 
-PACKAGE = Path(fg.__file__).parent
-FOLDERS = ("attacks", "rules", "train")  # of the package: what decides on the results of a run
-DRAWING = {  # modules there that only show results: a picture is as new as what drew it
-    "estimate", "figures", "momentum_figures", "origin", "outcome", "plot", "progress", "report",
-    "resilience_results", "tables", "zeno_results",
-}  # fmt: skip
 DPI = 150
 
 
@@ -79,48 +73,41 @@ class Origin(NamedTuple):
             "commit": commit(PACKAGE.parent) or None,
             "date": date.today().isoformat(),
             "seeds": list(self.seeds),
-            "picture": _digest(picture),
-            "sources": {**sources(drawing=True), **ran},
+            "picture": digest(picture.read_bytes()),
+            "sources": ran,
+            "drawing": sources(drawing=True),
         }
         _beside(picture).write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def sources(*, drawing: bool) -> dict[str, str]:
-    """Return digests of the files that draw, or of those that results rest on, by their paths."""
-    files = [path for folder in FOLDERS for path in sorted((PACKAGE / folder).rglob("*.py"))]
-    return {
-        path.relative_to(PACKAGE).as_posix(): _digest(path)[:12]
-        for path in files
-        if (path.stem in DRAWING) == drawing
-    }
 
 
 def holds(picture: Path) -> bool:
     """Return whether the file beside a picture is there, and is about this very picture."""
     facts = _facts(picture)
-    return facts is not None and facts["picture"] == _digest(picture)
+    return facts is not None and facts["picture"] == digest(picture.read_bytes())
 
 
 def changed(picture: Path) -> list[str]:
-    """Return the source files that are not what they were when a picture was drawn."""
-    facts = _facts(picture) or {"sources": {}}
-    then, now = facts["sources"], {**sources(drawing=True), **sources(drawing=False)}
-    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    """Return the definitions that are not what they were when a picture was drawn."""
+    facts, found = _facts(picture) or {}, set()
+    for key, now in ("sources", sources(drawing=False)), ("drawing", sources(drawing=True)):
+        then = facts.get(key, {})
+        found |= {name for name in then.keys() | now.keys() if then.get(name) != now.get(name)}
+    return sorted(found)
 
 
 def main(folders: Sequence[str]) -> int:
     """Print for each picture of some folders whether it is as new as its code; 1 if one is not."""
     status = 0
     for picture in sorted(path for folder in folders for path in Path(folder).glob("*.png")):
-        files = changed(picture)
+        names = changed(picture)
         if not holds(picture):
             words = f"not the picture that {_beside(picture).name} is about, or there is none"
-        elif files:
-            more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-            words = f"older than {', '.join(files[:3])}{more}"
+        elif names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            words = f"older than {', '.join(names[:3])}{more}"
         else:
             words = "as new as its code"
-        status |= bool(files) or not holds(picture)
+        status |= bool(names) or not holds(picture)
         print(f"{picture}: {words}")
     return status
 
@@ -149,10 +136,6 @@ def _facts(picture: Path) -> dict[str, Any] | None:
     path = _beside(picture)
     facts: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
     return facts
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _listed(seeds: Iterable[int]) -> str:
