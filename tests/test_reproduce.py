@@ -29,7 +29,8 @@ pytest.importorskip("matplotlib")
 from fastgar import train  # noqa: E402
 from fastgar.train import origin  # noqa: E402
 from fastgar.train.figures import band, legend_below, panels  # noqa: E402
-from fastgar.train.reproduce import momentum_figures  # noqa: E402
+from fastgar.train.lines import Lines  # noqa: E402
+from fastgar.train.reproduce import grids, momentum_figures  # noqa: E402
 from fastgar.train.reproduce.execute import check, execute  # noqa: E402
 from fastgar.train.reproduce.grids import momentum, resilience, zeno  # noqa: E402
 from fastgar.train.reproduce.momentum_tables import (  # noqa: E402
@@ -255,6 +256,29 @@ def test_results_survive_a_line_that_was_cut_off(tmp_path: Path) -> None:
         store.add(Run(small(3).settings[2], 2), {"best": float("nan"), "stopped": None})
     assert path.read_bytes() == whole
     assert [record["best"] for record in read(path)] == [None] * 6  # JSON has no NaN
+
+
+def test_a_file_is_what_it_was_until_the_new_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.jsonl"
+    filled(path, small(3))
+    before = path.read_bytes()
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            Store(path, small(3), fresh=True)
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == [path.name]
+    with Lines(path) as lines:  # goes on behind what is there
+        lines.append({"kind": "session"})
+        assert lines.length() == len(path.read_bytes()) > len(before)
+        assert lines.cut(len(before)) == path.read_bytes() == before
+        with pytest.raises(Mismatch, match="is shorter than it was"):
+            lines.cut(len(before) + 1)
 
 
 def test_results_take_more_seeds(tmp_path: Path) -> None:
@@ -830,6 +854,44 @@ def test_the_results_of_another_grid_are_refused_by_the_command(
     assert end.value.code == 2
     message = capsys.readouterr().err
     assert "name='zeno'; asked for: name='momentum'" in message and "--fresh" in message
+
+
+ONE_FILE = """
+from fastgar.train.reproduce.setting import Grid, Setting, Table
+
+def grid(data="digits", *, quick=False):
+    settings = [Setting(f"s{x}", {"x": x}, {"x": x}) for x in range(2 if quick else 9)]
+    return Grid("mine", "", tuple(settings), "", "2..3", "mine:work", {}, words, tables)
+
+def work(config, seed):
+    return {"sum": config["x"] + seed, "seconds": 0.0}
+
+def words(record):
+    return f"sum {record['sum']}"
+
+def tables(records):
+    return [Table("Sums", ["x", "sum"], sorted([r["name"], str(r["sum"])] for r in records), 1)]
+"""
+
+
+def test_a_grid_is_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(ONE_FILE)
+    monkeypatch.setattr(reproduce, "FOLDER", tmp_path)
+    monkeypatch.setattr(grids, "__path__", [str(tmp_path)])
+    monkeypatch.syspath_prepend(tmp_path)  # where its processes find it
+    command = ["reproduce", "mine", "--quick", "--processes", "1", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "[4/4] s1, seed 3: sum 4" in printed.err
+    assert [row.split() for row in printed.out.splitlines() if row.startswith("s")] == [
+        ["s0", "2"], ["s0", "3"], ["s1", "3"], ["s1", "4"],
+    ]  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.jsonl", "tables.md"}
+    with pytest.raises(SystemExit):
+        main(["reproduce", "mine", "--parity"])
+    assert "--parity is for momentum, not for mine" in capsys.readouterr().err
 
 
 def test_a_quick_grid_from_the_command_to_its_figures(

@@ -34,14 +34,14 @@ SUMMARY = (
     "for rows that break what rules promise (kappa)."
 )
 FOLDER = Path(fg.__file__).parent / "train" / "reproduce" / "grids"
-GRIDS = tuple(module.name for module in iter_modules([str(FOLDER)]))
 OWN = {"appendix": "momentum", "parity": "momentum"}  # options that one grid alone has
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
-    add("grid", choices=GRIDS, help="which results")
+    grids = [module.name for module in iter_modules([str(FOLDER)])]
+    add("grid", choices=grids, help="which results")
     add("--data", default="digits", help="data set; all but the digits are downloaded")
     add("--seeds", metavar="S", help="such as 1..5 or 1,2,7 (default: 1 to 5, 3 or 1, by the grid)")
     add("--out", type=Path, metavar="DIR", help="for the results (default: named after the grid)")
