@@ -76,7 +76,7 @@ def _definitions(text: str) -> Iterator[Definition]:
 def _passed_over(node: ast.stmt) -> bool:
     """Return whether it imports, or says something and no more."""
     if isinstance(node, ast.If | ast.With):
-        return all(map(_passed_over, node.body))
+        return all(map(_passed_over, [*node.body, *getattr(node, "orelse", [])]))
     says = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return says or isinstance(node, ast.Import | ast.ImportFrom)
 
