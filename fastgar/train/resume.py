@@ -23,19 +23,19 @@ VECTORS = ("theta", "momentum", "previous")
 
 
 class Training(Protocol):
-    """What there is to a run that is under way: `fastgar.train.Training` is one."""
+    """What is looked at of a run that is under way (`loop.Training`)."""
 
     config: Config
     ranks: Ranks
     workers: Workers
     server: Server
     recorder: Recorder
+    result: Result
     draw: torch.Generator
+    done: int
     theta: Tensor
     momentum: Tensor
     previous: Tensor
-    done: int
-    result: Result
 
 
 def state_of(training: Training) -> dict[str, Any]:

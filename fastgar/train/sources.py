@@ -19,7 +19,8 @@ import fastgar as fg
 __all__ = ["PACKAGE", "digest", "sources"]
 
 PACKAGE = Path(fg.__file__).parent
-FOLDERS = ("attacks", "rules", "train")  # of the package: what decides on the results of a run
+# Of the package: what decides on the results of a run.
+DECIDING = ("attacks/**/*.py", "rules/*.py", "train/**/*.py")
 SHOWING = {"figures", "momentum_figures", "momentum_tables", "origin", "plot", "sources"}  # files
 # In the file of a grid, what does a run, and what is made of results. All else serves one of them.
 RUNNING, SHOWN = {"grid", "search", "execute"}, {"tables", "figures", "words", "finish"}
@@ -40,7 +41,7 @@ def sources(*, drawing: bool, package: Path = PACKAGE) -> dict[str, str]:
     A name that several files define has the digests of all, in order.
     """
     found: dict[str, list[str]] = {}
-    for path in (path for folder in FOLDERS for path in (package / folder).rglob("*.py")):
+    for path in (path for pattern in DECIDING for path in package.glob(pattern)):
         parts = list(_definitions(path.read_text()))
         showing = path.stem in SHOWING
         running = _reached(parts) if path.parent.name == "grids" else {each.name for each in parts}
