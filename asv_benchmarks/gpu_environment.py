@@ -14,15 +14,17 @@ import subprocess
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import distributions
 from time import perf_counter
 from typing import Any
 
 from .gpu_process import ROOT
 from .roofline import lanes
 
-NAMES = ("fastgar", "torch", "numpy", "numba", "llvmlite", "ml_dtypes", "pytest", "matplotlib")
-FAMILIES = ("cupy", "nvidia-cuda-", "triton")  # all whose name begins so
+# The packages that matter. Two that bring CuPy are a usual cause of trouble.
+NAMES = (
+    "cupy*", "fastgar", "llvmlite", "matplotlib", "ml_dtypes", "numba", "numpy", "nvidia-cuda-*",
+    "pytest", "torch", "triton*",
+)  # fmt: skip
 NO_TORCH, NO_GPU = "torch cannot be imported", "torch can use no GPU"
 NO_CUPY, NO_KERNEL = "CuPy cannot be imported", "CuPy cannot run a kernel"
 OURS = "fastgar's smallest kernel"
@@ -64,23 +66,6 @@ def cuda_of_driver() -> str:
 def dotted(version: int) -> str:
     """Return a version of CUDA as people write it: 13020 is 13.2."""
     return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def versions() -> dict[str, str]:
-    """Return the packages that matter. Two that bring CuPy are a usual cause of trouble."""
-    found = {}
-    for package in distributions():
-        name = (package.metadata["Name"] or "").lower()
-        if name in NAMES or name.startswith(FAMILIES):
-            found[name] = package.version
-    return dict(sorted(found.items()))
-
-
-def commit() -> str:
-    """Return the commit of the checkout, with a mark where files were changed."""
-    git = ["git", "-C", str(ROOT)]
-    changed = output([*git, "status", "--porcelain", "--untracked-files=no"])
-    return output([*git, "rev-parse", "--short=12", "HEAD"]) + (" (changed)" if changed else "")
 
 
 def mapped(name: str) -> str:
@@ -198,16 +183,17 @@ STEPS: tuple[tuple[str, Callable[[Callable[..., None]], str], str], ...] = (
 
 def about() -> dict[str, Any]:
     """Return what is known without a GPU."""
-    try:
-        import fastgar
-
-        place = os.path.dirname(fastgar.__file__)
-    except Exception as error:
-        place = f"{type(error).__name__}: {error}"
-    return {
+    facts = {
         "python": platform.python_version(), "system": platform.platform(),
-        "processor_cores": os.cpu_count(), "versions": versions(), "commit": commit(),
-        "fastgar_from": place, "cuda_of_driver": cuda_of_driver(),
+        "processor_cores": os.cpu_count(), "cuda_of_driver": cuda_of_driver(),
+    }  # fmt: skip
+    try:
+        from fastgar import machine
+    except Exception as error:
+        return {**facts, "fastgar_from": f"{type(error).__name__}: {error}"}
+    return {
+        **facts, "versions": machine.versions(*NAMES), "commit": machine.commit(ROOT),
+        "fastgar_from": os.path.dirname(machine.__file__),
     }  # fmt: skip
 
 

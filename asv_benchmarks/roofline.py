@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-COLOURS = {"median": "#0072B2", "trimmed_mean": "#D55E00", "sqdist": "#009E73"}
+SHOWN = ("median", "trimmed_mean", "sqdist")
 MARKS = {1_000_000: "o", 25_000_000: "s", 100_000_000: "^"}
 FLOAT = 4  # bytes
 HALF = 64  # minima and maxima that a multiprocessor of any architecture does in a clock cycle
@@ -104,19 +104,22 @@ def plot(report: dict[str, Any], path: Path) -> None:
     """Write the picture: instructions a second over instructions per byte that must move."""
     from matplotlib.figure import Figure
 
+    from fastgar.train.figures import COLOURS
+
+    colours = dict(zip(SHOWN, COLOURS, strict=False))
     machine, bandwidth = report["machine"], report["bandwidth"]
     figure = Figure(figsize=(8, 5), layout="constrained")
     panel = figure.subplots()
     points = []
     for r in report["results"]:
-        if r["rule"] not in COLOURS:
+        if r["rule"] not in SHOWN:
             continue
         moved = float(FLOAT * vectors(r["rule"], r["n"]))  # bytes per column
         work = turns(r["rule"], r["n"], r["f"], machine.get("lanes", 128))
         points.append((work / moved, work * r["d"] / r["seconds"], r))
     for x, y, r in points:
         mark = MARKS.get(r["d"], "x")
-        panel.plot(x, y / 1e12, mark, color=COLOURS[r["rule"]], markersize=5)
+        panel.plot(x, y / 1e12, mark, color=colours[r["rule"]], markersize=5)
     lowest = {x: (y, r["n"]) for x, y, r in sorted(points, key=lambda point: -point[1])}
     for x, (y, n) in lowest.items():  # those of a rule and n stand above each other
         panel.annotate(str(n), (x, y / 1e12), (0, -6), textcoords="offset points", fontsize=7,
@@ -130,7 +133,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     if peak:
         panel.plot([ridge, right], [peak / 1e12] * 2, "k--",
                    label=f"float32 instructions: {peak / 1e12:.0f} T/s")  # fmt: skip
-    for rule, colour in COLOURS.items():
+    for rule, colour in colours.items():
         panel.plot([], [], "o", color=colour, label=rule)
     for d in sorted({r["d"] for _, _, r in points}):
         panel.plot([], [], MARKS.get(d, "x"), color="black", label=f"{d:,} columns")

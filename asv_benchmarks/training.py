@@ -110,7 +110,8 @@ class Run:
         import torch
 
         from fastgar.train import load
-        from fastgar.train.reproduce import execute, momentum
+        from fastgar.train.reproduce import execute
+        from fastgar.train.reproduce.grids import momentum
 
         grid = momentum.grid("digits" if data == "digits" else "mnist")
         setting = next(

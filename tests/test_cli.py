@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 import fastgar as fg
-from fastgar.cli import bench, machine, main, measure
+from fastgar import machine
+from fastgar.cli import bench, main, measure
 from fastgar.cli.bench_tables import disturbance
-from fastgar.cli.machine import Others, seconds_of_others
 from fastgar.cli.measure import Timing, interleaved
 from fastgar.cli.tables import markdown_table, text_table
+from fastgar.machine import Others, seconds_of_others
 
 ROOT = Path(fg.__file__).parent.parent
 needs_bench = pytest.mark.skipif(
@@ -422,7 +423,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Faked]:
         monkeypatch.setattr(bench, "contestants", faked.contestants)
         monkeypatch.setattr(bench, "interleaved", faked.interleaved)
         monkeypatch.setattr(bench, "Others", lambda: faked)
-        monkeypatch.setattr(machine, "cores", lambda: {0, 1})
+        monkeypatch.setattr(bench, "cores", lambda: {0, 1})
         return faked
 
     return install
@@ -554,7 +555,7 @@ def test_the_plot_shows_every_rule_that_was_asked_for(
 def test_the_plot_says_what_was_measured_where(
     fake: Callable[..., Faked], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_processor", lambda: "An Engine")
+    monkeypatch.setattr(bench, "processor", lambda: "An Engine")
     fake({"torch.mean": [1.0], "median": [1.0]})
     arguments = ["--n", "11", "20", "--d", "2000", "--dtype", "float64", "--threads", "2"]
     picture = tmp_path / "b.svg"

@@ -205,7 +205,7 @@ def test_damaged_settings(text: bytes, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_damaged_results_of_a_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from fastgar.train.lines import line, plain
-    from fastgar.train.reproduce import zeno
+    from fastgar.train.reproduce.grids import zeno
 
     grid = zeno.grid("digits", quick=True)
     setting = grid.settings[0]

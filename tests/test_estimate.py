@@ -11,9 +11,8 @@ import pytest
 pytest.importorskip("torch")  # of the package that it is in
 pytest.importorskip("tqdm")
 
-from fastgar.train.estimate import Estimate, Kind, duration
-from fastgar.train.reproduce import momentum, resilience
-from fastgar.train.reproduce.progress import Progress
+from fastgar.progress import Estimate, Kind, Progress, duration
+from fastgar.train.reproduce.grids import momentum, resilience
 from fastgar.train.reproduce.setting import Grid, Run
 
 START_UP = 25.0  # seconds of the first run in each process
@@ -60,9 +59,10 @@ def test_a_grid_says_what_is_left_once_it_knows(
     ends = list(worked_on(runs, processes))
     total = ends[-1][0]
     said = []
-    with Progress(runs, 0, processes, quiet=False) as progress:
+    work = (run.work for run in runs)
+    with Progress(len(runs), "run", work, at_once=processes) as progress:
         for end, run, length in ends:
-            progress.ended(run, "ended", length)
+            progress.ended(*run.work, "ended", length)
             line = capsys.readouterr().err
             if "left" in line:
                 said.append((total - end, seconds(line.split("about ")[1])))

@@ -232,7 +232,7 @@ def test_the_command_from_search_to_witness(
 ) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("matplotlib")
-    from fastgar.train.reproduce import kappa
+    from fastgar.train.reproduce.grids import kappa
 
     listed = {stage.name for rule in kappa.RULES for stage in fg.rule(rule, 1).stages}
     assert listed == {rule.name for rule in fg.list_rules()} - {"nan_mean"}
@@ -260,7 +260,7 @@ def test_the_command_from_search_to_witness(
     [
         (["kappa", "--data", "mnist"], "kappa takes no --data"),
         (["kappa", "--parity"], "--parity is for momentum, not for kappa"),
-        (["kappa", "--evaluations", "5"], "--evaluations must be at least 100, got 5"),
+        (["kappa", "--evaluations", "5"], "evaluations must be at least 100, got 5"),
         (["zeno", "--check", "x"], "--check is for kappa, not for zeno"),
     ],
 )

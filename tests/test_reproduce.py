@@ -28,16 +28,23 @@ pytest.importorskip("matplotlib")
 
 from fastgar import train  # noqa: E402
 from fastgar.train import origin  # noqa: E402
-from fastgar.train.reproduce import momentum, published_bulyan, resilience, zeno  # noqa: E402
+from fastgar.train.figures import band, legend_below, panels  # noqa: E402
+from fastgar.train.lines import Lines  # noqa: E402
+from fastgar.train.reproduce import grids, momentum_figures  # noqa: E402
 from fastgar.train.reproduce.execute import check, execute  # noqa: E402
-from fastgar.train.reproduce.figures import band, legend_below, panels  # noqa: E402
-from fastgar.train.reproduce.outcome import Pair, pairs, summary  # noqa: E402
-from fastgar.train.reproduce.report import figures, tables  # noqa: E402
+from fastgar.train.reproduce.grids import momentum, resilience, zeno  # noqa: E402
+from fastgar.train.reproduce.momentum_tables import (  # noqa: E402
+    Pair,
+    by_rule,
+    overview,
+    pairs,
+    summary,
+)  # fmt: skip
 from fastgar.train.reproduce.runner import ProcessesDied, run_all  # noqa: E402
 from fastgar.train.reproduce.setting import Grid, Run, Setting, read_seeds  # noqa: E402
 from fastgar.train.reproduce.store import Mismatch, Store, read  # noqa: E402
-from fastgar.train.reproduce.tables import by_rule, overview  # noqa: E402
 from fastgar.train.reproduce.wide_resnet import WideResNet, wide_resnet_28_10  # noqa: E402
+from fastgar.train.sources import sources  # noqa: E402
 
 # What processes of a test do instead of training: `n` is what decides.
 FAKES = """
@@ -87,7 +94,7 @@ def _forget() -> Iterator[None]:
 
 def small(count: int, name: str = "momentum") -> Grid:
     settings = [Setting(f"s{x}", {"x": x, "attack": "none"}, {"x": x}) for x in range(count)]
-    return Grid(name, "digits", tuple(settings))
+    return Grid(name, "digits", tuple(settings), outcome={})
 
 
 # ------------------------------------------------------------------------------------- grids
@@ -107,15 +114,18 @@ def test_the_papers_grids_have_184_settings_each(data: str) -> None:
 
 
 def test_parity_takes_the_published_deviation_in_little() -> None:
-    for parity, options in ((False, "k=1.5"), (True, "k=1.5, ddof=1")):
-        for made in (momentum.grid("mnist", parity=parity), momentum.appendix(parity=parity)):
+    for parity, given in ((False, "k=1.5"), (True, "k=1.5, ddof=1")):
+        for made in (
+            momentum.grid("mnist", parity=parity),
+            momentum.grid(appendix=True, parity=parity),
+        ):
             attacks = {s.config["attack"] for s in made.settings if s.tags["attack"] == "little"}
-            assert attacks == {f"little({options})"}
+            assert attacks == {f"little({given})"}
 
 
 def test_the_paper_has_736_settings_and_its_appendix_22() -> None:
     assert sum(len(momentum.grid(data).settings) for data in momentum.PAPER) == 736
-    appendix = momentum.appendix()
+    appendix = momentum.grid(appendix=True)
     assert len(appendix.settings) == 22
     assert sum(setting.attacked for setting in appendix.settings) == 20
     assert {setting.config["workers"] for setting in appendix.settings} == {11, 9, 7}
@@ -155,8 +165,8 @@ def test_every_setting_of_every_grid_could_run() -> None:
     grids = [momentum.grid(data) for data in momentum.DATA]
     grids += [
         momentum.grid("digits", parity=True),
-        momentum.appendix(),
-        momentum.appendix(parity=True),
+        momentum.grid(appendix=True),
+        momentum.grid(appendix=True, parity=True),
     ]
     grids += [zeno.grid(data) for data in zeno.DATA] + [resilience.grid()]
     for grid in grids:
@@ -187,8 +197,8 @@ def test_seeds_are_read() -> None:
 
 
 def test_published_bulyan_is_that_of_the_published_code() -> None:
-    published_bulyan.register()
-    published_bulyan.register()  # once more does no harm
+    momentum.register()
+    momentum.register()  # once more does no harm
 
     def transcribed(X: np.ndarray, f: int) -> np.ndarray:
         """aggregators/bulyan.py, step by step; its update of scores never happens."""
@@ -248,6 +258,29 @@ def test_results_survive_a_line_that_was_cut_off(tmp_path: Path) -> None:
     assert [record["best"] for record in read(path)] == [None] * 6  # JSON has no NaN
 
 
+def test_a_file_is_what_it_was_until_the_new_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.jsonl"
+    filled(path, small(3))
+    before = path.read_bytes()
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            Store(path, small(3), fresh=True)
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == [path.name]
+    with Lines(path) as lines:  # goes on behind what is there
+        lines.append({"kind": "session"})
+        assert lines.length() == len(path.read_bytes()) > len(before)
+        assert lines.cut(len(before)) == path.read_bytes() == before
+        with pytest.raises(Mismatch, match="is shorter than it was"):
+            lines.cut(len(before) + 1)
+
+
 def test_results_take_more_seeds(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     filled(path, small(3))
@@ -260,7 +293,7 @@ def test_results_of_another_grid_are_refused_with_the_difference(tmp_path: Path)
     filled(path, small(3))
     with pytest.raises(Mismatch, match="name='momentum'; asked for: name='zeno'"):
         Store(path, small(3, "zeno"))
-    other = Grid("momentum", "digits", (Setting("s0", {"x": 7, "attack": "none"}, {}),))
+    other = Grid("momentum", "digits", (Setting("s0", {"x": 7, "attack": "none"}, {}),), outcome={})
     with pytest.raises(Mismatch, match="s0: x=0; asked for: x=7"):
         Store(path, other)
     with pytest.raises(Mismatch, match="setting 's2' that this grid lacks"):
@@ -288,7 +321,7 @@ def test_a_file_that_is_no_results_is_refused(tmp_path: Path, text: str, message
 def test_runs_come_back_from_processes_that_share_the_cores(
     fakes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastgar.train.reproduce.runner.cores", lambda: 6)
+    monkeypatch.setattr("fastgar.train.reproduce.runner.cores", lambda: set(range(6)))
     before = os.environ.get("OMP_NUM_THREADS")
     runs = small(3).runs((1, 2))
     outcomes = list(run_all(runs, "fakes:environment", 2))
@@ -369,7 +402,6 @@ import signal, sys, threading, time
 from multiprocessing import resource_tracker
 sys.path.insert(0, {folder!r})
 from fastgar.cli import main, reproduce
-from fastgar.train.reproduce import momentum
 from fastgar.train.reproduce.setting import Grid, Setting
 if __name__ == "__main__":
     settings = [Setting("s%d" % x, {{"x": x, "attack": "none"}}, {{"x": x}}) for x in range(5)]
@@ -566,13 +598,23 @@ def test_bands_are_mean_and_deviation_or_median_and_quartiles() -> None:
     assert (line.low[0], line.middle[0], line.high[0]) == (2.0, 3.0, 5.5)
 
 
+def drawn(grid: Grid, records: list[dict[str, Any]], folder: Path) -> list[Path]:
+    seeds = tuple(sorted({record["seed"] for record in records}))
+    return grid.figures(records, folder, origin.Origin(grid.title, grid.command, seeds))
+
+
 def text_of(path: Path) -> str:
     return " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text()))
 
 
+def test_figures_of_the_momentum_grid_show_all_that_it_has() -> None:
+    assert tuple(momentum_figures.NAMES) == tuple(momentum.RULES)
+    assert tuple(momentum.ATTACKS) == momentum_figures.ATTACKS
+    assert tuple(momentum_figures.WHERE) == momentum.PLACES
+
+
 def test_figures_of_the_momentum_grid_are_written_with_their_labels(tmp_path: Path) -> None:
-    grid = Grid("momentum", "digits", ())
-    paths = figures(grid, RECORDS, tmp_path)
+    paths = drawn(momentum.grid(), RECORDS, tmp_path)
     names = {path.name for path in paths}
     for stem in ("accuracy-lr_0.1", "best-accuracy", "ratio-lr_0.1"):
         assert {f"{stem}.png", f"{stem}.svg"} <= names
@@ -599,7 +641,7 @@ def test_the_zeno_curves_and_their_table(tmp_path: Path) -> None:
          "accuracy": [[0, 0.1], [10, 0.9]], "best": 0.9}
         for s in reversed(grid.settings)  # as runs may end
     ]  # fmt: skip
-    (table,) = tables(grid, records)
+    (table,) = grid.tables(records)
     assert table.heads == ["", "mean", "krum", "median", "zeno (4 samples)", best]
     assert [row[0] for row in table.rows] == [
         "no attack", "label flip, 8 of 20", "label flip, 12 of 20", "bit flip, 8 of 20",
@@ -608,7 +650,7 @@ def test_the_zeno_curves_and_their_table(tmp_path: Path) -> None:
     for row in table.rows:
         cells = dict(zip(table.heads, row, strict=True))
         assert (cells[best], cells["zeno (4 samples)"]) == ("90.0 ± 0.0", "50.0 ± 0.0")
-    png, svg = figures(grid, records, tmp_path)
+    png, svg = drawn(grid, records, tmp_path)
     text = text_of(svg)
     assert png.exists() and all(word in text for word in (best, "bit flip, 12 of 20", "krum"))
 
@@ -628,13 +670,13 @@ def test_the_heat_map_has_the_worst_case_in_its_margin(tmp_path: Path) -> None:
             record["stopped"] = "loss not finite at step 2"  # it learnt nothing
         elif record["late"] is None:
             record["stopped"] = "step 1: the search came to its limit"  # and nobody knows
-    (table,) = tables(grid, records)
+    (table,) = grid.tables(records)
     assert table.heads == ["rule", "f = 2, iid", "f = 2, extreme"]
     cells = {row[0]: row[1:] for row in table.rows}
     assert cells["median"] == ["15 ± 5 (little)"] * 2
     assert cells["mean"] == ["0 ± 0 (nan)"] * 2
     assert "Could not run, and do not count: median under nan, nnm | krum under nan." in table.note
-    png, svg, _, whole = figures(grid, records, tmp_path)
+    png, svg, _, whole = drawn(grid, records, tmp_path)
     for label in ("worst", "nnm | krum", "sign_flip", "f = 2, extreme", "77", "15", "grey could"):
         assert label in text_of(whole)
     for label in ("worst attack by f = 2 of 20", "no attack", "nnm | krum", "extreme"):
@@ -658,18 +700,18 @@ def test_no_legend_is_cut_off(columns: int) -> None:
 def test_a_picture_says_where_it_comes_from_and_whether_its_code_has_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old = {**origin.sources(drawing=False), "rules/krum.py": "before", "rules/gone.py": "before"}
+    old = {**sources(drawing=False), "krum": "before", "gone": "before"}
     for name, ran in (("new", None), ("old", old)):
         figure, _ = panels(1, 1)
         origin.Origin("title", "fastgar reproduce zeno", (1, 2, 7), ran).save(
             figure, tmp_path / f"{name}.png", "bands"
         )
     assert origin.changed(tmp_path / "new.png") == []
-    assert origin.changed(tmp_path / "old.png") == ["rules/gone.py", "rules/krum.py"]
+    assert origin.changed(tmp_path / "old.png") == ["gone", "krum"]
     assert origin.main([str(tmp_path)]) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path / 'new.png'}: as new as its code",
-        f"{tmp_path / 'old.png'}: older than rules/gone.py, rules/krum.py",
+        f"{tmp_path / 'old.png'}: older than gone, krum",
     ]
     assert origin.holds(tmp_path / "new.png")
     with (tmp_path / "new.png").open("ab") as picture:
@@ -685,6 +727,55 @@ def test_a_picture_says_where_it_comes_from_and_whether_its_code_has_changed(
 
 
 # ----------------------------------------------------------------------------------- command
+
+
+FIRST = """
+from .krum import score
+HALF = 0.5
+@register
+def rule(D):
+    \"\"\"Return what counts.\"\"\"
+    return HALF * score(D)
+"""
+GRID = """
+SIZES = (1, 2)
+TITLE = "curves"
+def grid(): return Grid(_settings(), tables=tables, figures=figures)
+def _settings(): return SIZES
+def tables(records): return [TITLE]
+def figures(records): return _draw(SIZES)
+def _draw(sizes): return sizes
+"""
+
+
+def package(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = folder.joinpath(*name.split("__")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_code_that_only_moves_is_no_other_code(tmp_path: Path) -> None:
+    before = sources(drawing=False, package=package(tmp_path / "a", rules__one=FIRST))
+    assert before.keys() == {"HALF", "rule"}
+    _, half, rest = FIRST.partition("HALF = 0.5\n")
+    moved = package(tmp_path / "b", rules__two=rest, train__other=f"import math\n{half}")
+    assert sources(drawing=False, package=moved) == before
+    for number, (old, new) in enumerate((("0.5", "0.6"), ("@register\n", ""), ("* score", "/ s"))):
+        other = package(tmp_path / str(number), rules__one=FIRST.replace(old, new))
+        assert sources(drawing=False, package=other) != before
+    twice = package(tmp_path / "c", rules__one=FIRST, rules__two=half)
+    assert sources(drawing=False, package=twice)["rule"] == before["rule"]
+    assert sources(drawing=False, package=twice)["HALF"] == " ".join([before["HALF"]] * 2)
+
+
+def test_of_a_grid_s_file_the_runs_rest_on_what_they_need(tmp_path: Path) -> None:
+    made = package(tmp_path, train__reproduce__grids__mine=GRID, train__figures="def band(): 1")
+    assert sources(drawing=False, package=made).keys() == {"SIZES", "grid", "_settings"}
+    assert sources(drawing=True, package=made).keys() == {
+        "TITLE", "tables", "figures", "_draw", "band",
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -763,6 +854,44 @@ def test_the_results_of_another_grid_are_refused_by_the_command(
     assert end.value.code == 2
     message = capsys.readouterr().err
     assert "name='zeno'; asked for: name='momentum'" in message and "--fresh" in message
+
+
+ONE_FILE = """
+from fastgar.train.reproduce.setting import Grid, Setting, Table
+
+def grid(data="digits", *, quick=False):
+    settings = [Setting(f"s{x}", {"x": x}, {"x": x}) for x in range(2 if quick else 9)]
+    return Grid("mine", "", tuple(settings), "", "2..3", "mine:work", {}, words, tables)
+
+def work(config, seed):
+    return {"sum": config["x"] + seed, "seconds": 0.0}
+
+def words(record):
+    return f"sum {record['sum']}"
+
+def tables(records):
+    return [Table("Sums", ["x", "sum"], sorted([r["name"], str(r["sum"])] for r in records), 1)]
+"""
+
+
+def test_a_grid_is_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(ONE_FILE)
+    monkeypatch.setattr(reproduce, "FOLDER", tmp_path)
+    monkeypatch.setattr(grids, "__path__", [str(tmp_path)])
+    monkeypatch.syspath_prepend(tmp_path)  # where its processes find it
+    command = ["reproduce", "mine", "--quick", "--processes", "1", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "[4/4] s1, seed 3: sum 4" in printed.err
+    assert [row.split() for row in printed.out.splitlines() if row.startswith("s")] == [
+        ["s0", "2"], ["s0", "3"], ["s1", "3"], ["s1", "4"],
+    ]  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.jsonl", "tables.md"}
+    with pytest.raises(SystemExit):
+        main(["reproduce", "mine", "--parity"])
+    assert "--parity is for momentum, not for mine" in capsys.readouterr().err
 
 
 def test_a_quick_grid_from_the_command_to_its_figures(

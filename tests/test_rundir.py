@@ -233,7 +233,7 @@ def test_another_run_s_directory_is_refused_with_the_difference(tmp_path: Path) 
     with pytest.raises(Mismatch) as refused:
         digits(tmp_path, steps=3, lr=0.2, attack="little")
     assert str(refused.value) == (
-        f"{tmp_path} holds a run with attack='none', lr=0.05, clip=2.0, and this one would have "
+        f"{tmp_path} holds results of attack='none', lr=0.05, clip=2.0; asked for: "
         "attack='little', lr=0.2, clip=None"
     )
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 
 import fastgar as fg
 
+from ..machine import Others, cores, free_memory, processor, versions
+from ..progress import passing
 from .bench_tables import disturbance, markdown, preamble, table
 from .contestants import BASELINE, RULES, Contestant, contestants, with_byzfl
-from .machine import Others, describe, free_memory
 from .measure import Timing, interleaved, read_bandwidth
 from .refuse import Refused, refusing
 
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         _measure(options, report, rules, sizes, threads)
     except KeyboardInterrupt:
-        _status("")
+        passing("")
         print("interrupted", file=sys.stderr)
         report["interrupted"] = True
     finally:
@@ -169,7 +169,14 @@ def _measure(
     import torch
 
     byzfl = None if options.no_byzfl else with_byzfl()
-    report["machine"] = describe(threads, read_bandwidth())
+    report["machine"] = {
+        "processor": processor(),
+        "cores": len(cores()),
+        "threads": threads,
+        "bytes_per_second": read_bandwidth(),
+        **versions("python"),
+        "versions": versions("fastgar", "numpy", "numba", "torch", "byzfl"),
+    }
     dtype = getattr(torch, options.dtype)
     repeat, budget = _effort(options)
     if not options.markdown:
@@ -179,16 +186,16 @@ def _measure(
     for n, d in sizes:
         f, title, stop = tolerated(n), f"n={n} d={d}", None
         taking_part = contestants(n, f, dtype, rules, byzfl=byzfl)
-        _status(f"{title}: first calls")
+        passing(f"{title}: first calls")
         others = Others()
         buffers = _draw(n, d, dtype)
         timings, rounds = interleaved([c.call for c in taking_part], buffers, repeat, budget)
         try:
             for left in rounds:
-                _status(f"{title}: {left} rounds to go")
+                passing(f"{title}: {left} rounds to go")
         except KeyboardInterrupt as interrupt:  # the turns so far count
             report["interrupted"], stop = True, interrupt
-        _status("")
+        passing("")
         size = {"n": n, "f": f, "d": d, "dtype": options.dtype, "others": others.busy()}
         done = list(zip(taking_part, timings, strict=True))
         for contestant, timing in done:
@@ -249,15 +256,11 @@ def _tell(
     options: argparse.Namespace, report: Record, size: Record, records: Sequence[Record]
 ) -> None:
     """Add the figures of one size to the report, and to what is written and printed."""
+    from ..train.lines import write_whole
+
     report["results"] += records
     if options.json is not None and (report["results"] or report["failed"]):
-        part = options.json.with_name(options.json.name + ".part")
-        try:
-            part.write_text(json.dumps(report, indent=1) + "\n")
-            os.replace(part, options.json)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+        write_whole(options.json, (json.dumps(report, indent=1) + "\n").encode())
     if records and not options.markdown:
         turns = max(record["turns"] for record in records)
         early = f" (interrupted after {turns} turns)" if report["interrupted"] else ""
@@ -265,12 +268,6 @@ def _tell(
         print(f"\n{table(records)}", flush=True)
         if warning := disturbance(records, report["machine"]):
             print(f"\n{fill(warning, 100)}", flush=True)
-
-
-def _status(text: str) -> None:
-    """Show a passing line of progress on a terminal, in place of the one before."""
-    if sys.stderr.isatty():
-        print(f"\r{text:<60}\r{text}", end="", file=sys.stderr, flush=True)
 
 
 def tolerated(n: int) -> int:

@@ -8,13 +8,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..train.figures import COLOURS, dress
 from .bench_tables import disturbance, threads
 from .contestants import BASELINE
 
 __all__ = ["plot_times"]
 
-# Okabe and Ito's colours: rules in full lines, what people use today in grey dashes.
-OURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Rules have colours and full lines, what people use today grey dashes.
 THEIRS = ("#777777", "#aaaaaa", "#444444")
 MARKS = "os^Dv<>ph*"
 DASHES = ((0, (4, 1)), (0, (1, 1)), "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -63,8 +63,7 @@ def plot_times(report: Record, path: Path, *, everything: bool) -> None:
             x, y = [p[0] for p in points], [p[1] for p in points]
             panel.plot(x, y, label=name, markersize=5, linewidth=1.6, **look)
         panel.set(xscale="log", yscale="log", xlabel=label)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        dress(panel)
         if across == "n":
             panel.set_xticks(heights, labels=[f"{n}\nf={tolerated[n]}" for n in heights])
             panel.xaxis.minorticks_off()
@@ -85,7 +84,7 @@ def _styles(records: Sequence[Record], everything: bool) -> dict[str, Record]:
         theirs = [name for name in theirs if name in OTHERS]
     style: dict[str, Record] = {}
     for i, name in enumerate(rules):
-        style[name] = {"color": OURS[i % len(OURS)], "marker": MARKS[i % len(MARKS)]}
+        style[name] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)]}
     style[BASELINE] = {"color": "#000000", "marker": "s", "linestyle": "--"}
     for i, name in enumerate(theirs):
         style[name] = {

@@ -8,19 +8,23 @@ import platform
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 import fastgar as fg
 
+from ..machine import cores, versions
+from ..progress import Progress
 from .refuse import Refused, refusing
 from .tables import markdown_table, text_table
 
 if TYPE_CHECKING:
     from ..train.reproduce.runner import Outcome
-    from ..train.reproduce.setting import Grid, Run
+    from ..train.reproduce.setting import Grid, Run, Table
     from ..train.reproduce.store import Store
-    from ..train.reproduce.tables import Table
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
@@ -29,22 +33,23 @@ SUMMARY = (
     "Reproduce published results: momentum at the workers, Zeno, rules against attacks; or search "
     "for rows that break what rules promise (kappa)."
 )
-SEEDS = {"momentum": "1..5", "zeno": "1..5", "resilience": "1..3", "kappa": "1"}
-EVALUATIONS = 2000
+FOLDER = Path(fg.__file__).parent / "train" / "reproduce" / "grids"
+OWN = {"appendix": "momentum", "parity": "momentum"}  # options that one grid alone has
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
-    add("grid", choices=SEEDS, help="which results")
+    grids = [module.name for module in iter_modules([str(FOLDER)])]
+    add("grid", choices=grids, help="which results")
     add("--data", default="digits", help="data set; all but the digits are downloaded")
-    add("--seeds", metavar="S", help="such as 1..5 or 1,2,7 (default: 1 to 5, 3 or 1)")
+    add("--seeds", metavar="S", help="such as 1..5 or 1,2,7 (default: 1 to 5, 3 or 1, by the grid)")
     add("--out", type=Path, metavar="DIR", help="for the results (default: named after the grid)")
     add("--processes", type=int, metavar="N", help="runs at a time (default: the cores there are)")
     add("--device", default="cpu", help="where gradients are computed, as torch calls it")
     add("--appendix", action="store_true", help="momentum: Wide-ResNet-28-10 on CIFAR-10")
     add("--parity", action="store_true", help="momentum: with the traps of the published code")
-    add("--evaluations", type=int, default=EVALUATIONS, metavar="N", help="kappa: of each search")
+    add("--evaluations", type=int, default=2000, metavar="N", help="kappa: of each search")
     add("--check", type=Path, nargs="+", metavar="FILE", help="kappa: only compute these anew")
     add("--quick", action="store_true", help="few settings and steps, for a first look")
     add("--dry-run", action="store_true", help="count the runs, and do nothing")
@@ -59,8 +64,8 @@ def run(options: argparse.Namespace) -> int:
     with refusing(extra="train"):
         from ..train.reproduce.setting import read_seeds
 
-        seeds = read_seeds(options.seeds or SEEDS[options.grid])
         grid = _grid(options)
+        seeds = read_seeds(options.seeds or grid.seeds)
         if options.device != "cpu":
             grid = grid.with_option("device", options.device)
         if options.processes is not None and options.processes < 1:
@@ -72,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     with refusing(extra="train"):
         store, folder = _open(options, grid)
     with store:
-        if grid.name != "kappa":
+        if grid.data:
             with refusing():
                 from ..train.reproduce.execute import check
 
@@ -82,36 +87,30 @@ def run(options: argparse.Namespace) -> int:
         return status
     asked = {one.key for one in runs}
     records = [store.records[key] for key in store.records if key in asked]
+    if not records:
+        return status
     _report(grid, records, store, folder)
-    return _witnesses(records, folder) or status if grid.name == "kappa" else status
+    said, broken = grid.finish(records, folder)
+    if said:
+        print(said)
+    return _complain_of(broken) or status
 
 
 def _grid(options: argparse.Namespace) -> Grid:
-    """Return what was asked for."""
-    from ..train.reproduce import kappa, momentum, resilience, zeno
-
-    if options.grid != "momentum":
-        for name in ("appendix", "parity"):
-            if getattr(options, name):
-                raise ValueError(f"--{name} is for momentum, not for {options.grid}")
-        if options.grid == "kappa":
-            if (options.data, options.device) != ("digits", "cpu"):
-                raise ValueError("kappa takes no --data and no --device: nothing is trained")
-            if options.evaluations < 100:
-                raise ValueError(f"--evaluations must be at least 100, got {options.evaluations}")
-            return kappa.grid(options.evaluations, quick=options.quick)
-        make = zeno.grid if options.grid == "zeno" else resilience.grid
-        return make(options.data, quick=options.quick)
-    if options.appendix:
-        if options.data not in ("digits", "cifar10"):
-            raise ValueError(f"--appendix is on cifar10, not on {options.data}")
-        return momentum.appendix(parity=options.parity, quick=options.quick)
-    return momentum.grid(options.data, parity=options.parity, quick=options.quick)
+    """Return what was asked for: the options that it takes are those of its function."""
+    make = import_module(f"fastgar.train.reproduce.grids.{options.grid}").grid
+    takes = signature(make).parameters
+    for name, owner in OWN.items():
+        if getattr(options, name) and name not in takes:
+            raise ValueError(f"--{name} is for {owner}, not for {options.grid}")
+    if "data" not in takes and (options.data, options.device) != ("digits", "cpu"):
+        raise ValueError(f"{options.grid} takes no --data and no --device: nothing is trained")
+    grid: Grid = make(**{name: getattr(options, name) for name in takes})
+    return grid
 
 
 def _count(grid: Grid, seeds: int) -> None:
     """Print how many settings and runs there are, and how many the paper has."""
-    from ..train.reproduce import momentum
 
     def row(name: str, grids: Sequence[Grid]) -> list[str]:
         settings = [setting for each in grids for setting in each.settings]
@@ -119,11 +118,7 @@ def _count(grid: Grid, seeds: int) -> None:
         counts = attacked, len(settings) - attacked, len(settings), seeds * len(settings)
         return [name, *(f"{count:,}" for count in counts)]
 
-    rows = [row(grid.title, [grid])]
-    if grid.name == "momentum":
-        paper = [momentum.grid(data) for data in momentum.PAPER]
-        rows += [row(f"paper: {each.data}", [each]) for each in paper]
-        rows += [row("paper: all four", paper), row("paper: appendix", [momentum.appendix()])]
+    rows = [row(name, each) for name, each in {grid.title: [grid], **grid.published()}.items()]
     heads = ("", "attacked", "clean", "settings", f"runs ({seeds} seeds each)")
     print(text_table(heads, rows, right=(1, 2, 3, 4)))
 
@@ -133,7 +128,6 @@ def _open(options: argparse.Namespace, grid: Grid) -> tuple[Store, Path]:
     import matplotlib  # noqa: F401  (a missing extra is to be told before the work)
     import tqdm  # noqa: F401
 
-    from ..train.reproduce import execute, kappa
     from ..train.reproduce.store import Mismatch, Store
 
     folder = options.out or Path(
@@ -142,8 +136,7 @@ def _open(options: argparse.Namespace, grid: Grid) -> tuple[Store, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "results.jsonl"
-        outcome = (kappa if grid.name == "kappa" else execute).OUTCOME
-        store = Store(path, grid, fresh=options.fresh, outcome=outcome)
+        store = Store(path, grid, fresh=options.fresh)
     except OSError as error:
         raise Refused(f"cannot write to --out {folder}: {error.strerror}") from error
     except Mismatch as error:
@@ -155,30 +148,33 @@ def _work(
     options: argparse.Namespace, grid: Grid, runs: Sequence[Run], store: Store, folder: Path
 ) -> int:
     """Do what is missing, and return the status: 0, 1 if runs gave nothing, 130 after Ctrl-C."""
-    from ..train.reproduce.progress import Progress
-    from ..train.reproduce.report import words
-    from ..train.reproduce.runner import ProcessesDied, cores, run_all
+    from ..train.reproduce.runner import ProcessesDied, run_all
 
     missing = store.missing(runs)
     failures: list[Outcome] = []
     if not missing:
         return 0
-    processes = min(options.processes or cores(), len(missing))
+    processes = min(options.processes or len(cores()), len(missing))
     done = len(runs) - len(missing)
     store.session(_session(processes))
     if not options.quiet:
         before = f", {done} of them done" if done else ""
         print(f"{grid.title}: {len(runs)} runs{before}; {processes} at a time", file=sys.stderr)
-    with Progress(missing, done, processes, quiet=options.quiet) as progress:
+    work = (run.work for run in missing)
+    with Progress(
+        len(runs), "run", work, done=done, at_once=processes, quiet=options.quiet
+    ) as progress:
         try:
             for outcome in run_all(missing, grid.execute, processes):
                 name = f"{outcome.run.setting.name}, seed {outcome.run.seed}"
                 if outcome.result is None:
                     failures.append(outcome)
-                    progress.ended(outcome.run, f"{name}: failed, {_last_line(outcome.failure)}")
+                    words = f"failed, {_last_line(outcome.failure)}"
+                    progress.ended(*outcome.run.work, f"{name}: {words}")
                 else:
                     record = store.add(outcome.run, outcome.result)
-                    progress.ended(outcome.run, f"{name}: {words(grid, record)}", record["seconds"])
+                    words = grid.words(record)
+                    progress.ended(*outcome.run.work, f"{name}: {words}", record["seconds"])
         except ProcessesDied as error:
             progress.say(f"given up: {error}")
         except KeyboardInterrupt:
@@ -192,20 +188,13 @@ def _work(
 
 def _session(processes: int) -> dict[str, Any]:
     """Return what is to be known of how the runs of now are made."""
-    import numpy
-    import torch
-
-    from ..train.origin import sources
-    from ..train.reproduce.runner import cores
+    from ..train.sources import sources
 
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "fastgar": fg.__version__,
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "python": platform.python_version(),
+        **versions("fastgar", "torch", "numpy", "python"),
         "machine": platform.machine(),
-        "cores": cores(),
+        "cores": len(cores()),
         "processes": processes,
         "sources": sources(drawing=False),
     }
@@ -227,11 +216,9 @@ def _complain(failures: Sequence[Outcome]) -> None:
 
 def _report(grid: Grid, records: Sequence[dict[str, Any]], store: Store, folder: Path) -> None:
     """Print the tables, write them as Markdown too, and draw the figures."""
-    from ..train.reproduce.report import figures, tables
+    from ..train.origin import Origin
 
-    if not records:
-        return
-    made = tables(grid, records)
+    made = grid.tables(records)
     for table in made:
         right = range(table.left, len(table.heads))
         note = f"\n\n{table.note}" if table.note else ""
@@ -241,19 +228,12 @@ def _report(grid: Grid, records: Sequence[dict[str, Any]], store: Store, folder:
     stopped = sum(record.get("stopped") is not None for record in records)
     if stopped:
         print(f"\n{stopped} runs stopped early; what they reached until then counts")
-    pictures = figures(grid, records, folder, store.sources)
+    seeds = tuple(sorted({record["seed"] for record in records}))
+    origin = Origin(grid.title, grid.command, seeds, store.sources)
+    pictures = grid.figures(records, folder, origin)
     names = ", ".join(sorted({picture.stem for picture in pictures}))
     drawn = f", and as PNG and SVG: {names}" if pictures else ""
     print(f"\nIn {folder}{os.sep}: results.jsonl, tables.md{drawn}")
-
-
-def _witnesses(records: Sequence[dict[str, Any]], folder: Path) -> int:
-    """Write the worst rows that were found; return 1 if some break a promise, and say so."""
-    from ..train.reproduce.kappa import worst, write_witnesses
-
-    found = worst(records)
-    print(f"The rows themselves: {write_witnesses(found, folder)}{os.sep}")
-    return _complain_of([one.refutation for one in found])
 
 
 def _check(options: argparse.Namespace) -> int:

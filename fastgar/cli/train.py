@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from ..progress import Kind, Progress
 from .refuse import Refused, refusing
 from .train_flags import DEFAULTS, add_settings, given_settings
 from .train_report import percent, report
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..train import Config, Data
-    from ..train.estimate import Estimate, Kind
     from ..train.results import Results
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
@@ -154,27 +154,22 @@ def _train(
     table: list[dict[str, Any]],
     options: argparse.Namespace,
 ) -> None:
-    from ..train.estimate import Estimate
-
     quiet = options.quiet or results is None
-    live = sys.stderr.isatty() and not quiet
     steps = configs[0].steps
-    estimate = Estimate((_kind(config), steps) for config in configs)
-    with _bar(len(configs) * steps, live) as bar:
+    work = ((_kind(config), steps) for config in configs)
+    with Progress(len(configs) * steps, "step", work, quiet=quiet) as progress:
         for number, config in enumerate(configs, start=1):
             done = None if results is None else results.finished(config.rule, config.attack)
             if done is None or not _alone():
-                bar.set_description(f"{config.rule} under {config.attack}")
-                line = _one(config, model, data, results, table, bar, estimate, options)
+                progress.begin(f"{config.rule} under {config.attack}")
+                line = _one(config, model, data, results, table, progress, options)
                 again = ""
             else:
                 line, again = done, " (from an earlier run)"
-                estimate.done(_kind(config), steps)
+                progress.estimate.done(_kind(config), steps)
             table.append(done or line)
-            bar.update(number * steps - bar.n)
-            if not quiet:
-                said = f"[{number}/{len(configs)}] {_words(line)}{again}"
-                _say(bar, "; ".join(filter(None, (said, estimate.words()))), live)
+            progress.reach(number * steps)
+            progress.tell(f"[{number}/{len(configs)}] {_words(line)}{again}")
 
 
 def _one(
@@ -183,8 +178,7 @@ def _one(
     data: Data,
     results: Results | None,
     table: list[dict[str, Any]],
-    bar: Any,
-    estimate: Estimate,
+    progress: Progress,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Do one run, in a directory of its own, and return what it has come to."""
@@ -201,9 +195,9 @@ def _one(
         raise Refused(f"{error}: take another --out, or --fresh to forget it") from None
     if "one worker after the other" in training.result.how and not table:
         _note(training.result.how)
-    before, seen = bar.n, 0
+    before, seen, estimate = progress.reached, 0, progress.estimate
     known = results is None or results.finished(config.rule, config.attack) is not None
-    bar.update(training.done)
+    progress.reach(before + training.done)
     estimate.done(_kind(config), training.done)
     first, began = training.done + 1, perf_counter()
     try:
@@ -211,9 +205,9 @@ def _one(
             now = perf_counter()  # of a first step, which compiles, it says nothing of the others
             estimate.done(_kind(config), 1, None if step == first else now - began)
             began = now
-            bar.update(before + step - bar.n)
-            seen = _tell(training.result, seen, None if known else results, bar, estimate)
-        _tell(training.result, seen, None if known else results, bar, estimate)
+            progress.reach(before + step)
+            seen = _tell(training.result, seen, None if known else results, progress)
+        _tell(training.result, seen, None if known else results, progress)
         estimate.done(_kind(config), config.steps - training.done)  # if it stopped early
     except KeyboardInterrupt:
         training.result.stopped = f"interrupted at step {training.done}"
@@ -225,13 +219,12 @@ def _one(
     return results.run(training.result)
 
 
-def _tell(result: Any, seen: int, results: Results | None, bar: Any, estimate: Estimate) -> int:
+def _tell(result: Any, seen: int, results: Results | None, progress: Progress) -> int:
     """Write down the evaluations that have not been, and return how many there are."""
     for evaluation in result.evaluations[seen:]:
         if results is not None:
             results.evaluation(result.config, evaluation)
-        accuracy = f"accuracy {evaluation.accuracy:.1%}"
-        bar.set_postfix_str("; ".join(filter(None, (accuracy, estimate.words()))))
+        progress.show(f"accuracy {evaluation.accuracy:.1%}")
     return len(result.evaluations)
 
 
@@ -240,31 +233,11 @@ def _alone() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
-def _bar(total: int, live: bool) -> Any:
-    from tqdm import tqdm
-
-    from ..train.estimate import BAR
-
-    return tqdm(
-        total=total, unit="step", disable=not live, leave=False, dynamic_ncols=True, bar_format=BAR
-    )
-
-
 def _kind(config: Config) -> Kind:
-    from ..train.estimate import Kind
-
     return Kind(config.rule, config.attack)
 
 
 # --------------------------------------------------------------------------- what is to be said
-
-
-def _say(bar: Any, text: str, live: bool) -> None:
-    """Print a line of progress: above the bar, or as it is where there is no terminal."""
-    if live:
-        bar.write(text, file=sys.stderr)
-    else:
-        print(text, file=sys.stderr, flush=True)
 
 
 def _note(text: str) -> None:

@@ -1,4 +1,7 @@
-"""Files of JSON lines: whole at any moment, appended to as results come, and checked when read."""
+"""Files of JSON lines: whole at any moment, appended to as results come, and checked when read.
+
+Whatever is begun anew is written beside the old, and takes its place at once when it is whole.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any, Self
 
 __all__ = [
     "Check", "Kinds", "Lines", "Mismatch", "is_curve", "is_number", "is_table", "is_text",
-    "is_whole", "line", "or_none", "plain", "records",
+    "is_whole", "line", "or_none", "plain", "records", "require_same", "write_whole",
 ]  # fmt: skip
 
 Record = Mapping[str, Any]
@@ -22,6 +25,33 @@ Kinds = Mapping[str, Mapping[str, Check]]  # what the records of each kind have,
 
 class Mismatch(ValueError):
     """What is there is of another run or grid, or is damaged."""
+
+
+def require_same(
+    place: Path, held: Mapping[str, Any], asked: Mapping[str, Any], *, of: str = ""
+) -> None:
+    """Raise an error that names all that differs, if anything does.
+
+    Parameters
+    ----------
+    place : Path
+        A file or a folder.
+    held, asked : mapping
+        Settings of the results that are there, and of those that are to come.
+    of : str
+        What of these results it is about, if not about all.
+
+    Raises
+    ------
+    Mismatch
+    """
+    keys = [key for key in {**asked, **held} if held.get(key) != asked.get(key)]
+    if keys:
+        theirs, ours = (
+            ", ".join(f"{key}={each.get(key)!r}" for key in keys) for each in (held, asked)
+        )
+        about = f"{of}: " if of else ""
+        raise Mismatch(f"{place} holds results of {about}{theirs}; asked for: {ours}")
 
 
 def is_text(value: Any) -> bool:
@@ -98,17 +128,42 @@ def line(record: Record) -> str:
     return json.dumps(plain(record), allow_nan=False, separators=(",", ":")) + "\n"
 
 
-class Lines:
-    """An open file of records, begun anew with those that are kept.
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment it is there as it was, or as it is to be."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
-    Until all of these are written, the file is what it was before.
+
+class Lines:
+    """An open file of records.
+
+    Parameters
+    ----------
+    path : Path
+    kept : iterable of records, optional
+        What it is to begin anew with; until all of them are written it is what it was before.
+        None: it goes on behind what it holds.
     """
 
-    def __init__(self, path: Path, kept: Iterable[Record]) -> None:
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(map(line, kept)))
-        os.replace(part, path)
-        self._file = path.open("a")
+    def __init__(self, path: Path, kept: Iterable[Record] | None = None) -> None:
+        if kept is not None:
+            write_whole(path, "".join(map(line, kept)).encode())
+        self.path = path
+        self._file = path.open("ab")
 
     def __enter__(self) -> Self:
         return self
@@ -119,9 +174,32 @@ class Lines:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def append(self, record: Record) -> None:
         """Append a record, at once."""
-        self._file.write(line(record))
+        self._file.write(line(record).encode())
         self._file.flush()
+
+    def length(self) -> int:
+        """Return how many bytes it has; all of them are on the disk then."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def cut(self, length: int) -> bytes:
+        """Drop what is beyond a length, and return what is left.
+
+        Raises
+        ------
+        Mismatch
+            If it is shorter than that.
+        """
+        if self._file.tell() < length:
+            raise Mismatch(f"{self.path} is shorter than it was at the checkpoint")
+        self._file.truncate(length)
+        self._file.seek(length)
+        return self.path.read_bytes()

@@ -2,15 +2,13 @@
 
     python -m fastgar.train.origin docs      which pictures of a folder are older than their code
 
-Beside each picture lies a file that says so, with a digest of every source file that results rest
-on. A picture that is older than its code may still be right: what has changed may be a comment.
+Beside each picture lies a file that says so, with digests of the code that results rest on. A
+picture that is older than its code may still be right: what has changed may be a comment.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -22,22 +20,11 @@ import numpy as np
 
 import fastgar as fg
 
-__all__ = ["Origin", "changed", "holds", "main", "sources"]
+from ..machine import commit
+from .sources import PACKAGE, digest, sources
 
-PACKAGE = Path(fg.__file__).parent
-# Of the package: what decides on the results of a run.
-DECIDING = (
-    "attacks/**/*.py",
-    "rules/*.py",
-    "train/**/*.py",
-    "options.py",
-    "registry.py",
-    "spec.py",
-)
-DRAWING = {  # modules there that only show results: a picture is as new as what drew it
-    "estimate", "figures", "momentum_figures", "origin", "outcome", "plot", "progress", "report",
-    "resilience_results", "tables", "zeno_results",
-}  # fmt: skip
+__all__ = ["Origin", "changed", "holds", "main"]
+
 DPI = 150
 
 
@@ -63,8 +50,8 @@ class Origin(NamedTuple):
 
     def caption(self, spread: str) -> str:
         """Return the line below the picture."""
-        commit = _commit()
-        version = f"fastgar {fg.__version__}" + (f" ({commit})" if commit else "")
+        at = commit(PACKAGE.parent)
+        version = f"fastgar {fg.__version__}" + (f" ({at})" if at else "")
         return f"{self.command}   {version}   {_listed(self.seeds)}: {spread}"
 
     def save(self, figure: Any, picture: Path, spread: str) -> None:
@@ -83,51 +70,44 @@ class Origin(NamedTuple):
         facts = {
             "command": self.command,
             "fastgar": fg.__version__,
-            "commit": _commit(),
+            "commit": commit(PACKAGE.parent) or None,
             "date": date.today().isoformat(),
             "seeds": list(self.seeds),
-            "picture": _digest(picture),
-            "sources": {**sources(drawing=True), **ran},
+            "picture": digest(picture.read_bytes()),
+            "sources": ran,
+            "drawing": sources(drawing=True),
         }
         _beside(picture).write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def sources(*, drawing: bool) -> dict[str, str]:
-    """Return digests of the files that draw, or of those that results rest on, by their paths."""
-    files = [path for pattern in DECIDING for path in sorted(PACKAGE.glob(pattern))]
-    return {
-        path.relative_to(PACKAGE).as_posix(): _digest(path)[:12]
-        for path in files
-        if (path.stem in DRAWING) == drawing
-    }
 
 
 def holds(picture: Path) -> bool:
     """Return whether the file beside a picture is there, and is about this very picture."""
     facts = _facts(picture)
-    return facts is not None and facts["picture"] == _digest(picture)
+    return facts is not None and facts["picture"] == digest(picture.read_bytes())
 
 
 def changed(picture: Path) -> list[str]:
-    """Return the source files that are not what they were when a picture was drawn."""
-    facts = _facts(picture) or {"sources": {}}
-    then, now = facts["sources"], {**sources(drawing=True), **sources(drawing=False)}
-    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    """Return the definitions that are not what they were when a picture was drawn."""
+    facts, found = _facts(picture) or {}, set()
+    for key, now in ("sources", sources(drawing=False)), ("drawing", sources(drawing=True)):
+        then = facts.get(key, {})
+        found |= {name for name in then.keys() | now.keys() if then.get(name) != now.get(name)}
+    return sorted(found)
 
 
 def main(folders: Sequence[str]) -> int:
     """Print for each picture of some folders whether it is as new as its code; 1 if one is not."""
     status = 0
     for picture in sorted(path for folder in folders for path in Path(folder).glob("*.png")):
-        files = changed(picture)
+        names = changed(picture)
         if not holds(picture):
             words = f"not the picture that {_beside(picture).name} is about, or there is none"
-        elif files:
-            more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-            words = f"older than {', '.join(files[:3])}{more}"
+        elif names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            words = f"older than {', '.join(names[:3])}{more}"
         else:
             words = "as new as its code"
-        status |= bool(files) or not holds(picture)
+        status |= bool(names) or not holds(picture)
         print(f"{picture}: {words}")
     return status
 
@@ -158,10 +138,6 @@ def _facts(picture: Path) -> dict[str, Any] | None:
     return facts
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _listed(seeds: Iterable[int]) -> str:
     """Return seeds in words."""
     ordered = sorted(seeds)
@@ -170,17 +146,6 @@ def _listed(seeds: Iterable[int]) -> str:
     if ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"seeds {ordered[0]} to {ordered[-1]}"
     return f"seeds {', '.join(map(str, ordered))}"
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that the package lies in, if it lies in one."""
-    if not (PACKAGE.parent / ".git").exists():
-        return None
-    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 if __name__ == "__main__":

@@ -9,14 +9,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from .figures import DASHES, dress, look
 from .origin import Origin
 
 __all__ = ["plot_accuracy"]
 
-# Okabe and Ito's colours, told apart with any colour vision; dashes tell the lines apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES: tuple[Any, ...] = ("-", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
-MEAN = {"color": "#000000", "linestyle": "--"}  # plain averaging looks the same everywhere
+MEAN = {"color": "#000000", "linestyle": "--", "linewidth": 1.8}  # the same in every picture
 PER_ROW = 4
 
 
@@ -40,6 +38,8 @@ def plot_accuracy(evaluations: Sequence[dict[str, Any]], path: Path, origin: Ori
     per_row = max(1, min(len(rules), int(width / (0.7 + 0.085 * longest))))
     height = 0.9 + 2.9 * down + 0.3 * -(-len(rules) // per_row)
     figure = Figure(figsize=(width, height), layout="constrained")
+    others = look((rule for rule in rules if rule != "mean"), (DASHES[0], *DASHES[2:5]))
+    looks = {name: {**each, "linewidth": 1.8} for name, each in others.items()} | {"mean": MEAN}
     last = max(e["step"] for e in evaluations)
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for panel in panels.flat[len(attacks) :]:
@@ -50,16 +50,14 @@ def plot_accuracy(evaluations: Sequence[dict[str, Any]], path: Path, origin: Ori
             panel.plot(
                 [e["step"] for e in points],
                 [100 * e["accuracy"] for e in points],
-                **_look(rule, rules),
-                linewidth=1.8,
+                **looks[rule],
                 label=rule,
             )
             if points and (points[-1]["step"] < last or not _finite(points[-1]["loss"])):
-                _mark_end(panel, points[-1], _look(rule, rules)["color"])
+                _mark_end(panel, points[-1], looks[rule]["color"])
         panel.set_title("no attack" if attack == "none" else attack, fontsize=11)
         panel.set_ylim(0, 102)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        dress(panel)
     for number, panel in enumerate(panels.flat[: len(attacks)]):
         if number + across >= len(attacks):  # the lowest of its column
             panel.set_xlabel("step")
@@ -73,17 +71,6 @@ def plot_accuracy(evaluations: Sequence[dict[str, Any]], path: Path, origin: Ori
     )  # fmt: skip
     figure.suptitle(origin.title, fontsize=11)
     origin.save(figure, path, "one run each")
-
-
-def _look(rule: str, rules: Sequence[str]) -> dict[str, Any]:
-    """Return the colour and the dashes of a rule's line."""
-    if rule == "mean":
-        return MEAN
-    number = [other for other in rules if other != "mean"].index(rule)
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": DASHES[number % len(DASHES)],
-    }
 
 
 def _finite(loss: float | None) -> bool:

@@ -13,7 +13,17 @@ from typing import Any
 import fastgar as fg
 
 from .config import Config
-from .lines import Kinds, Lines, Mismatch, is_number, is_text, is_whole, or_none, records
+from .lines import (
+    Kinds,
+    Lines,
+    Mismatch,
+    is_number,
+    is_text,
+    is_whole,
+    or_none,
+    records,
+    require_same,
+)  # fmt: skip
 from .result import Evaluation, Result
 
 __all__ = ["Results", "summary"]
@@ -62,7 +72,9 @@ class Results(Lines):
         head = {"kind": "config", "fastgar": fg.__version__, **shared}
         kept = [] if fresh or not path.exists() else records(path.read_bytes(), path, KINDS)
         if kept:
-            _compare(path, kept[0], head)
+            if kept[0]["kind"] != "config":
+                raise Mismatch(f"{path} does not begin with the settings of its runs")
+            require_same(path, {key: kept[0].get(key) for key in head}, head)
         finished = {_key(line) for line in kept if line["kind"] == "run"}
         kept = [head, *(line for line in kept[1:] if _key(line) in finished)]
         self.runs = [line for line in kept if line["kind"] == "run"]
@@ -110,13 +122,3 @@ def summary(result: Result) -> dict[str, Any]:
 
 def _key(line: dict[str, Any]) -> tuple[Any, Any]:
     return line.get("rule"), line.get("attack")
-
-
-def _compare(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    if old["kind"] != "config":
-        raise Mismatch(f"{path} does not begin with the settings of its runs")
-    differing = [key for key in new if old.get(key) != new[key]]
-    if differing:
-        theirs = ", ".join(f"{key}={old.get(key)}" for key in differing)
-        ours = ", ".join(f"{key}={new[key]}" for key in differing)
-        raise Mismatch(f"{path} holds runs with {theirs}, and these would have {ours}")

@@ -22,7 +22,6 @@ import os
 import platform
 import re
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -31,8 +30,20 @@ import torch
 
 import fastgar as fg
 
+from ..machine import versions
 from .config import Config, read_settings
-from .lines import Kinds, Mismatch, is_number, is_table, is_whole, line, or_none, records
+from .lines import (
+    Kinds,
+    Lines,
+    Mismatch,
+    is_number,
+    is_table,
+    is_whole,
+    or_none,
+    records,
+    require_same,
+    write_whole,
+)  # fmt: skip
 from .ranks import Ranks
 
 __all__ = ["Mismatch", "RunDirectory", "environment", "name_of", "open_directory"]
@@ -89,9 +100,9 @@ class RunDirectory:
             self._compare_versions()
         else:
             facts = json.dumps(environment(), indent=2) + "\n"
-            _replace(path / ENVIRONMENT, facts.encode())
-            _replace(path / CONFIG, config.to_toml().encode())
-        self._metrics = (path / METRICS).open("ab")
+            write_whole(path / ENVIRONMENT, facts.encode())
+            write_whole(path / CONFIG, config.to_toml().encode())
+        self._metrics = Lines(path / METRICS)
 
     def _compare(self, config: Config) -> None:
         try:
@@ -99,10 +110,8 @@ class RunDirectory:
         except (TypeError, ValueError) as error:
             raise Mismatch(f"{self.path / CONFIG} cannot be read: {error}") from error
         differing = config.difference(before)
-        if differing:
-            theirs = ", ".join(f"{name}={there!r}" for name, (_, there) in differing.items())
-            ours = ", ".join(f"{name}={here!r}" for name, (here, _) in differing.items())
-            raise Mismatch(f"{self.path} holds a run with {theirs}, and this one would have {ours}")
+        ours, theirs = ({name: pair[i] for name, pair in differing.items()} for i in (0, 1))
+        require_same(self.path, theirs, ours)
 
     def _compare_versions(self) -> None:
         """Write down that the run goes on with other versions, which may round otherwise."""
@@ -130,15 +139,13 @@ class RunDirectory:
 
     def append(self, record: Record) -> None:
         """Append a line of metrics."""
-        self._metrics.write(line(record).encode())
-        self._metrics.flush()
+        self._metrics.append(record)
 
     def save(self, state: Record) -> None:
         """Write a checkpoint: the last one stays until this one is whole."""
-        os.fsync(self._metrics.fileno())
-        buffer = io.BytesIO()
-        torch.save({**state, "metrics": self._metrics.tell()}, buffer)
-        _replace(self.path / CHECKPOINT, buffer.getvalue())
+        length, buffer = self._metrics.length(), io.BytesIO()
+        torch.save({**state, "metrics": length}, buffer)
+        write_whole(self.path / CHECKPOINT, buffer.getvalue())
 
     def last(self) -> tuple[bytes, bytes]:
         """Return the last checkpoint and the metrics until then; later lines are cut off."""
@@ -147,11 +154,7 @@ class RunDirectory:
         if path.exists():
             state = path.read_bytes()
             length = load(state, path)["metrics"]
-        if self._metrics.tell() < length:
-            raise Mismatch(f"{self.path / METRICS} is shorter than it was at the checkpoint")
-        self._metrics.truncate(length)
-        self._metrics.seek(length)
-        return state, (self.path / METRICS).read_bytes()
+        return state, self._metrics.cut(length)
 
 
 def open_directory(
@@ -224,32 +227,10 @@ def load(blob: bytes, path: str | Path = CHECKPOINT) -> Record:
 
 def environment() -> Record:
     """Return versions and machine of this process."""
-    versions = {"python": platform.python_version(), "fastgar": fg.__version__}
-    for name in ("torch", "numpy", "numba", "scikit-learn"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
-        "versions": versions,
+        "versions": versions("python", "fastgar", "torch", "numpy", "numba", "scikit-learn"),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": {"torch": torch.get_num_threads(), "fastgar": fg.get_threads()},
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment it is there as it was, or as it is to be."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

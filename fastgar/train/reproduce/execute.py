@@ -14,21 +14,11 @@ from ...attacks import attack
 from .. import models
 from ..config import Config
 from ..data import Data, load
-from ..lines import is_curve, is_number, is_text, is_whole, or_none
 from ..loop import Training
 from ..ranks import device_of
 from ..server import read_rule
-from . import published_bulyan
 
-__all__ = ["OUTCOME", "check", "execute"]
-
-OUTCOME = {  # what `execute` returns, and how to tell that it is that
-    **dict.fromkeys(("best", "late"), or_none(is_number)),
-    **dict.fromkeys(("accuracy", "loss", "ratio", "sampled_ratio"), is_curve),
-    "steps": is_whole,
-    "stopped": or_none(is_text),
-    **dict.fromkeys(("seconds", "aggregation"), is_number),
-}
+__all__ = ["check", "execute"]
 
 
 def check(configs: Iterable[Mapping[str, Any]], *, data: bool = True) -> None:
@@ -109,8 +99,6 @@ def _ratios(
 
 
 def _config(settings: Mapping[str, Any], seed: int) -> Config:
-    if settings["rule"] == "bulyan_published":
-        published_bulyan.register()
     return Config.of({**settings, "seed": seed})
 
 

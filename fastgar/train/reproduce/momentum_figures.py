@@ -10,24 +10,40 @@ import numpy as np
 
 import fastgar as fg
 
+from ..figures import (
+    BLUE,
+    CLEAN,
+    DEVIATION,
+    RED,
+    accuracies,
+    band,
+    draw,
+    legend_below,
+    look,
+    panels,
+    save,
+)
 from ..origin import Origin
-from .figures import CLEAN, DEVIATION, accuracies, band, draw, legend_below, look, panels, save
-from .momentum import ATTACKS, PLACES, RULES
+from .setting import Record
 
 __all__ = ["accuracy", "boxes", "ratios"]
 
-Record = dict[str, Any]
-NAMES = {"krum": "Multi-Krum", "trimmed_mean": "trimmed mean", "bulyan": "Bulyan"}
+# What there is to see, in order: rules, attacks, places of the momentum.
+NAMES = {
+    "krum": "Multi-Krum", "median": "median", "trimmed_mean": "trimmed mean", "phocas": "phocas",
+    "meamed": "meamed", "bulyan": "Bulyan",
+}  # fmt: skip
+ATTACKS = ("little", "empire")
 WHERE = {"server": "momentum at the server", "worker": "momentum at the workers"}
 PLACE_LOOK = {
-    "server": {"color": "#D55E00", "linestyle": "--"},
-    "worker": {"color": "#0072B2", "linestyle": "-"},
+    "server": {"color": RED, "linestyle": "--"},
+    "worker": {"color": BLUE, "linestyle": "-"},
 }
 # The condition is proved for Krum, and the paper holds Multi-Krum against it.
 BOUNDED = {"krum": "krum", "median": "median", "bulyan": "bulyan"}
 SENT = {
-    "sampled_ratio": ("gradients of the workers", {"color": "#D55E00", "linestyle": "--"}),
-    "ratio": ("what they send: momentum", {"color": "#0072B2", "linestyle": "-"}),
+    "sampled_ratio": ("gradients of the workers", {"color": RED, "linestyle": "--"}),
+    "ratio": ("what they send: momentum", {"color": BLUE, "linestyle": "-"}),
 }
 
 
@@ -40,9 +56,9 @@ def accuracy(records: Iterable[Record], folder: Path, origin: Origin) -> list[Pa
     paths = []
     for (rate, nesterov), chosen in _by(records, "rate", "nesterov").items():
         sizes = _sizes(chosen)
-        rules = [rule for rule in RULES if any(r["tags"]["rule"] == rule for r in chosen)]
+        rules = [rule for rule in NAMES if any(r["tags"]["rule"] == rule for r in chosen)]
         looks = look(rules)
-        columns = [(attack, place) for attack in ATTACKS for place in PLACES]
+        columns = [(attack, place) for attack in ATTACKS for place in WHERE]
         figure, axes = panels(len(sizes), len(columns), extra=1.4)
         handles: dict[str, Any] = {}
         groups = _by(chosen, "f", "attack", "momentum_at", "rule")
@@ -50,7 +66,7 @@ def accuracy(records: Iterable[Record], folder: Path, origin: Origin) -> list[Pa
             for (attack, place), panel in zip(columns, row, strict=True):
                 lines = [("no attack", groups.get((f, "none", "server", "mean")), CLEAN)]
                 lines += [
-                    (NAMES.get(rule, rule), groups.get((f, attack, place, rule)), looks[rule])
+                    (NAMES[rule], groups.get((f, attack, place, rule)), looks[rule])
                     for rule in rules
                 ]
                 for name, runs, style in lines:
@@ -84,7 +100,7 @@ def boxes(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path]
     for f, row in zip(sizes, axes, strict=True):
         for (rate, nesterov), panel in zip(columns, row, strict=True):
             for number, attack in enumerate(ATTACKS):
-                for place, shift in zip(PLACES, (-0.2, 0.2), strict=True):
+                for place, shift in zip(WHERE, (-0.2, 0.2), strict=True):
                     runs = groups.get((f, rate, nesterov, attack, place))
                     if runs:
                         values = [100 * run["best"] for run in runs]
@@ -95,7 +111,7 @@ def boxes(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path]
                 handles["no attack (median)"] = panel.axhline(middle, **CLEAN)
             panel.set_ylim(0, 102)
             panel.set_xlim(-0.5, len(ATTACKS) - 0.5)
-            panel.set_xticks(range(len(ATTACKS)), labels=list(ATTACKS))
+            panel.set_xticks(range(len(ATTACKS)), labels=ATTACKS)
             panel.tick_params(axis="x", length=0, labelsize=9)
             panel.grid(visible=False, axis="x")
             if f == sizes[0]:
@@ -132,11 +148,11 @@ def ratios(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path
                     handles |= _ratio(panel, runs, rule, f)
                 else:
                     panel.text(
-                        0.5, 0.5, f"{NAMES.get(rule, rule)} needs\na smaller f", ha="center",
+                        0.5, 0.5, f"{NAMES[rule]} needs\na smaller f", ha="center",
                         va="center", transform=panel.transAxes, fontsize=9,
                     )  # fmt: skip
                 if f == sizes[0]:
-                    panel.set_title(NAMES.get(rule, rule), fontsize=9)
+                    panel.set_title(NAMES[rule], fontsize=9)
             row[0].set_ylabel(f"f = {f}\nvariance-to-norm ratio", fontsize=9)
         for panel in axes[-1]:
             panel.set_xlabel("step", fontsize=9)

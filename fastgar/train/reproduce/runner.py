@@ -20,9 +20,10 @@ from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from ...machine import cores
 from .setting import Run
 
-__all__ = ["Outcome", "ProcessesDied", "cores", "run_all"]
+__all__ = ["Outcome", "ProcessesDied", "run_all"]
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS",
@@ -55,11 +56,6 @@ class Outcome:
     failure: str = ""
 
 
-def cores() -> int:
-    """Return how many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_all(runs: Sequence[Run], execute: str, processes: int) -> Iterator[Outcome]:
     """Yield how each run ended, in the order in which they end.
 
@@ -80,7 +76,7 @@ def run_all(runs: Sequence[Run], execute: str, processes: int) -> Iterator[Outco
     """
     waiting = list(reversed(runs))
     processes = max(1, min(processes, len(runs)))
-    threads = max(1, cores() // processes)
+    threads = max(1, len(cores()) // processes)
     team = _Team(execute, threads)
     deaths = 0
     try:

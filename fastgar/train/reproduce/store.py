@@ -12,12 +12,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..lines import Check, Kinds, Lines, Mismatch, is_table, is_text, is_whole, plain, records
-from .setting import Grid, Run
+from ..lines import (
+    Check,
+    Kinds,
+    Lines,
+    Mismatch,
+    is_table,
+    is_text,
+    is_whole,
+    plain,
+    records,
+    require_same,
+)  # fmt: skip
+from .setting import Grid, Record, Run
 
 __all__ = ["Mismatch", "Store", "read"]
-
-Record = dict[str, Any]
 
 RUN = {"name": is_text, "seed": is_whole, "tags": is_table, "config": is_table}
 KINDS: Kinds = {"grid": {}, "session": {}, "run": RUN}
@@ -33,8 +42,6 @@ class Store(Lines):
     grid : Grid
     fresh : bool
         Whether to forget what the file has.
-    outcome : mapping, optional
-        What the outcome of each run must have, and how to check it.
 
     Attributes
     ----------
@@ -51,13 +58,11 @@ class Store(Lines):
         If it cannot be written.
     """
 
-    def __init__(
-        self, path: Path, grid: Grid, *, fresh: bool = False, outcome: Mapping[str, Check] = {}
-    ) -> None:
+    def __init__(self, path: Path, grid: Grid, *, fresh: bool = False) -> None:
         head = _head(grid)
-        lines = [] if fresh else _lines(path, outcome)
+        lines = [] if fresh else _lines(path, grid.outcome)
         if lines:
-            _compare(path, lines[0], head)
+            require_same(path, lines[0], head)
         settings = {setting.name: setting for setting in grid.settings}
         self.records: dict[tuple[str, int], Record] = {}
         self.sources = next((each["sources"] for each in lines if "sources" in each), None)
@@ -66,8 +71,8 @@ class Store(Lines):
                 setting = settings.get(record["name"])
                 if setting is None:
                     raise Mismatch(f"{path} has a setting {record['name']!r} that this grid lacks")
-                _compare(path, record["config"], plain(setting.config), f"{setting.name}: ")
-                _compare(path, record["tags"], plain(setting.tags), f"{setting.name}: ")
+                for held, asked in (("config", setting.config), ("tags", setting.tags)):
+                    require_same(path, record[held], plain(asked), of=setting.name)
                 self.records[record["name"], record["seed"]] = record
         super().__init__(path, lines or [head])
 
@@ -121,11 +126,3 @@ def _lines(path: Path, outcome: Mapping[str, Check]) -> list[Record]:
     if found and found[0]["kind"] != "grid":
         raise Mismatch(f"{path} does not begin with the name of its grid")
     return found
-
-
-def _compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], what: str = "") -> None:
-    keys = [key for key in {**new, **old} if old.get(key) != new.get(key)]
-    if keys:
-        theirs = ", ".join(f"{key}={old.get(key)!r}" for key in keys)
-        ours = ", ".join(f"{key}={new.get(key)!r}" for key in keys)
-        raise Mismatch(f"{path} holds results of {what}{theirs}; asked for: {ours}")

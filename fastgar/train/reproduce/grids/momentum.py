@@ -21,11 +21,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ...errors import unknown
-from .setting import Grid, Plain, Setting
+import numpy as np
 
-__all__ = ["DATA", "PAPER", "appendix", "grid"]
+from ....errors import unknown
+from ....geometry import Decision
+from ....registry import registered
+from ....rules import distance_rule
+from ....statistic import Statistic
+from .. import execute as common
+from .. import momentum_figures as drawn
+from ..momentum_tables import by_rule, overview
+from ..setting import TRAIN, Grid, Plain, Records, Setting, Table
+
+if TYPE_CHECKING:
+    from ....geometry import Geometry
+    from ...origin import Origin
+
+__all__ = ["DATA", "PAPER", "bulyan_published", "execute", "grid", "register"]
 
 ATTACKS = {"little": "little(k=1.5)", "empire": "empire(k=1.1)"}
 PLACES = ("server", "worker")
@@ -126,13 +141,17 @@ APPENDIX = Family(
 )  # fmt: skip
 
 
-def grid(data: str = "digits", *, parity: bool = False, quick: bool = False) -> Grid:
+def grid(
+    data: str = "digits", *, appendix: bool = False, parity: bool = False, quick: bool = False
+) -> Grid:
     """Return the grid on a data set.
 
     Parameters
     ----------
     data : {"digits", "mnist", "fashion-mnist", "cifar10", "cifar100"}
         On the digits the same settings with numbers of our own, sized for two cores and minutes.
+    appendix : bool
+        Whether to take the paper's appendix: Wide-ResNet-28-10 on CIFAR-10, n = 11.
     parity : bool
         Whether to train and aggregate as the published code does where that is not what its
         authors wrote about.
@@ -146,26 +165,14 @@ def grid(data: str = "digits", *, parity: bool = False, quick: bool = False) -> 
 
     Examples
     --------
-    >>> len(grid("mnist").settings)
-    184
+    >>> len(grid("mnist").settings), len(grid(appendix=True).settings)
+    (184, 22)
     """
     if data not in FAMILIES:
         raise unknown("data set of the grid", data, FAMILIES)
-    return _grid(data, FAMILIES[data], parity=parity, quick=quick)
-
-
-def appendix(*, parity: bool = False, quick: bool = False) -> Grid:
-    """Return the appendix: Wide-ResNet-28-10 on CIFAR-10, n = 11.
-
-    Examples
-    --------
-    >>> len(appendix().settings)
-    22
-    """
-    return _grid("cifar10", APPENDIX, "appendix", parity=parity, quick=quick)
-
-
-def _grid(data: str, family: Family, *variant: str, parity: bool, quick: bool) -> Grid:
+    if appendix and data not in ("digits", "cifar10"):
+        raise ValueError(f"--appendix is on cifar10, not on {data}")
+    data, family = ("cifar10", APPENDIX) if appendix else (data, FAMILIES[data])
     if quick:
         family = replace(
             family,
@@ -174,9 +181,39 @@ def _grid(data: str, family: Family, *variant: str, parity: bool, quick: bool) -
             nesterov=family.nesterov[:1],
             rules=("median", "bulyan"),
         )
-    flags = [name for name, on in (("parity", parity), ("quick", quick)) if on]
-    settings = tuple(_settings(data, family, parity))
-    return Grid("momentum", data, settings, " ".join([*variant, *flags]))
+    if parity:
+        register()
+    flags = {"appendix": appendix, "parity": parity, "quick": quick}
+    return Grid(
+        "momentum", data, tuple(_settings(data, family, parity)),
+        " ".join(name for name, on in flags.items() if on),
+        execute=f"{__name__}:execute" if parity else TRAIN,
+        tables=tables, figures=figures, published=published,
+    )  # fmt: skip
+
+
+def tables(records: Records) -> list[Table]:
+    """Return what attacks cost in all, and rule by rule."""
+    return [overview(records), by_rule(records)]
+
+
+def figures(records: Records, folder: Path, origin: Origin) -> list[Path]:
+    """Draw accuracies over steps, the highest of them, and variance-to-norm ratios."""
+    return [
+        *drawn.accuracy(records, folder, origin),
+        *drawn.boxes(records, folder, origin),
+        *drawn.ratios(records, folder, origin),
+    ]
+
+
+def published() -> dict[str, list[Grid]]:
+    """Return the grids of the paper, to be counted."""
+    paper = [grid(data) for data in PAPER]
+    return {
+        **{f"paper: {each.data}": [each] for each in paper},
+        "paper: all four": paper,
+        "paper: appendix": [grid(appendix=True)],
+    }
 
 
 def _settings(data: str, family: Family, parity: bool) -> Iterator[Setting]:
@@ -205,3 +242,33 @@ def _settings(data: str, family: Family, parity: bool) -> Iterator[Setting]:
                 {**shared, **attacked, "rule": strings[rule], "attack": attacks[attack]},
                 {**tags, "rule": rule, "attack": attack, "momentum_at": place},
             )
+
+
+def execute(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Do a run with parity."""
+    register()
+    return common.execute(settings, seed)
+
+
+def register() -> None:
+    """Make the rule known by its name, unless it is: only who asks for parity is to see it."""
+    if all(spec.name != bulyan_published.__name__ for spec in registered()):
+        paper = "the code of El Mhamdi, Guerraoui and Rouault, ICLR 2021: aggregators/bulyan.py"
+        distance_rule(needs="4f + 3", paper=paper, guarantee="(f, kappa)")(bulyan_published)
+
+
+def bulyan_published(g: Geometry, f: int) -> Decision:
+    """Return Bulyan's aggregate with picks from one ranking of the rows.
+
+    Rows are ranked once, by the sum of their n-f-2 least distances, not squared. The k-th of n-2f-2
+    picks is the mean of the rows ranked k to n-f-2; then, in every coordinate, the n-4f-2 values
+    closest to the median of the picks are averaged. The loop that is to take the distance of a
+    pruned row out of the others' scores looks for that row among the others, and never finds it.
+    """
+    nearest = np.sqrt(np.sort(g.D, axis=1)[:, 1 : g.n - f - 1])  # a row's own distance comes first
+    ranked = g.order(nearest.sum(axis=1))[: g.n - f - 2]
+    mix = np.zeros((g.n - 2 * f - 2, g.n + len(g.names)))
+    for k, weights in enumerate(mix):
+        weights[ranked[k:]] = 1 / len(ranked[k:])
+    statistic = Statistic.median(len(mix), "lower", f, closest=len(mix) - 2 * f)
+    return Decision(mix=mix, statistic=statistic)

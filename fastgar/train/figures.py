@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-from ..origin import Origin
+from .origin import Origin
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
-    "CLEAN", "DEVIATION", "LEGEND", "Line", "accuracies", "band", "draw", "legend_below", "look",
-    "panels", "save",
+    "BLUE", "CLEAN", "COLOURS", "DASHES", "DEVIATION", "LEGEND", "RED", "Line", "accuracies",
+    "band", "draw", "dress", "legend_below", "look", "panels", "save",
 ]  # fmt: skip
 
 Curve = Sequence[tuple[int, float | None]]
@@ -23,8 +24,8 @@ Record = dict[str, Any]
 Style = Mapping[str, Any]
 
 # Okabe and Ito's colours, told apart with any colour vision; dashes tell the lines apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+BLUE, RED, *_ = COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 QUARTILES = (0.25, 0.5, 0.75)
 DEVIATION = "mean, and a band of one deviation to both sides"
 LEAST_WIDTH = 4.2  # inches, so that there is room for any line of a legend
@@ -41,9 +42,9 @@ class Line(NamedTuple):
     high: Any
 
 
-def look(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def look(names: Iterable[str], dashes: Iterable[Any] = DASHES) -> dict[str, dict[str, Any]]:
     """Return a colour and dashes for each of some lines."""
-    pairs = zip(cycle(COLOURS), cycle(DASHES), strict=False)
+    pairs = zip(cycle(COLOURS), cycle(dashes), strict=False)
     return {
         name: {"color": colour, "linestyle": dashes, "linewidth": 1.6}
         for name, (colour, dashes) in zip(names, pairs, strict=False)
@@ -104,14 +105,21 @@ def panels(
     down: int, across: int, *, width: float = 2.7, height: float = 2.2, extra: float = 0.9
 ) -> tuple[Figure, Any]:
     """Return a figure and its panels, an array of so many rows and columns, with equal axes."""
+    from matplotlib.figure import Figure
+
     wide = max(LEAST_WIDTH, width * across + 0.6)
     figure = Figure(figsize=(wide, height * down + extra), layout="constrained")
     axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for panel in axes.flat:
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        dress(panel)
         panel.tick_params(labelsize=8)
     return figure, axes
+
+
+def dress(panel: Any) -> None:
+    """Give a panel faint lines to read values by, and no frame but its two axes."""
+    panel.grid(alpha=0.25, linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
@@ -126,6 +134,8 @@ def legend_below(figure: Figure, handles: Mapping[str, Any]) -> None:
 
 def save(figure: Figure, folder: Path, name: str, origin: Origin, spread: str) -> list[Path]:
     """Write a figure as PNG and as SVG, with a line on where it comes from, and return where."""
+    import matplotlib
+
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     origin.save(figure, png, spread)
     # Text stays text, to be searched and read aloud; and the same picture is the same file.

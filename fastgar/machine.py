@@ -1,41 +1,61 @@
-"""What is known of the machine: processor, versions, memory, and how busy others keep it."""
+"""What is known of the machine: processor, cores, versions, memory, and how busy others keep it."""
 
 from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+import subprocess
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import fastgar as fg
 
-__all__ = ["Others", "cores", "describe", "free_memory", "seconds_of_others"]
+__all__ = [
+    "Others", "commit", "cores", "free_memory", "processor", "seconds_of_others", "versions",
+]  # fmt: skip
 
+OURS = {"python": platform.python_version(), "fastgar": fg.__version__}
 SOON = 0.2  # seconds; in less the counters, which tick every 10 ms, say too little
 
 
-def describe(threads: int, bandwidth: float) -> dict[str, Any]:
-    """Return what a report says of the machine."""
-    versions = {}
-    for name in ("fastgar", "numpy", "numba", "torch", "byzfl"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            if name == "fastgar":
-                versions[name] = fg.__version__
-    return {
-        "processor": _processor(),
-        "cores": len(cores()),
-        "threads": threads,
-        "bytes_per_second": bandwidth,
-        "python": platform.python_version(),
-        "versions": versions,
-    }
+def versions(*names: str) -> dict[str, str]:
+    """Return the versions of packages, and of Python, that are there, in the order of their names.
+
+    A name that ends in ``*`` stands for all packages whose names begin so.
+
+    Examples
+    --------
+    >>> list(versions("python", "no-such-package", "numpy"))
+    ['python', 'numpy']
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if name.endswith("*"):
+            each = ((package.metadata["Name"] or "", package) for package in distributions())
+            found |= {n.lower(): p.version for n, p in each if n.lower().startswith(name[:-1])}
+        else:
+            try:
+                found[name] = OURS[name] if name in OURS else version(name)
+            except PackageNotFoundError:
+                continue
+    return found
 
 
-def _processor() -> str:
+def commit(folder: Path) -> str:
+    """Return the commit of the checkout in a folder, with a mark if files were changed, or ""."""
+    if not (folder / ".git").exists():
+        return ""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def processor() -> str:
+    """Return what the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

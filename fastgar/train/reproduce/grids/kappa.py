@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import fastgar as fg
 
-from ...attacks.climb import climb
-from ...attacks.promise import Promise
-from ...attacks.witness import Witness
-from ..lines import is_number, is_table
-from .setting import Grid, Plain, Setting
-from .tables import Table
+from ....attacks.climb import climb
+from ....attacks.promise import Promise
+from ....attacks.witness import Witness
+from ...lines import is_number, is_table
+from ..setting import Grid, Plain, Record, Records, Setting, Table
 
-__all__ = ["OUTCOME", "RULES", "grid", "overview", "search", "worst", "write_witnesses"]
+__all__ = ["RULES", "finish", "grid", "search", "tables", "worst"]
 
 SIZES = ((5, 1), (5, 2), (11, 2), (11, 4), (11, 5), (20, 4), (20, 9), (41, 20), (43, 20))
 QUICK_SIZES = ((5, 1), (11, 4))
-QUICK_EVALUATIONS = 300
+LEAST_EVALUATIONS, QUICK_EVALUATIONS = 100, 300
 SLOW = ("mva", "smea", "caf", "mda")  # searches, or a loop over the rows: only up to 11 of them
 MOST_OF_SLOW = 11
 RULES = (
@@ -43,7 +43,15 @@ OUTCOME = {"witness": is_table, "seconds": is_number}  # what `search` returns
 
 
 def grid(evaluations: int, *, quick: bool = False) -> Grid:
-    """Return every rule with some numbers of rows and liars that it takes."""
+    """Return every rule with some numbers of rows and liars that it takes.
+
+    Raises
+    ------
+    ValueError
+        If a search is to have too few evaluations.
+    """
+    if evaluations < LEAST_EVALUATIONS:
+        raise ValueError(f"evaluations must be at least {LEAST_EVALUATIONS}, got {evaluations}")
     if quick:
         evaluations = min(evaluations, QUICK_EVALUATIONS)
     settings = []
@@ -55,7 +63,10 @@ def grid(evaluations: int, *, quick: bool = False) -> Grid:
             tags: dict[str, Plain] = {"rule": rule, "n": n, "f": f}
             config = {**tags, "evaluations": evaluations}
             settings.append(Setting(f"{rule} - n={n} - f={f}", config, tags))
-    return Grid("kappa", "", tuple(settings), "quick" if quick else "", f"{__name__}:search")
+    return Grid(
+        "kappa", "", tuple(settings), "quick" if quick else "", "1", f"{__name__}:search",
+        OUTCOME, words, tables, finish=finish,
+    )  # fmt: skip
 
 
 def search(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -73,7 +84,7 @@ def search(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
     return {"witness": found.plain(), "seconds": process_time() - began}
 
 
-def worst(records: Iterable[Mapping[str, Any]]) -> list[Witness]:
+def worst(records: Iterable[Record]) -> list[Witness]:
     """Return, for each rule, n and f, the worst that was found with any seed."""
     best: dict[Promise, Witness] = {}
     for record in records:
@@ -88,7 +99,12 @@ def _place(promise: Promise) -> tuple[int, int, int]:
     return RULES.index(promise.rule), promise.n, promise.f
 
 
-def overview(records: Sequence[Mapping[str, Any]]) -> Table:
+def words(record: Record) -> str:
+    """Return what a search found."""
+    return f"{float(record['witness']['ratio']):.5g} in {record['seconds']:.1f} s"
+
+
+def tables(records: Records) -> list[Table]:
     """Return what is promised beside what was found."""
     rows = []
     for one in worst(records):
@@ -102,13 +118,8 @@ def overview(records: Sequence[Mapping[str, Any]]) -> Table:
             ]
         )  # fmt: skip
     heads = ["rule", "guarantee", "n", "f", "least", "found", "bound", "found of bound"]
-    return Table(
-        "What is promised, and the worst that was found",
-        heads,
-        rows,
-        2,
-        f"{NOTE}\n\n{_made(records)}",
-    )
+    title = "What is promised, and the worst that was found"
+    return [Table(title, heads, rows, 2, f"{NOTE}\n\n{_made(records)}")]
 
 
 NOTE = """\
@@ -120,7 +131,7 @@ reference). Of trusted rules the trusted row is honest. Bounds are those of `fas
 exact arithmetic; what was found is a lower bound of the true worst case."""
 
 
-def _made(records: Sequence[Mapping[str, Any]]) -> str:
+def _made(records: Records) -> str:
     """Return how these results came about."""
     (evaluations,) = {record["config"]["evaluations"] for record in records}
     seeds = ",".join(map(str, sorted({record["seed"] for record in records})))
@@ -131,14 +142,15 @@ def _made(records: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def write_witnesses(found: Iterable[Witness], folder: Path) -> Path:
-    """Write a file for each, and return where they are."""
-    place = folder / "witnesses"
+def finish(records: Records, folder: Path) -> tuple[str, list[str]]:
+    """Write a file for the worst rows of each rule; return where they are, and broken promises."""
+    found, place = worst(records), folder / "witnesses"
     place.mkdir(exist_ok=True)
     for one in found:
         words = re.findall(r"\w+(?:\.\w+)?", one.promise.rule)
         one.write(place / f"{'-'.join(words)}-{one.promise.n}-{one.promise.f}.json")
-    return place
+    broken = [one.refutation for one in found]
+    return f"The rows themselves: {place}{os.sep}", [each for each in broken if each]
 
 
 def _text(value: float | None) -> str:

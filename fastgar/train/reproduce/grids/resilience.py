@@ -1,35 +1,103 @@
-"""The heat map of every rule under every attack; worst cases, as a picture and a table.
+"""Every robust rule against every attack, for several f and kinds of data.
 
-A run that an error ended before its first evaluation has no accuracy and is nobody's worst case: a
-rule that searches may come to its limit, an attack may not work on a rule. But where the loss was
-not finite by then, nothing was learnt: 0.
+Drawn are the heat map of all of them, and each rule's worst case, as a picture and a table. A run
+that an error ended before its first evaluation has no accuracy and is nobody's worst case: a rule
+that searches may come to its limit, an attack may not work on a rule. But where the loss was not
+finite by then, nothing was learnt: 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..origin import Origin
-from .figures import COLOURS as SIZE_COLOURS
-from .figures import LEGEND, panels, save
-from .resilience import ATTACKS, RULES
-from .tables import Table
+import fastgar as fg
 
-__all__ = ["heat_map", "worst_cases", "worst_map"]
+from ....errors import unknown
+from ...figures import COLOURS, LEGEND, panels, save
+from ..setting import Grid, Plain, Record, Records, Setting, Table
 
-Record = dict[str, Any]
+if TYPE_CHECKING:
+    from ...origin import Origin
+
+__all__ = ["ATTACKS", "DATA", "RULES", "figures", "grid", "tables"]
+
+WORKERS = 20
+SIZES = (2, 4)
+SPLITS = ("iid", "dirichlet(0.5)", "extreme")
+# By kind; averaging comes first, for comparison. A tau of 10 is about how far apart honest momenta
+# are here: with 1 nothing trains without an attack either, with 30 one huge row is enough.
+RULES = (
+    "mean",
+    "median", "trimmed_mean", "meamed", "phocas",
+    "krum", "multi_krum", "bulyan", "mda", "mva", "smea",
+    "geometric_median", "rfa", "centered_clipping(tau=10.0)", "aksel", "monna", "caf", "dnc",
+    "fltrust",
+    "bucketing(s=2) | median", "nnm | krum", "nnm | trimmed_mean", "nnm | geometric_median",
+    "arc | nnm | trimmed_mean",
+)  # fmt: skip
+ATTACKS = (
+    "none",
+    "little", "empire", "empire_strict", "optimal(little)", "optimal(empire)",
+    "sign_flip", "reverse", "bit_flip", "label_flip",
+    "bulyan", "fang", "anti_cge", "min_max", "min_sum", "mimic", "mimic_heuristic",
+    "gaussian", "random", "huge", "zero", "drop", "nan", "inf",
+)  # fmt: skip
+OPTIONS: dict[str, Plain] = {
+    "model": "mlp", "workers": WORKERS, "batch": 16, "lr": 0.1, "momentum": 0.9,
+    "momentum_at": "worker", "steps": 150, "evaluate_every": 10,
+    "validation": 0.1,  # FLTrust needs data of the server's own, and the others are to have no more
+}  # fmt: skip
+DATA = ("digits", "mnist", "fashion-mnist")
+Axes = tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+FULL: Axes = (SIZES, SPLITS, RULES, ATTACKS)
+QUICK: Axes = (
+    (2,), ("iid", "extreme"), ("mean", "median", "nnm | krum"),
+    ("none", "little", "sign_flip", "nan"),
+)  # fmt: skip
+QUICK_STEPS = 20
+
 Case = tuple[int, str, str, str]  # f, split, rule, attack
-COLOURS = "cividis"  # the same to any colour vision, and lighter is better in grey too
+HEAT = "cividis"  # the same to any colour vision, and lighter is better in grey too
 CELL = 0.27  # inches
 MARKS = ("o", "s", "D", "v")
+
+
+def grid(data: str = "digits", *, quick: bool = False) -> Grid:
+    """Return every rule that can take f of 20 rows, under every attack by f of them.
+
+    Raises
+    ------
+    ValueError
+        If there is no such grid for the data set.
+    """
+    if data not in DATA:
+        raise unknown("data set of the resilience map", data, DATA)
+    options = {"data": data, **OPTIONS}
+    if quick:
+        options |= {"steps": QUICK_STEPS, "evaluate_every": QUICK_STEPS // 4}
+    settings = []
+    for f, split, rule, attack in product(*(QUICK if quick else FULL)):
+        if fg.rule(rule, f=f).check(WORKERS) is not None:
+            continue
+        config: dict[str, Plain] = {
+            "rule": rule, "attack": attack, "split": split,
+            "byzantine": 0 if attack == "none" else f, "declared": f,
+        }  # fmt: skip
+        tags: dict[str, Plain] = {"rule": rule, "attack": attack, "f": f, "split": split}
+        settings.append(
+            Setting(f"{attack} - {rule} - f={f} - {split}", {**options, **config}, tags)
+        )
+    return Grid(
+        "resilience", data, tuple(settings), "quick" if quick else "", "1..3", tables=tables,
+        figures=figures,
+    )  # fmt: skip
 
 
 class Accuracy(NamedTuple):
@@ -39,7 +107,12 @@ class Accuracy(NamedTuple):
     deviation: float
 
 
-def worst_map(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path]:
+def figures(records: Records, folder: Path, origin: Origin) -> list[Path]:
+    """Draw worst cases, and everything."""
+    return [*worst_map(records, folder, origin), *heat_map(records, folder, origin)]
+
+
+def worst_map(records: Records, folder: Path, origin: Origin) -> list[Path]:
     """Draw the worst accuracy of each rule over all attacks: a panel for each split, a mark for f.
 
     A bar is a deviation over the seeds to both sides, a tick the accuracy without an attack.
@@ -52,7 +125,7 @@ def worst_map(records: Iterable[Record], folder: Path, origin: Origin) -> list[P
         for number, f in enumerate(sizes):
             shift = 0.34 * (number / max(1, len(sizes) - 1) - 0.5)
             for row, rule in enumerate(rules):
-                colour, worst = SIZE_COLOURS[number], _worst(found, f, split, rule)
+                colour, worst = COLOURS[number], _worst(found, f, split, rule)
                 if worst is not None:
                     accuracy = found[f, split, rule, worst]
                     assert accuracy is not None
@@ -79,8 +152,10 @@ def worst_map(records: Iterable[Record], folder: Path, origin: Origin) -> list[P
     return save(figure, folder, "resilience", origin, "mean, and bars of one deviation")
 
 
-def heat_map(records: Iterable[Record], folder: Path, origin: Origin) -> list[Path]:
+def heat_map(records: Records, folder: Path, origin: Origin) -> list[Path]:
     """Draw accuracies late in the runs, a panel for each f and split; the worst in the margin."""
+    from matplotlib.figure import Figure
+
     found = _accuracies(records)
     sizes, splits, rules, attacks = _axes(found)
     width = CELL * (len(attacks) + 2) * len(splits) + 3.2
@@ -105,7 +180,7 @@ def heat_map(records: Iterable[Record], folder: Path, origin: Origin) -> list[Pa
     return save(figure, folder, "resilience-map", origin, "means")
 
 
-def worst_cases(records: Iterable[Record]) -> Table:
+def tables(records: Records) -> list[Table]:
     """Return, for each rule, its worst accuracy at each f and split, and which attack it is."""
     found = _accuracies(records)
     columns = sorted(dict.fromkeys(key[:2] for key in found), key=lambda column: column[0])
@@ -127,7 +202,7 @@ def worst_cases(records: Iterable[Record]) -> Table:
     )
     if lacking:
         note += f" Could not run, and do not count: {', '.join(lacking)}."
-    return Table("The worst attack on each rule", heads, rows, len(heads), note)
+    return [Table("The worst attack on each rule", heads, rows, len(heads), note)]
 
 
 def _accuracies(records: Iterable[Record]) -> dict[Case, Accuracy | None]:
@@ -164,11 +239,13 @@ def _percent(accuracy: Accuracy) -> str:
 
 def _panel(panel: Any, cells: NDArray[np.float64]) -> Any:
     """Draw the cells with their numbers, and the least of each row beside them."""
+    import matplotlib
+
     rules, attacks = cells.shape
     known = np.isfinite(cells).any(axis=1)
     worst = np.full((rules, 1), np.nan)
     worst[known, 0] = np.nanmin(cells[known], axis=1)
-    colours = matplotlib.colormaps[COLOURS].with_extremes(bad="#dddddd")
+    colours = matplotlib.colormaps[HEAT].with_extremes(bad="#dddddd")
     image = None
     for values, left in ((cells, -0.5), (worst, attacks)):
         extent = (left, left + values.shape[1], rules - 0.5, -0.5)

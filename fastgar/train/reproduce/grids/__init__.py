@@ -1,0 +1,1 @@
+"""The grids: a file for each, which carries its settings, its tables and its figures."""
