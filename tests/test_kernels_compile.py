@@ -181,6 +181,23 @@ def test_every_size_compiles_without_spilling():
         assert complaints(variants, cycle([architecture])) == []
 
 
+def most_pairs():
+    """Products of as many rows as one block takes, and of one more; distances of the most."""
+    for dtype in CODES:
+        for points, products in ((104, True), (105, True), (124, False), (128, False)):
+            for aligned in (False, True):
+                yield of_distances(points, dtype, products, aligned=aligned, table=True)
+
+
+def test_the_most_pairs_of_a_block_stay_in_registers():
+    """Each on one of the architectures; FASTGAR_ALL_KERNELS=1: on all of them."""
+    variants = list(most_pairs())
+    for architecture in ARCHITECTURES if ALL else ["sm_75"]:
+        assert complaints(variants, cycle([architecture])) == []
+    if not ALL:
+        assert complaints(variants, cycle(["sm_80", "sm_90", "sm_120"])) == []
+
+
 def test_spills_are_found():
     n = 120  # in the registers of a block of which eight must fit
     file, macros, _ = of_columns(n, "float32", Statistic.median(n))

@@ -12,6 +12,8 @@ __all__ = ["CHUNK_SPANS", "SPAN", "PairShape", "pair_shape", "triangle", "whole_
 SPAN = 2048  # columns of one partial matrix
 CHUNK_SPANS = CHUNK // SPAN  # that are added to each other before they go to the total
 TRIANGLE = 128  # up to here one block takes all pairs; above, it takes CROSS rows against CROSS
+# What stays in registers of one block, rows being read one number at a time, or summing products.
+TRIANGLE_ONE_BY_ONE, TRIANGLE_OF_PRODUCTS = 124, 104
 CROSS = 64
 SHARED = 48 << 10  # bytes that every GPU gives a block without being asked
 OWN_SHARED = 1280  # of which the addresses of rows, and their flags, take less than this
@@ -90,7 +92,8 @@ def pair_shape(points: int, wide: bool, products: bool, aligned: bool) -> PairSh
     size = 8 if wide else 4
     lanes = 16 // size
     ahead = AHEAD if aligned else AHEAD_ONE_BY_ONE
-    if points > TRIANGLE:
+    one_by_one = TRIANGLE if aligned else TRIANGLE_ONE_BY_ONE
+    if points > (TRIANGLE_OF_PRODUCTS if products else one_by_one):
         return PairShape(
             4, CROSS // 4, 1, _columns(2 * CROSS, 1, lanes, size, 256 * ahead), True, 256
         )
