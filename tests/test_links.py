@@ -332,6 +332,33 @@ def test_one_peer_waits_and_the_others_go_on(tmp_path: Path) -> None:
         box.wait("b", GRADIENT, 1)
 
 
+def test_a_node_that_is_slow_to_give_a_slot_calls_nobody_silent(tmp_path: Path) -> None:
+    class Slow(Box):
+        def slot(self, peer: str, kind: int, step: int) -> Any:
+            time.sleep(2 * QUICK.patience)
+            return super().slot(peer, kind, step)
+
+    with net(tmp_path, "a", "b") as it:
+        box = Slow(it.sizes)
+        a, b = it.start("a", limits=QUICK), it.start("b", limits=QUICK, inbox=box)
+        connected(a, b)
+        posted(a, "b", MODEL, 1)
+        box.wait("a", MODEL, 1)
+        assert a.status()["b"].closed == b.status()["a"].closed == {}
+
+
+def test_a_node_that_lets_a_peer_wait_is_closed_all_the_same(tmp_path: Path) -> None:
+    with net(tmp_path, "a", "b") as it:
+        a, b = it.start("a"), it.start("b")
+        it.boxes["b"].rule = lambda peer, kind, step: LATER
+        posted(a, "b", MODEL, 1)
+        until(lambda: b.status()["a"].paused)
+        began = time.monotonic()
+        b.close()
+        assert time.monotonic() - began < 5 and not it.boxes["b"].slots
+        b.resume("a")  # harms nobody
+
+
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("way", ["swallow", "hold"])
 def test_one_direction_that_is_silent_is_noticed(tmp_path: Path, direction: str, way: str) -> None:

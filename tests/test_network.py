@@ -192,6 +192,7 @@ class Tape:
     def __init__(self, headers: list[bytes]) -> None:
         self.headers = iter(headers)
         self.received = self.sent = 0
+        self.waiting = True
         self.largest = 0
         self.sock = threading.local()  # has no shutdown
         self.ends = threading.Event()
@@ -259,9 +260,9 @@ def test_a_node_is_silent_by_ticks_and_not_by_the_clock() -> None:
     for _ in range(9):
         link.tick(3, 10)
     assert link.why is None
-    link.paused = True  # it is this node that does not read
+    tape.waiting = False  # it is this node that does not read
     link.tick(3, 10)
-    link.paused = False
+    tape.waiting = True
     for _ in range(9):
         link.tick(3, 10)
     assert link.why is None

@@ -129,7 +129,7 @@ class Link:
         counts = self.channel.received, self.channel.sent
         same = [now == then for now, then in zip(counts, self.counts, strict=True)]
         self.counts = counts
-        self.silence = self.silence + 1 if same[0] and not self.paused else 0
+        self.silence = self.silence + 1 if same[0] and self.channel.waiting else 0
         self.quiet = self.quiet + 1 if same[1] else 0
         if max(counts) > REKEY:
             self.fail("rekey", "new keys are due after so many bytes")

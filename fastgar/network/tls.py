@@ -93,6 +93,7 @@ class Channel:
         self._scratch: memoryview | None = None
         self.received = self.sent = 0  # bytes, on the wire
         self.heard = time.monotonic()
+        self.waiting = False  # the reader, for the other end
         self.owed: Callable[[], None] = lambda: None  # called by the reader where `flush` has work
 
     # ---------------------------------------------------------------- before there are two threads
@@ -162,7 +163,9 @@ class Channel:
             count -= part
 
     def _receive(self) -> None:
+        self.waiting = True
         count = self.sock.recv_into(self._buffer)
+        self.waiting = False
         if not count:
             raise Ended(in_order=False)
         self.received += count
