@@ -17,8 +17,9 @@ from fastgar import primitives
 from fastgar.arrays import table
 from fastgar.cpu import backend
 from fastgar.search.mixed import ROWS
-from fastgar.search.selection import choose
+from fastgar.search.selection import choose, makes
 from fastgar.search.subsets import every
+from fastgar.statistic import Bulyan
 
 
 def rows(n: int = 11, d: int = 17, seed: int = 0, dtype: Any = np.float64) -> np.ndarray:
@@ -290,13 +291,13 @@ def test_the_compiled_choice_is_the_rule_s(kind: str, wild: str, data: st.DataOb
 def chosen(rule: fg.Rule, X: np.ndarray) -> np.ndarray | None:
     """Return what is chosen at once, which must be what the rule decides, or None."""
     T = table(X)
-    selection = rule._selection(T)
+    selection = rule._plan(T.n).selection
     assert selection is not None
-    decision = rule._decide_on(T, points := rule.points(T), "all")
-    made, whole = choose(primitives.sqdist(T, points), selection)
+    decision = rule.explain(X).decision
+    made, whole = choose(primitives.sqdist(T, rule.references(T)), selection)
     if made is None:
         return None
-    if selection.kind == "bulyan":
+    if isinstance(selection, Bulyan):
         assert decision.mix is not None
         np.testing.assert_array_equal(made, decision.mix.argmax(axis=1))
     elif decision.mix is not None:
@@ -344,7 +345,7 @@ def test_which_rows_a_choice_is_made_among(kind: str) -> None:
         cases += [(15, 2, True), (15, 3, False)]
     for n, f, made in cases:
         X, rule = rows(n, 5), fg.rule(of_kind(kind), f)
-        assert (rule._selection(table(X)) is not None) == made
+        assert makes(rule._plan(n).selection, n) == made
         np.testing.assert_array_equal(rule(X), rule(X, check=True))
 
 
@@ -459,7 +460,7 @@ def test_partial_distances_add_up() -> None:
         parts = []
         for part in (X[:, :25], X[:, 25:]):
             T = table(np.ascontiguousarray(part))
-            D = rule.measure(T, rule.points(T))
+            D = rule.measure(T, rule.references(T))
             assert D is not None
             parts.append(D)
         decision = rule.decide(parts[0] + parts[1])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import SearchLimit
 from ..options import Count
-from ..statistic import Selection
+from ..statistic import MDA, MVA
 from . import proofs
 from .decorators import distance_rule
 
@@ -41,12 +41,12 @@ def _rows(on_limit: OnLimit, search: Callable[..., Rows], *arguments: Any) -> Ro
         return np.array(error.best)
 
 
-def _mda_selection(n: int, f: int, options: Any) -> Selection:
-    return Selection("mda", f)
+def _mda_selection(n: int, f: int, options: Any) -> MDA:
+    return MDA(f=f)
 
 
-def _mva_selection(n: int, f: int, options: Any) -> Selection:
-    return Selection("mva", f)
+def _mva_selection(n: int, f: int, options: Any) -> MVA:
+    return MVA(f=f)
 
 
 @distance_rule(

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastgar import primitives
 from fastgar.arrays import reference, table
 from fastgar.errors import TooManyFaults
 from fastgar.geometry import Decision
 from fastgar.pipeline import Rule
+from fastgar.report import usage, weigh
 
 from .errors import TooManyFaultyRanks
 from .exchange import Exchange, Slab
@@ -125,15 +125,9 @@ class Aggregation:
             return self.decision
         assert self._D is not None
         D = self._sum(self._D)
-        inner = None
-        rescale = self.rule.wants_inner(D)
-        if rescale is not None:  # some rank's gradient is very long: one more pass, in float64
-            for slab in self.slabs:
-                inner = primitives.inner(slab.table, slab.points, *rescale, start=inner)
-            assert inner is not None
-            inner = self._sum(inner)
+        parts = [(slab.table, slab.points) for slab in self.slabs]
         try:
-            self.decision = self.rule.decide(D, inner)
+            self.decision = self.rule.conclude(D, parts, self._sum)
         except TooManyFaults as error:
             raise self.complaint(error.rows, error.f) from None
         if self.decision.faulty is not None:
@@ -147,7 +141,7 @@ class Aggregation:
             if slab.result is None:
                 self._apply(slab)
         self.settle()
-        self.rule.step += 1
+        self.rule.advance()
         return [self.exchange.collect(slab) for slab in self.slabs]
 
     def settle(self) -> None:
@@ -222,7 +216,7 @@ class Aggregation:
         columns = torch.stack([row[::step] for row in slab.rows]).cpu()
         points = ("origin",) * len(slab.points)  # all that a mixing step knows
         count = columns.shape[1]
-        self._used = self._used + count * primitives.usage(table(columns), statistic, points, mix)
+        self._used = self._used + count * usage(table(columns), statistic, points, mix)
         self._sampled += count
 
     def weights(self) -> Array:
@@ -235,12 +229,7 @@ class Aggregation:
         if mix is not None:  # which was not known before: a column rule has told all already
             *parts, sampled = self._sum(np.append(np.zeros(len(mix)) + counts, sampled))
             counts = np.array(parts)
-        used: Array = counts / max(sampled, 1)
-        if mix is None:
-            return used
-        total = used.sum()
-        weights: Array = (used / total if total > 0 else used) @ np.nan_to_num(mix)
-        return weights[:n]
+        return weigh(decision, counts / max(sampled, 1))[:n]
 
 
 def is_finite(vector: Tensor) -> bool:
