@@ -21,7 +21,7 @@ from .geometry import Decision, Geometry, rescaling
 from .primitives import Refs
 from .spec import GUARANTEES, Guarantee
 from .stages import Stage, argument_for, as_decision, as_mixing, as_statistic, parse, whole
-from .statistic import NNM, Selection, Statistic
+from .statistic import NNM, Selection, Statistic, tolerated
 
 __all__ = ["Explained", "Rule", "rule"]
 
@@ -155,7 +155,7 @@ class Rule:
         """Return None if `n` rows can be aggregated, else the sentence that says what is wrong."""
         rows, before = whole("n", n) or 0, ""
         for stage in self.stages:
-            complaint = stage.spec.complaint(rows, stage.f(self.f, rows), stage.options)
+            complaint = stage.spec.complaint(rows, tolerated(self.f, rows), stage.options)
             if complaint is not None:
                 return before + complaint
             after = stage.rows_after(rows)
@@ -344,7 +344,7 @@ class Rule:
         first, last = self.stages[0], self._last
         if len(self.stages) > 2 or first.spec.selection is None:
             return None
-        selection: Selection | None = first.spec.selection(n, first.f(self.f, n), first.options)
+        selection: Selection | None = first.spec.selection(n, tolerated(self.f, n), first.options)
         if selection is None or first.spec.kind != "mixing":
             return selection
         if len(self.stages) == 1 or not isinstance(selection, NNM):
@@ -356,7 +356,7 @@ class Rule:
             return None
         if self.refs or self._inner:
             return None
-        then: Selection | None = last.spec.selection(n, last.f(self.f, n), last.options)
+        then: Selection | None = last.spec.selection(n, tolerated(self.f, n), last.options)
         return None if then is None else replace(selection, statistic=then.statistic, then=then)
 
     def references(self, T: Table, start: Any = None, reference_: Any = None) -> Refs:
@@ -382,7 +382,7 @@ class Rule:
     def _draw(self, n: int) -> Statistic:
         """Return what the column rule takes of each column of n rows, at this step."""
         stage = self._last
-        f = stage.f(self.f, n)
+        f = tolerated(self.f, n)
         return as_statistic(stage, n, f, stage.run(n, f, self.step))
 
     def _decide_on(
@@ -457,7 +457,7 @@ class Rule:
             return None
         if self._centre is None:
             return primitives.sqdist(T, refs, start=start)
-        centre = self._centre(T.n, self._last.f(self.f, T.n), self._last.options)
+        centre = self._centre(T.n, tolerated(self.f, T.n), self._last.options)
         return primitives.sqdist_to(T, centre, start)
 
     def wants_inner(self, D: Array | None) -> tuple[int, Array] | None:
@@ -515,13 +515,13 @@ class Rule:
         self.require(g.n)
         faulty = g.faulty
         if g.any_faulty and self._too_many(faulty):
-            raise TooManyFaults(np.flatnonzero(faulty).tolist(), self._tolerated(g.n))
+            raise TooManyFaults(np.flatnonzero(faulty).tolist(), tolerated(self.f, g.n))
         if self._names:
             for name, infinite in zip(self._names, D.diagonal()[g.n :], strict=True):
                 if infinite != 0 and name != "median":
                     raise ValueError(f"{name} holds NaN or infinity")
         for stage in self._mixing:
-            W = stage.run(argument_for(stage, g), stage.f(self.f, g.n), self.step)
+            W = stage.run(argument_for(stage, g), tolerated(self.f, g.n), self.step)
             g = g.mix(as_mixing(stage, g, W))
         last = self._last
         if last.spec.kind == "mixing":
@@ -530,18 +530,15 @@ class Rule:
             statistic = self._plan(len(faulty)).statistic or self._draw(g.n)
             decision = Decision(mix=g.rows_over_original(), statistic=statistic)
         else:
-            given = last.run(argument_for(last, g), last.f(self.f, g.n), self.step)
+            given = last.run(argument_for(last, g), tolerated(self.f, g.n), self.step)
             decision = _over_original(g, as_decision(last, g, given))
         if self._centre is not None and decision.weights is not None:
             decision.weights = decision.weights[: g.n]  # the median is no point to be read
         decision.faulty = faulty
         return decision
 
-    def _tolerated(self, n: int) -> int:
-        return (n - 1) // 2 if self.f is None else self.f
-
     def _too_many(self, faulty: NDArray[Any]) -> bool:
-        return int(np.count_nonzero(faulty)) > self._tolerated(len(faulty))
+        return int(np.count_nonzero(faulty)) > tolerated(self.f, len(faulty))
 
     def apply(
         self,

@@ -80,12 +80,12 @@ class Report:
         return on_a_screen(str(self))
 
 
-def on_a_screen(table: str) -> str:
-    """Return a table of rows without its middle, if it has more lines than a screen."""
-    lines = table.split("\n")
+def on_a_screen(text: str) -> str:
+    """Return a text without its middle, if it has more lines than a screen."""
+    lines = text.split("\n")
     more = len(lines) - 2 * HALF
     if more <= 1:
-        return table
+        return text
     return "\n".join([*lines[:HALF], f"... {more} lines more: print it ...", *lines[-HALF:]])
 
 

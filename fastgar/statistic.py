@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 __all__ = [
     "CGE", "CHUNK", "FAR", "MDA", "MVA", "NNM", "Bulyan", "BulyanAveraged", "CenteredClipping",
     "GeometricMedian", "Krum", "Middle", "MoNNA", "Selection", "Statistic", "hash64", "hash_key",
+    "tolerated",
 ]  # fmt: skip
 
 CHUNK = 8192  # columns of one partial sum of distances
@@ -64,8 +65,7 @@ class Statistic:
             high = low
         elif middle == "upper":
             low = high
-        limit = (n - 1) // 2 if faults is None else faults
-        return Statistic.between(n, low, high + 1, limit, closest)
+        return Statistic.between(n, low, high + 1, tolerated(faults, n), closest)
 
     @staticmethod
     @cache
@@ -182,6 +182,11 @@ class GeometricMedian(Selection):
 
     tol: float
     max_iter: int
+
+
+def tolerated(f: int | None, n: int) -> int:
+    """Return how many of n rows may hold anything: f or, where that is None, all but a majority."""
+    return (n - 1) // 2 if f is None else f
 
 
 def hash_key(seed: int, step: int) -> int:

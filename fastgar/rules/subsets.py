@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import SearchLimit
 from ..options import Count
+from ..search import WORK_LIMIT
 from ..statistic import MDA, MVA
 from . import proofs
 from .decorators import distance_rule
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from ..geometry import Decision, Geometry
 
 __all__ = ["mda", "mva", "smea"]
-
-OPERATIONS = 1_000_000_000  # about a second
 
 OnLimit = Literal["raise", "best"]
 Rows = NDArray[np.intp]
@@ -58,7 +57,7 @@ def _mva_selection(n: int, f: int, options: Any) -> MVA:
     variance_ratio=lambda n, f, options: (n - f) / (8**0.5 * f) if f else float("inf"),
 )
 def mda(
-    g: Geometry, f: int, *, work_limit: Count = OPERATIONS, on_limit: OnLimit = "raise"
+    g: Geometry, f: int, *, work_limit: Count = WORK_LIMIT, on_limit: OnLimit = "raise"
 ) -> Decision:
     """Return the mean of the n-f rows of least diameter (minimum-diameter averaging, "brute").
 
@@ -93,7 +92,7 @@ def mda(
     paper="after Rousseeuw, Multivariate estimation with high breakdown point, 1985",
 )
 def mva(
-    g: Geometry, f: int, *, work_limit: Count = OPERATIONS, on_limit: OnLimit = "raise"
+    g: Geometry, f: int, *, work_limit: Count = WORK_LIMIT, on_limit: OnLimit = "raise"
 ) -> Decision:
     """Return the mean of the n-f rows of least variance (the trace of their covariance).
 
@@ -127,7 +126,7 @@ def mva(
     kappa=proofs.least_spread,
 )
 def smea(
-    g: Geometry, f: int, *, work_limit: Count = OPERATIONS, on_limit: OnLimit = "raise"
+    g: Geometry, f: int, *, work_limit: Count = WORK_LIMIT, on_limit: OnLimit = "raise"
 ) -> Decision:
     """Return the mean of the n-f rows whose covariance has the least largest eigenvalue.
 

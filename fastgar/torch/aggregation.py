@@ -86,7 +86,7 @@ class Aggregation:
             known = references or {}
             passed = {name: whole[slab.begin : end] for name, whole in known.items()}
             T = slab.table
-            slab.points = tuple(
+            slab.refs = tuple(
                 "origin" if name not in passed else reference(T, passed[name], name)
                 for name in self.rule.refs
             )
@@ -108,7 +108,7 @@ class Aggregation:
                     self.faulty |= [not is_finite(row) for row in slab.rows]
                 self._apply(slab)
             else:
-                self._D = self.rule.measure(slab.table, slab.points, self._D)
+                self._D = self.rule.measure(slab.table, slab.refs, self._D)
 
     def decide(self) -> Decision:
         """Return the decision, the same on every rank.
@@ -125,7 +125,7 @@ class Aggregation:
             return self.decision
         assert self._D is not None
         D = self._sum(self._D)
-        parts = [(slab.table, slab.points) for slab in self.slabs]
+        parts = [(slab.table, slab.refs) for slab in self.slabs]
         try:
             self.decision = self.rule.conclude(D, parts, self._sum)
         except TooManyFaults as error:
@@ -155,7 +155,7 @@ class Aggregation:
         if not slab.width:
             return slab.vector.new_empty(0)
         first = slab.offset + slab.begin
-        out = self.rule.apply(self.decision, slab.table, slab.points, offset=first)
+        out = self.rule.apply(self.decision, slab.table, slab.refs, offset=first)
         result: Tensor = out.value()
         return result
 
@@ -193,9 +193,9 @@ class Aggregation:
         assert self.decision is not None
         statistic = self.decision.statistic
         assert statistic is not None
-        tolerated = 0 if statistic.kind == "mean" else statistic.faults
-        if int(faulty.sum()) > tolerated:
-            raise self.complaint(np.flatnonzero(faulty).tolist(), tolerated)
+        f = 0 if statistic.kind == "mean" else statistic.faults
+        if int(faulty.sum()) > f:
+            raise self.complaint(np.flatnonzero(faulty).tolist(), f)
 
     def complaint(self, rows: Any, f: int) -> TooManyFaultyRanks:
         """Return the error for too many faulty ranks, after everything has arrived."""
@@ -214,9 +214,9 @@ class Aggregation:
             return
         step = -(-slab.width // SAMPLE)
         columns = torch.stack([row[::step] for row in slab.rows]).cpu()
-        points = ("origin",) * len(slab.points)  # all that a mixing step knows
+        refs = ("origin",) * len(slab.refs)  # all that a mixing step knows
         count = columns.shape[1]
-        self._used = self._used + count * usage(table(columns), statistic, points, mix)
+        self._used = self._used + count * usage(table(columns), statistic, refs, mix)
         self._sampled += count
 
     def weights(self) -> Array:

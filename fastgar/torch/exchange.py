@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastgar.arrays import Table, table
 from fastgar.errors import unknown
+from fastgar.libraries import HUGE
 
 from .group import Peers
 from .window import Window, open_window
@@ -30,7 +31,6 @@ from .window import Window, open_window
 __all__ = ["MODES", "Exchange", "Memory", "Slab", "exchange_of", "fresh", "memory_of"]
 
 MODES = ("sharded", "replicated")
-HUGE = 4 << 20  # bytes from which on NumPy asks for huge pages
 
 
 class Memory:
@@ -109,7 +109,7 @@ class Slab:
         The memory in which the rows are.
     into : tensor, optional
         Where the aggregate of the vector goes.
-    points : tuple
+    refs : tuple
         The same columns of what the rule refers to.
     """
 
@@ -122,7 +122,7 @@ class Slab:
     into: Tensor | None
     arriving: list[dist.Work] = field(default_factory=list)
     gathering: list[dist.Work] = field(default_factory=list)
-    points: tuple[Any, ...] = ()
+    refs: tuple[Any, ...] = ()
     result: Tensor | None = None
 
     @property

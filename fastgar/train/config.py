@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 from ..errors import shown, unknown
 from ..options import GREATEST, Count, Positive
 from . import split
-from .spec import configured
+from .named import configured
 
 __all__ = ["EVALUATIONS", "PENALTIES", "PLACES", "Config", "read_settings", "schedule"]
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from ..options import Count
 from .data import Data
 from .importing import imported
-from .spec import configured
+from .named import configured
 
 __all__ = ["MODELS", "build", "check", "require_fit"]
 
