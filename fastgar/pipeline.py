@@ -377,7 +377,8 @@ class Rule:
 
     def require(self, n: int) -> None:
         """Raise a ValueError with the sentence of `check` unless `n` rows can be aggregated."""
-        self._plan(n)
+        if n not in self._plans:
+            self._plan(n)
 
     def _draw(self, n: int) -> Statistic:
         """Return what the column rule takes of each column of n rows, at this step."""
