@@ -443,6 +443,57 @@ def test_decide_reads_no_data() -> None:
         fg.rule("krum", 5).decide(fg.sqdist(X))
 
 
+@pytest.mark.parametrize(
+    "spec",
+    ["krum", "bulyan", "nnm | median", "cge", "aksel", "bucketing(s=2) | median", "condense"],
+)
+def test_what_is_explained_is_what_a_call_does(spec: str) -> None:
+    X = rows()
+    rule, other = fg.rule(spec, 2), fg.rule(spec, 2)
+    for _ in range(2):  # some draw anew each time
+        explained = rule.explain(X)
+        assert explained.aggregate.tobytes() == other(X).tobytes()
+        again = rule.apply(explained.decision, explained.rows, explained.refs)
+        assert again.value().tobytes() == explained.aggregate.tobytes()
+    assert rule.step == other.step == 2
+    if spec in ("aksel", "condense"):  # which look at columns
+        assert explained.distances is None
+    else:
+        np.testing.assert_array_equal(explained.distances, fg.sqdist(X, rule.refs))
+
+
+def test_what_is_measured_beside_decides_on_nothing() -> None:
+    X = rows()
+    start = X[3] * 1e6
+    for spec, refs in [("krum", []), ("centered_clipping(tau=1.0)", [start])]:
+        rule = fg.rule(spec, 2)
+        keywords = {"start": start} if refs else {}
+        explained = rule.explain(X, beside=("origin",), **keywords)
+        assert explained.aggregate.tobytes() == rule(X, **keywords).tobytes()
+        np.testing.assert_array_equal(explained.distances, fg.sqdist(X, [*refs, "origin"]))
+
+
+def test_parts_of_rows_conclude_as_the_whole() -> None:
+    """Also where some row is so long that all must be read once more."""
+    X = rows(11, 2 * fg.CHUNK + 5)
+    for length in (1.0, 1e9):
+        X[4] *= length
+        for spec in ("nnm | krum", "geometric_median", "caf"):
+            rule, D, parts = fg.rule(spec, 2), None, []
+            for begin in (0, fg.CHUNK, 2 * fg.CHUNK):
+                T = table(X[:, begin : begin + fg.CHUNK])
+                parts.append((T, rule.references(T)))
+                D = rule.measure(*parts[-1], D)
+            assert D is not None
+            asked: list[np.ndarray] = []
+            decision = rule.conclude(
+                D, parts, lambda inner, asked=asked: asked.append(inner) or inner
+            )
+            want = rule.explain(X).decision.weights
+            np.testing.assert_array_equal(decision.weights, want)
+            assert len(asked) == (length > 1 and spec != "nnm | krum")
+
+
 def test_a_decision_survives_without_the_third_read() -> None:
     """A caller that cannot read again gets a finite decision, only a coarser one."""
     X = rows()
