@@ -28,7 +28,7 @@ from . import capsules
 from .capsules import steps
 from .dtypes import ITEMSIZE, stored
 
-__all__ = ["HUGE", "NUMPY", "DLPack", "Library", "View", "as_numpy", "library_of"]
+__all__ = ["NUMPY", "DLPack", "Library", "View", "as_numpy", "library_of"]
 
 HUGE = 4 << 20  # bytes from which on NumPy asks for huge pages, which cost a quarter to touch
 

@@ -31,12 +31,13 @@ ROWS = list(rows())
 
 def row_of(file: str) -> int:
     """Return the number of the row that a file is in."""
-    (found,) = {
+    found = [
         number
         for number, (_, names) in enumerate(ROWS)
         if file in names or file.partition("/")[0] in names
-    }
-    return found
+    ]
+    assert len(found) == 1, f"fastgar/{file} must be in one row of the table in CONTRIBUTING.md"
+    return found[0]
 
 
 def file_of(module: str) -> str | None:

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from fastgar.arrays import Table, table
 from fastgar.errors import unknown
-from fastgar.libraries import HUGE
 
 from .group import Peers
 from .window import Window, open_window
@@ -31,6 +30,7 @@ from .window import Window, open_window
 __all__ = ["MODES", "Exchange", "Memory", "Slab", "exchange_of", "fresh", "memory_of"]
 
 MODES = ("sharded", "replicated")
+HUGE = 4 << 20  # bytes from which on NumPy asks for huge pages
 
 
 class Memory:
