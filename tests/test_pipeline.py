@@ -374,7 +374,7 @@ def test_reads() -> None:
 )  # fmt: skip
 def test_the_data_is_read_as_often_as_promised(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
-    for name in ("sqdist", "inner", "combine", "columns", "usage", "sqdist_to", "select"):
+    for name in ("sqdist", "inner", "combine", "columns", "values", "sqdist_to", "select"):
         original = getattr(primitives, name)
 
         def counting(
