@@ -1,7 +1,7 @@
 """The three primitives on a GPU: from addresses and n x n matrices to launches.
 
-A `Backend` has what the module `fastgar.cpu.backend` has, for one device and the stream and
-allocator of one caller. n x n numbers come in as NumPy arrays, or stay on the device as `Numbers`
+A `Backend` is what `fastgar.backend` wants, for one device and the stream and allocator of one
+caller. n x n numbers come in as NumPy arrays, or stay on the device as `Numbers`
 where no host has to see them: what `select` gives, `combine` and `columns` take.
 
 What concerns several leaves of a model waits until all are known (`finish`, `flush`), and is
