@@ -123,12 +123,10 @@ class Krum(Selection):
     m: int
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class Bulyan(Selection):
     """The statistic of n-2f picks by Krum, one after the other."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class BulyanAveraged(Selection):
     """The statistic of n-2f-2 means of ever fewer rows."""
 
@@ -143,7 +141,6 @@ class NNM(Selection):
     then: Selection | None = None
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class CGE(Selection):
     """The mean of the n-f rows nearest to the last point, which is the origin."""
 
@@ -157,12 +154,10 @@ class MoNNA(Selection):
     pivot: int
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class MDA(Selection):
     """The mean of the n-f rows of least diameter."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class MVA(Selection):
     """The mean of the n-f rows of least variance."""
 
