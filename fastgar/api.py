@@ -13,6 +13,7 @@ from .arrays import Table, numbers, reference, table
 from .errors import unknown
 from .geometry import Decision
 from .pipeline import Rule
+from .primitives import Refs
 from .registry import lookup, registered
 from .stages import Stage
 
@@ -51,7 +52,7 @@ def sqdist(X: Any, refs: References = ()) -> NDArray[np.float64]:
            [inf, inf, inf]])
     """
     T = table(X)
-    return primitives.sqdist(T, _points(T, refs))
+    return primitives.sqdist(T, _references(T, refs))
 
 
 def combine(W: Any, X: Any, refs: References = ()) -> Any:
@@ -86,10 +87,10 @@ def combine(W: Any, X: Any, refs: References = ()) -> Any:
     if getattr(X, "ndim", 2) == 1 and getattr(W, "ndim", 1) > 1:
         raise ValueError("the weights come first, and then X: combine(W, X)")
     T = table(X)
-    points = _points(T, refs)
-    weights = _weights("W", W, T, T.n + len(points), (1, 2))
+    vectors = _references(T, refs)
+    weights = _weights("W", W, T, T.n + len(vectors), (1, 2))
     out = T.empty(None if weights.ndim == 1 else len(weights))
-    primitives.combine(weights, T, points, out)
+    primitives.combine(weights, T, vectors, out)
     return out.value()
 
 
@@ -142,18 +143,18 @@ def columns(X: Any, statistic: str, f: int | None = None, *, W: Any = None, **op
     return rule.apply(decision, T, careful=True).value()
 
 
-def _points(T: Table, refs: References) -> tuple[Any, ...]:
+def _references(T: Table, refs: References) -> Refs:
     if isinstance(refs, str):
         refs = [refs]
-    points: list[Any] = []
+    vectors: list[Table | str] = []
     for i, ref in enumerate(refs):
         if isinstance(ref, str):
             if ref != "origin":
                 raise unknown("point", ref, ["origin"])
-            points.append(ref)
+            vectors.append(ref)
         else:
-            points.append(reference(T, ref, f"refs[{i}]"))
-    return tuple(points)
+            vectors.append(reference(T, ref, f"refs[{i}]"))
+    return vectors
 
 
 def _weights(

@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 ALONE = 1 << 18  # multiply-adds that OpenBLAS does in one thread: more may wait for a busy core
 PAIRWISE = 128  # up to this many rows, distances of mixed rows are formed pair by pair
 ROUNDING = 2.0**-21  # of the sum that makes a mixed row, in units of its longest part
-LONGEST = 1e300  # a length may not overflow
+MOST = 1e300  # a length may not overflow
 BEYOND = 1e-160  # scale for a row whose squared distance overflows: its own square then does not
 
 
@@ -420,7 +420,7 @@ def _in_own_units(gram: Array, scale: Array, usual: float) -> Frame:
     shrink = np.ones_like(size)
     if np.isfinite(usual):
         np.divide(usual, size, out=shrink, where=(size > 0) & (scale == BEYOND))
-        shrink = np.maximum(shrink, length / LONGEST)
+        shrink = np.maximum(shrink, length / MOST)
     return Frame(_scaled(gram, shrink), length / shrink)
 
 
@@ -450,7 +450,7 @@ def _mixed_frame(points: Array, frame: Frame, usual: float) -> Frame:
     size = np.sqrt(np.maximum(gram.diagonal(), 0.0))
     own = largest
     if np.isfinite(usual):
-        own = np.clip(largest * (size / usual), 1.0, LONGEST)
+        own = np.clip(largest * (size / usual), 1.0, MOST)
     return Frame(_scaled(gram, largest / own), own)
 
 

@@ -13,12 +13,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from .errors import shown
 
 __all__ = [
-    "OPERATIONS", "Count", "Index", "Option", "Positive", "Probability", "Range", "Seed", "Steps",
+    "Count", "Index", "Option", "Positive", "Probability", "Range", "Seed", "Steps",
     "read_options",
 ]  # fmt: skip
 
 GREATEST = 2**63 - 1  # integer that compiled code takes
-OPERATIONS = 1_000_000_000  # that a decision may take: about a second
 
 
 @dataclass(frozen=True)

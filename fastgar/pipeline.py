@@ -6,9 +6,9 @@ mathematics decides on n x n numbers, `primitives` applies the decision.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,46 @@ from .arrays import Out, Table, reference, table
 from .dtypes import ITEMSIZE
 from .errors import TooManyFaults, shown
 from .geometry import Decision, Geometry, rescaling
+from .primitives import Refs
 from .spec import GUARANTEES, Guarantee
 from .stages import Stage, argument_for, as_decision, as_mixing, as_statistic, parse, whole
-from .statistic import Selection, Statistic
+from .statistic import NNM, Selection, Statistic, tolerated
 
-__all__ = ["Rule", "rule"]
+__all__ = ["Explained", "Rule", "rule"]
 
 Array = NDArray[np.float64]
 DistanceOn = Literal["all"] | Callable[[str], bool]
 
 WITHOUT_MIXTURE = ("finite_mean", "sign", "condense")  # statistics without a fused kernel
+
+
+class Explained(NamedTuple):
+    """An aggregate, and how it came about.
+
+    Attributes
+    ----------
+    aggregate
+    decision : Decision
+    rows : Table
+    refs : tuple
+        The references: one-row tables, or "origin".
+    distances : (points, points) array or None
+        The squared distances of rows, references and what was `beside`, where all leaves count in
+        them and the rule looks at no statistic of the columns.
+    """
+
+    aggregate: Any
+    decision: Decision
+    rows: Table
+    refs: Refs
+    distances: Array | None
+
+
+class _Plan(NamedTuple):
+    """What is the same in every call with as many rows."""
+
+    statistic: Statistic | None  # where a column rule is last, unless it draws anew each time
+    selection: Selection | None  # what a backend may choose by itself
 
 
 class Rule:
@@ -64,23 +94,21 @@ class Rule:
                 if stage.spec.f == "required":
                     raise TypeError(f"{stage.name} needs f: how many rows may hold anything")
         self._refuse_a_lost_row()
-        points = dict.fromkeys(name for stage in stages for name in stage.spec.references)
+        named = dict.fromkeys(name for stage in stages for name in stage.spec.references)
         self._centre = stages[-1].spec.centre
         if self._centre is not None and len(stages) > 1:
             raise ValueError(
                 f"{stages[-1].name} looks at the rows themselves, so no mixing step may come before"
             )
-        self._names = tuple(points)
-        self.refs = tuple(name for name in points if name != "median")
+        self._names = tuple(named)
+        self.refs = tuple(name for name in named if name != "median")
         self._origins = ("origin",) * len(self.refs)
         self._last = stages[-1]
         self._mixing = stages if self._last.spec.kind == "mixing" else stages[:-1]
         self._columns_only = len(stages) == 1 and self._last.spec.kind == "column"
         self._inner = any(stage.inner for stage in stages)
         self._overflow = bool(self._mixing) or self._last.spec.keeps_far
-        self._statistics: dict[int, Statistic] = {}
-        self._selections: dict[int, Selection | None] = {}
-        self._fitting: set[int] = set()
+        self._plans: dict[int, _Plan] = {}
         self.reads = 1 if self._columns_only else 2
 
     def _refuse_a_lost_row(self) -> None:
@@ -127,7 +155,7 @@ class Rule:
         """Return None if `n` rows can be aggregated, else the sentence that says what is wrong."""
         rows, before = whole("n", n) or 0, ""
         for stage in self.stages:
-            complaint = stage.spec.complaint(rows, stage.f(self.f, rows), stage.options)
+            complaint = stage.spec.complaint(rows, tolerated(self.f, rows), stage.options)
             if complaint is not None:
                 return before + complaint
             after = stage.rows_after(rows)
@@ -183,8 +211,8 @@ class Rule:
         self.require(rows)
         if self._columns_only:
             return False
-        selection = self._chosen(rows)
-        return selection is None or not primitives.selects_on_gpu(selection, rows, (dtype,))
+        selection = self._plan(rows).selection
+        return selection is None or not primitives.selects(selection, rows, (dtype,))
 
     # ---------------------------------------------------------------------------- what it does
 
@@ -237,58 +265,102 @@ class Rule:
         distances.
         """
         T = table(X, buffers=buffers)
+        plan = self._plans.get(T.n) or self._plan(T.n)
         if self._columns_only and start is None and reference is None:
-            n = T.n
-            statistic = self._statistics.get(n)
-            if statistic is None or self._last.spec.randomised:
-                self.require(n)
-                statistic = self._statistic(n)
-            decision = Decision(statistic=statistic)
-            points: tuple[Any, ...] = ()
+            decision = Decision(statistic=plan.statistic or self._draw(T.n))
+            refs: Refs = ()
         else:
-            points, D = self.points(T, start, reference), None
-            if _on_all(distance_on) and not _checked(check):
-                selection = self._selection(T)
-                if selection is not None:
+            refs, D = self.references(T, start, reference), None
+            plain = _on_all(distance_on) and not _checked(check)
+            selection = plan.selection if plain else None
+            if selection is not None:
+                dtypes = None if T.device == "cpu" else [block.dtype for block in T.blocks]
+                if primitives.selects(selection, T.n, dtypes):
                     out = T.empty()
-                    D = primitives.select(T, selection, points, out)
+                    D = primitives.select(T, selection, refs, out)
                     if D is None:
                         self.step += 1
                         return out.value()
-            decision = self._decide_on(T, points, distance_on, D)
-        out = self.apply(decision, T, points)
+            decision = self._decide_on(T, refs, distance_on, D)
+        out = self.apply(decision, T, refs)
         self.step += 1
         return out.value()
 
-    def _selection(self, T: Table) -> Selection | None:
-        """Return what the backend can choose by itself, or None if `decide` must."""
-        n = T.n
-        selection = self._selections[n] if n in self._selections else self._chosen(n)
-        return selection if selection is not None and primitives.selects(T, selection) else None
+    def explain(
+        self,
+        X: Any,
+        *,
+        buffers: str = "median",
+        distance_on: DistanceOn = "all",
+        start: Any = None,
+        reference: Any = None,
+        beside: Refs = (),
+    ) -> Explained:
+        """Aggregate as a call does, and tell what was decided and why.
 
-    def _chosen(self, n: int) -> Selection | None:
-        if n not in self._selections:
-            self._selections[n] = self._choice(n)
-        return self._selections[n]
+        Parameters
+        ----------
+        X, buffers, distance_on, start, reference
+            As for a call.
+        beside : sequence of Table or "origin"
+            Further points to measure the distances of, which decide on nothing.
 
-    def _choice(self, n: int) -> Selection | None:
+        Returns
+        -------
+        Explained
+            `fastgar.inspect` makes a report of it.
+        """
+        T = table(X, buffers=buffers)
+        refs, D, known = self.references(T, start, reference), None, None
+        if not self._columns_only and self._centre is None and _on_all(distance_on):
+            D = primitives.sqdist(T, [*refs, *beside])
+            known = np.ascontiguousarray(D[: T.n + len(refs), : T.n + len(refs)])
+        decision = self._decide_on(T, refs, distance_on, known)
+        aggregate = self.apply(decision, T, refs).value()
+        self.advance()
+        return Explained(aggregate, decision, T, refs, D)
+
+    def advance(self) -> None:
+        """Count an aggregation, of which the parts were carried out with `apply`."""
+        self.step += 1
+
+    def _plan(self, n: int) -> _Plan:
+        """Return what is the same in every call with n rows, if they can be aggregated."""
+        plan = self._plans.get(n)
+        if plan is None:
+            complaint = self.check(n)
+            if complaint is not None:
+                raise ValueError(complaint)
+            spec, rows = self._last.spec, n
+            for stage in self._mixing:
+                rows = stage.rows_after(rows)
+            statistic = None
+            if spec.kind == "column" and not spec.randomised:
+                statistic = self._draw(rows)
+            plan = self._plans[n] = _Plan(statistic, self._choice(n, statistic))
+        return plan
+
+    def _choice(self, n: int, statistic: Statistic | None) -> Selection | None:
+        """Return what a backend may choose among n rows, or None if `decide` must."""
         first, last = self.stages[0], self._last
         if len(self.stages) > 2 or first.spec.selection is None:
             return None
-        selection: Selection | None = first.spec.selection(n, first.f(self.f, n), first.options)
+        selection: Selection | None = first.spec.selection(n, tolerated(self.f, n), first.options)
         if selection is None or first.spec.kind != "mixing":
             return selection
-        if len(self.stages) == 1 or last.spec.randomised:
+        if len(self.stages) == 1 or not isinstance(selection, NNM):
             return None
         if last.spec.kind == "column":
-            statistic = self._statistic(n)
-            return replace(selection, statistic=statistic) if statistic.kind == "order" else None
-        if last.spec.kind == "mixing" or last.spec.selection is None or self.refs or self._inner:
+            ordered = statistic is not None and statistic.kind == "order"
+            return replace(selection, statistic=statistic) if ordered else None
+        if last.spec.randomised or last.spec.kind == "mixing" or last.spec.selection is None:
             return None
-        then: Selection | None = last.spec.selection(n, last.f(self.f, n), last.options)
+        if self.refs or self._inner:
+            return None
+        then: Selection | None = last.spec.selection(n, tolerated(self.f, n), last.options)
         return None if then is None else replace(selection, statistic=then.statistic, then=then)
 
-    def points(self, T: Table, start: Any = None, reference_: Any = None) -> tuple[Any, ...]:
+    def references(self, T: Table, start: Any = None, reference_: Any = None) -> Refs:
         """Check a call's rows and references; return what `primitives` takes as `refs`."""
         self.require(T.n)
         if start is None and reference_ is None and "reference" not in self.refs:
@@ -306,44 +378,65 @@ class Rule:
 
     def require(self, n: int) -> None:
         """Raise a ValueError with the sentence of `check` unless `n` rows can be aggregated."""
-        if n not in self._fitting:
-            complaint = self.check(n)
-            if complaint is not None:
-                raise ValueError(complaint)
-            self._fitting.add(n)
+        if n not in self._plans:
+            self._plan(n)
 
-    def _statistic(self, n: int) -> Statistic:
-        """Return what the column rule takes of each column of n rows."""
+    def _draw(self, n: int) -> Statistic:
+        """Return what the column rule takes of each column of n rows, at this step."""
         stage = self._last
-        f = stage.f(self.f, n)
-        statistic = as_statistic(stage, n, f, stage.run(n, f, self.step))
-        if not stage.spec.randomised:
-            self._statistics[n] = statistic
-        return statistic
+        f = tolerated(self.f, n)
+        return as_statistic(stage, n, f, stage.run(n, f, self.step))
 
     def _decide_on(
-        self, T: Table, points: tuple[Any, ...], distance_on: DistanceOn, D: Array | None = None
+        self, T: Table, refs: Refs, distance_on: DistanceOn = "all", D: Array | None = None
     ) -> Decision:
         """Return the decision for these rows; `D`: the distances, where they are known."""
         if self._columns_only:
             return self.decide(n=T.n)
         if _on_all(distance_on):
-            part, near = T, points
+            part, near = T, refs
         else:
             assert callable(distance_on)
             part = T.select(distance_on)
-            near = tuple(p if isinstance(p, str) else p.select(distance_on) for p in points)
+            near = tuple(p if isinstance(p, str) else p.select(distance_on) for p in refs)
         if D is None:
             D = self.measure(part, near)
-        if D is not None and part is not T and part.columns < T.columns:
-            _add_faults(D, T, points, part.paths)
-        rescale = self.wants_inner(D)
-        inner = None if rescale is None else primitives.inner(part, near, *rescale)
+        assert D is not None
+        if part is not T and part.columns < T.columns:
+            _add_faults(D, T, refs, part.paths)
+        return self.conclude(D, [(part, near)])
+
+    def conclude(
+        self,
+        D: Array,
+        parts: Iterable[tuple[Table, Refs]],
+        total: Callable[[Array], Array] = lambda partial: partial,
+    ) -> Decision:
+        """Return the decision that follows from the distances, with another read where needed.
+
+        Parameters
+        ----------
+        D : (points, points) array
+            What `measure` gave for all columns.
+        parts : iterable of (Table, references)
+            All ranges of columns that are here, to read once more if some row is very long.
+        total : callable, optional
+            Adds to what these ranges gave what other ranges did.
+
+        Raises
+        ------
+        TooManyFaults, ValueError
+            As for `decide`.
+        """
+        rescale, inner = self.wants_inner(D), None
+        if rescale is not None:
+            for T, refs in parts:
+                inner = primitives.inner(T, refs, *rescale, start=inner)
+            assert inner is not None
+            inner = total(inner)
         return self.decide(D, inner)
 
-    def measure(
-        self, T: Table, points: tuple[Any, ...] = (), start: Array | None = None
-    ) -> Array | None:
+    def measure(self, T: Table, refs: Refs = (), start: Array | None = None) -> Array | None:
         """Return what the decision needs of a range of columns; the ranges' results add up.
 
         That is the squared distances between all points; None for a column rule. For a rule that
@@ -353,16 +446,16 @@ class Rule:
         ----------
         T : Table
             The range of columns, in which row i is a part of row i.
-        points : tuple
-            From `points`, for the same range.
+        refs : tuple
+            From `references`, for the same range.
         start : array, optional
             The result for the columns before these: adding up in order gives the bits of the whole.
         """
         if self._columns_only:
             return None
         if self._centre is None:
-            return primitives.sqdist(T, points, start=start)
-        centre = self._centre(T.n, self._last.f(self.f, T.n), self._last.options)
+            return primitives.sqdist(T, refs, start=start)
+        centre = self._centre(T.n, tolerated(self.f, T.n), self._last.options)
         return primitives.sqdist_to(T, centre, start)
 
     def wants_inner(self, D: Array | None) -> tuple[int, Array] | None:
@@ -413,46 +506,43 @@ class Rule:
         if D is None:
             if not self._columns_only or n is None:
                 raise ValueError(f"{self} needs the distances (a column rule alone needs n)")
-            self.require(n)
-            return Decision(statistic=self._statistic(n))
+            return Decision(statistic=self._plan(n).statistic or self._draw(n))
         rescale = None if inner is None else rescaling(D, D.shape[0] - len(self._names))
         read = None if inner is None or rescale is None else (inner, rescale[1])
         g = Geometry(D, self._names, read)
         self.require(g.n)
         faulty = g.faulty
         if g.any_faulty and self._too_many(faulty):
-            raise TooManyFaults(np.flatnonzero(faulty).tolist(), self._tolerated(g.n))
+            raise TooManyFaults(np.flatnonzero(faulty).tolist(), tolerated(self.f, g.n))
         if self._names:
             for name, infinite in zip(self._names, D.diagonal()[g.n :], strict=True):
                 if infinite != 0 and name != "median":
                     raise ValueError(f"{name} holds NaN or infinity")
         for stage in self._mixing:
-            W = stage.run(argument_for(stage, g), stage.f(self.f, g.n), self.step)
+            W = stage.run(argument_for(stage, g), tolerated(self.f, g.n), self.step)
             g = g.mix(as_mixing(stage, g, W))
         last = self._last
         if last.spec.kind == "mixing":
             decision = Decision(mix=g.rows_over_original())
         elif last.spec.kind == "column":
-            decision = Decision(mix=g.rows_over_original(), statistic=self._statistic(g.n))
+            statistic = self._plan(len(faulty)).statistic or self._draw(g.n)
+            decision = Decision(mix=g.rows_over_original(), statistic=statistic)
         else:
-            given = last.run(argument_for(last, g), last.f(self.f, g.n), self.step)
+            given = last.run(argument_for(last, g), tolerated(self.f, g.n), self.step)
             decision = _over_original(g, as_decision(last, g, given))
         if self._centre is not None and decision.weights is not None:
             decision.weights = decision.weights[: g.n]  # the median is no point to be read
         decision.faulty = faulty
         return decision
 
-    def _tolerated(self, n: int) -> int:
-        return (n - 1) // 2 if self.f is None else self.f
-
     def _too_many(self, faulty: NDArray[Any]) -> bool:
-        return int(np.count_nonzero(faulty)) > self._tolerated(len(faulty))
+        return int(np.count_nonzero(faulty)) > tolerated(self.f, len(faulty))
 
     def apply(
         self,
         decision: Decision,
         T: Table,
-        points: tuple[Any, ...] = (),
+        refs: Refs = (),
         *,
         offset: int = 0,
         careful: bool = False,
@@ -466,25 +556,25 @@ class Rule:
             weights = decision.weights if mix is None else mix
             assert weights is not None
             out = T.empty(None if mix is None else len(mix))
-            primitives.combine(weights, T, points, out)
+            primitives.combine(weights, T, refs, out)
             return out
         if mix is not None and statistic.kind in WITHOUT_MIXTURE:
             stack = T.empty(len(mix))
-            primitives.combine(mix, T, points, stack)
-            T, mix, points = table(stack.value()), None, ()
+            primitives.combine(mix, T, refs, stack)
+            T, mix, refs = table(stack.value()), None, ()
         out = T.empty()
         if mix is None:
             primitives.columns(T, statistic, None, out, offset=offset)
         else:
-            primitives.columns(T, statistic, mix, out, refs=points, offset=offset, careful=careful)
+            primitives.columns(T, statistic, mix, out, refs=refs, offset=offset, careful=careful)
         return out
 
 
-def _add_faults(D: Array, T: Table, points: tuple[Any, ...], seen: tuple[str, ...]) -> None:
+def _add_faults(D: Array, T: Table, refs: Refs, seen: tuple[str, ...]) -> None:
     """Mark rows that are faulty in leaves that do not enter distances."""
     rest = T.select(lambda path: path not in seen)
     others = tuple(
-        p if isinstance(p, str) else p.select(lambda path: path not in seen) for p in points
+        p if isinstance(p, str) else p.select(lambda path: path not in seen) for p in refs
     )
     faulty = np.flatnonzero(primitives.sqdist(rest, others).diagonal())
     faulty = faulty[faulty < len(D)]

@@ -20,60 +20,67 @@ All of these split over columns: distances add up over column ranges, the rest i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgar.arrays import Out, Table
+from fastgar.backend import Addresses, Backend, Matrix
 from fastgar.dtypes import ITEMSIZE
-from fastgar.statistic import Selection, Statistic, hash64
+from fastgar.statistic import Selection, Statistic
 
 if TYPE_CHECKING:
-    from fastgar.arrays import Out, Table
+    from fastgar.cuda.backend import Backend as CudaBackend
 
 __all__ = [
-    "columns", "combine", "inner", "select", "selects", "selects_on_gpu", "sqdist", "sqdist_to",
-    "usage",
+    "Refs", "columns", "combine", "inner", "select", "selects", "sqdist", "sqdist_to", "values",
 ]  # fmt: skip
 
-WIDE = 4 << 20  # bytes of float64 in which `usage` sorts at a time
-Matrix = NDArray[np.float64]
+Refs = Sequence[Table | str]  # one-row tables, or "origin"
 
 
-def _on(T: Table) -> Any:
+def _on(T: Table) -> Backend[Any, Any]:
     """Return the backend for where the rows are."""
     if T.device == "cpu":
         return _cpu()
     if T.backend is None:
         T.backend = _cuda()(T.device, T.library, T.one_array)
-    return T.backend
+    backend: Backend[Any, Any] = T.backend
+    return backend
 
 
 @cache
-def _cpu() -> Any:
+def _cpu() -> Backend[Matrix, NDArray[Any]]:
     from fastgar.cpu import backend  # Numba is imported here, at the first computation
 
     return backend
 
 
 @cache
-def _selection() -> Any:
-    from fastgar.search import selection
-
-    return selection
-
-
-@cache
-def _cuda() -> Any:
+def _cuda() -> type[CudaBackend]:
     from fastgar.cuda.backend import Backend
 
     return Backend
 
 
-def _addresses(T: Table, refs: Sequence[Any], block: int, origin: int) -> NDArray[np.int64]:
+@cache
+def _makes() -> Callable[[Selection, int], bool]:
+    from fastgar.search.selection import makes
+
+    return makes
+
+
+@cache
+def _choose() -> Callable[[Matrix, Selection], tuple[NDArray[Any] | None, bool]]:
+    from fastgar.search.selection import choose
+
+    return choose
+
+
+def _addresses(T: Table, refs: Refs, block: int, origin: int) -> Addresses:
     """Return the addresses of all points in one block; the origin's points to zeros."""
     rows = T.blocks[block].addresses
     if not refs:
@@ -85,7 +92,7 @@ def _addresses(T: Table, refs: Sequence[Any], block: int, origin: int) -> NDArra
     return points
 
 
-def sqdist(T: Table, refs: Sequence[Any] = (), start: Matrix | None = None) -> Matrix:
+def sqdist(T: Table, refs: Refs = (), start: Matrix | None = None) -> Matrix:
     """Return the squared Euclidean distances between all points.
 
     Parameters
@@ -106,12 +113,10 @@ def sqdist(T: Table, refs: Sequence[Any] = (), start: Matrix | None = None) -> M
         and on the diagonal. There is no NaN. Pairs of finite points overflow only for float64 data.
     """
     backend = _on(T)
-    total = _distances(backend, T, refs, start)
-    D: Matrix = backend.complete(total, True)
-    return D
+    return backend.complete(_distances(backend, T, refs, start), True)
 
 
-def _distances(backend: Any, T: Table, refs: Sequence[Any], start: Matrix | None) -> Any:
+def _distances(backend: Backend[Any, Any], T: Table, refs: Refs, start: Matrix | None) -> Any:
     total = backend.matrix(T.n + len(refs), start)
     for number, block in enumerate(T.blocks):
         rows = _addresses(T, refs, number, backend.ORIGIN)
@@ -120,23 +125,19 @@ def _distances(backend: Any, T: Table, refs: Sequence[Any], start: Matrix | None
     return total
 
 
-def selects(T: Table, selection: Selection) -> bool:
-    """Return whether the backend makes this choice among these rows by itself."""
-    if T.device == "cpu":
-        does: bool = _selection().makes(selection, T.n)
-    else:
-        does = _on(T).selects(selection, T.n, [block.dtype for block in T.blocks])
-    return does
+def selects(selection: Selection, n: int, dtypes: Sequence[str] | None = None) -> bool:
+    """Return whether a backend makes this choice among n rows by itself.
 
-
-def selects_on_gpu(selection: Selection, n: int, dtypes: Sequence[str]) -> bool:
-    """Return what `selects` would for n rows of these dtypes on a GPU, which need not be there."""
+    `dtypes` are those of the leaves on a GPU, which need not be there; None: on the CPU.
+    """
+    if dtypes is None:
+        return _makes()(selection, n)
     from fastgar.cuda.variants import selects
 
     return selects(selection, n, dtypes)
 
 
-def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> Matrix | None:
+def select(T: Table, selection: Selection, refs: Refs, out: Out) -> Matrix | None:
     """Write what a selection makes of the points to `out`. On a GPU nothing waits.
 
     Returns None; the distances, and has written nothing, where the choice needs more than them.
@@ -145,12 +146,11 @@ def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> Mat
         return None
     backend = _on(T)
     total = _distances(backend, T, refs, None)
-    select = _selection().choose if T.device == "cpu" else backend.select
-    chosen, whole = select(total, selection)
+    chosen, whole = (_choose() if T.device == "cpu" else T.backend.select)(total, selection)
     if chosen is None:
         D: Matrix = total
         return D
-    vectors: Sequence[Any] = ()
+    vectors: Refs = ()
     if refs and chosen.shape[-1] > T.n:
         vectors, chosen = _without_origin(chosen, T.n, refs)
     statistic = selection.statistic
@@ -164,9 +164,7 @@ def select(T: Table, selection: Selection, refs: Sequence[Any], out: Out) -> Mat
     return None
 
 
-def inner(
-    T: Table, refs: Sequence[Any], pivot: int, scale: Matrix, start: Matrix | None = None
-) -> Matrix:
+def inner(T: Table, refs: Refs, pivot: int, scale: Matrix, start: Matrix | None = None) -> Matrix:
     """Return the inner products of ``scale_i * (point_i - point_pivot)``, all in float64.
 
     A point of scale 0 is not read, and its inner products are 0.
@@ -177,11 +175,10 @@ def inner(
     for number, block in enumerate(T.blocks):
         rows = _addresses(T, refs, number, backend.ORIGIN)
         backend.add_inner(total, rows, block.columns, block.dtype, pivot, scales)
-    products: Matrix = backend.complete(total, False)
-    return products
+    return backend.complete(total, False)
 
 
-def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out) -> None:
+def combine(W: Matrix, T: Table, refs: Refs, out: Out) -> None:
     """Write W times the points to `out`. Weight 0 means not read; a row of NaN writes NaN."""
     backend = _on(T)
     vectors, weights = _without_origin(W if W.ndim == 2 else W[np.newaxis], T.n, refs)
@@ -192,7 +189,7 @@ def combine(W: Matrix, T: Table, refs: Sequence[Any], out: Out) -> None:
     backend.flush()
 
 
-def _without_origin(W: Matrix, n: int, refs: Sequence[Any]) -> tuple[Sequence[Any], Matrix]:
+def _without_origin(W: Matrix, n: int, refs: Refs) -> tuple[Refs, Matrix]:
     """Return the references and the weights without the origin, which adds nothing."""
     kept = [i for i, ref in enumerate(refs) if not isinstance(ref, str)]
     if len(kept) == len(refs):
@@ -204,7 +201,7 @@ def _without_origin(W: Matrix, n: int, refs: Sequence[Any]) -> tuple[Sequence[An
 
 
 def columns(
-    T: Table, statistic: Statistic, W: Matrix | None, out: Out, *, refs: Sequence[Any] = (),
+    T: Table, statistic: Statistic, W: Matrix | None, out: Out, *, refs: Refs = (),
     offset: int = 0, careful: bool = False,
 ) -> None:  # fmt: skip
     """Write the statistic of every column of the rows, or of W times the points, to `out`.
@@ -215,7 +212,7 @@ def columns(
     may be non-finite.
     """
     backend = _on(T)
-    vectors: Sequence[Any] = ()
+    vectors: Refs = ()
     if W is not None:
         vectors, W = _without_origin(W, T.n, refs)
     for number, (block, (place,)) in enumerate(zip(T.blocks, out.places, strict=True)):
@@ -235,12 +232,6 @@ def _picks(mixing: Matrix) -> bool:
     return bool(
         np.all((mixing == 1.0).sum(axis=1) == 1) and np.count_nonzero(mixing) == len(mixing)
     )
-
-
-def _takes_median(statistic: Statistic, begin: int, end: int) -> NDArray[np.bool_]:
-    """Return for the columns from number `begin` to `end` whether condense takes the median."""
-    draws = hash64(statistic.key, np.arange(begin, end, dtype=np.uint64)) >> np.uint64(11)
-    return draws * 2.0**-53 < statistic.probability
 
 
 def sqdist_to(T: Table, statistic: Statistic, start: Matrix | None = None) -> Matrix:
@@ -263,104 +254,16 @@ def sqdist_to(T: Table, statistic: Statistic, start: Matrix | None = None) -> Ma
             backend.columns(rows, count, block.dtype, statistic, None, centre)
             points = np.append(rows, centre)
             backend.add_distances(total, points, count, block.dtype)
-    D: Matrix = backend.complete(total, True)
-    return D
+    return backend.complete(total, True)
 
 
-def usage(
-    T: Table, statistic: Statistic, refs: Sequence[Any] = (), W: Matrix | None = None
-) -> Matrix:
-    """Return the share of columns in which each row (of W times the points) was used.
-
-    Used are the values whose rank has a weight, or that are among the closest; of equal values
-    those of the lowest rows. Made for reports: it sorts with NumPy, a range of columns at a time.
-    """
-    backend = _on(T)
-    m = T.n if W is None else len(W)
-    counts: Matrix = np.zeros(m)
-    seen = 0
-    step = max(1, WIDE // (8 * max(m, T.n)))
-    for number, block in enumerate(T.blocks):
-        rows = _addresses(T, refs, number, 0)
-        size = ITEMSIZE[block.dtype]
-        for begin in range(0, block.columns, step):
-            count = min(step, block.columns - begin)
-            X = np.zeros((len(rows), count))
-            for i, row in enumerate(rows.tolist()):
-                if row:
-                    X[i] = backend.numbers(row + begin * size, count, block.dtype)
-            values = X[: T.n] if W is None else _mixed(W, X)
-            counts += _used(values, statistic, seen).sum(axis=1)
-            seen += count
-    share: Matrix = counts / max(seen, 1)
-    return share
-
-
-def _mixed(W: Matrix, X: Matrix) -> Matrix:
-    """Return W X where weight 0 is not read."""
-    mixed = np.full((len(W), X.shape[1]), math.nan)
-    for i, weights in enumerate(W):
-        if not np.isnan(weights).any():
-            mixed[i] = weights[weights != 0.0] @ X[weights != 0.0]
-    return mixed
-
-
-def _used(values: Matrix, statistic: Statistic, offset: int) -> NDArray[np.bool_]:
-    """Return which values the statistic uses; the columns are numbered from `offset` on."""
-    m, columns = values.shape
-    finite: NDArray[np.bool_] = np.isfinite(values)
-    if statistic.kind == "finite_mean":
-        return finite
-    if statistic.kind in ("mean", "sign"):
-        return np.ones_like(finite)
-    if not finite.all():
-        values = np.where(np.isnan(values), math.inf, values)
-    ranked = np.sort(values, axis=0)
-    used = np.zeros_like(finite)
-    for first, last in _ranks_used(ranked, statistic):
-        used |= _at_ranks(values, ranked, first, last)
-    used &= finite.sum(axis=0) >= m - statistic.faults
-    if statistic.kind == "condense":
-        first_row = ~_takes_median(statistic, offset, offset + columns)
-        used[:, first_row] = False
-        used[0, first_row] = True
-    return used
-
-
-Ranks = NDArray[np.intp]
-
-
-def _ranks_used(ranked: Matrix, statistic: Statistic) -> list[tuple[Ranks, Ranks]]:
-    """Return the first and the last rank that each column of (m, columns) sorted values uses.
-
-    Several times, where ranks without a weight lie in between.
-    """
-    m, columns = ranked.shape
-    weights = np.array(statistic.weights)
-    (ranks,) = np.nonzero(weights)
-    if statistic.closest is None:
-        runs = np.split(ranks, np.flatnonzero(np.diff(ranks) > 1) + 1)
-        return [(np.full(columns, run[0]), np.full(columns, run[-1])) for run in runs]
-    k = statistic.closest
-    with np.errstate(invalid="ignore"):  # of opposite infinities: NaN, and all is then as far
-        centre = weights[ranks] @ ranked[ranks]
-        first = (ranked[k:] - centre < centre - ranked[: m - k]).sum(axis=0)
-    return [(first, first + k - 1)]
-
-
-def _at_ranks(values: Matrix, ranked: Matrix, first: Ranks, last: Ranks) -> NDArray[np.bool_]:
-    """Return which values have these ranks; of equal values the lower row ranks lower."""
-    each = np.arange(values.shape[1])
-    low, high = ranked[first, each], ranked[last, each]
-    found: NDArray[np.bool_] = (values >= low) & (values <= high)
-    if (found.sum(axis=0) == last + 1 - first).all():
-        return found
-    for bound in (low, high):
-        equal = values == bound
-        rank = (values < bound).sum(axis=0) - 1  # of the last of the equal values so far
-        for row, here in zip(found, equal, strict=True):
-            rank += here
-            row &= ~here | ((first <= rank) & (rank <= last))
-        if np.array_equal(low, high):
-            break
-    return found
+def values(T: Table, refs: Refs, block: int, begin: int, count: int) -> Matrix:
+    """Return some columns of all points in one block, in double precision. On a GPU it waits."""
+    backend, where = _on(T), T.blocks[block]
+    rows = _addresses(T, refs, block, 0)
+    X = np.zeros((len(rows), count))
+    for i, row in enumerate(rows.tolist()):
+        if row:
+            place = row + begin * ITEMSIZE[where.dtype]
+            X[i] = backend.numbers(place, count, where.dtype)
+    return X

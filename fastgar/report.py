@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,13 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import primitives
-from .arrays import table
+from .arrays import Table
 from .geometry import Decision
 from .pipeline import DistanceOn, Rule, rule
+from .primitives import Refs
+from .statistic import Statistic
 
-__all__ = ["Report", "inspect", "on_a_screen"]
+__all__ = ["Report", "inspect", "on_a_screen", "usage", "weigh"]
 
+WIDE = 4 << 20  # bytes of float64 in which `usage` sorts at a time
 HALF = 20  # lines that a repr has at the beginning, and at the end
+Matrix = NDArray[np.float64]
+Ranks = NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +80,12 @@ class Report:
         return on_a_screen(str(self))
 
 
-def on_a_screen(table: str) -> str:
-    """Return a table of rows without its middle, if it has more lines than a screen."""
-    lines = table.split("\n")
+def on_a_screen(text: str) -> str:
+    """Return a text without its middle, if it has more lines than a screen."""
+    lines = text.split("\n")
     more = len(lines) - 2 * HALF
     if more <= 1:
-        return table
+        return text
     return "\n".join([*lines[:HALF], f"... {more} lines more: print it ...", *lines[-HALF:]])
 
 
@@ -123,20 +129,22 @@ def inspect(
       4    0.000          5   not used: rank 2 of 5
     """
     configured = rule(spec, f)
-    T = table(X, buffers=buffers)
-    points = configured.points(T, start, reference)
-    decision = configured._decide_on(T, points, distance_on)
-    n = T.n
-    weights = _weights(decision, T, points)
-    out = configured.apply(decision, T, points)
-    configured.step += 1
+    explained = configured.explain(
+        X, buffers=buffers, distance_on=distance_on, start=start, reference=reference
+    )
+    decision, rows = explained.decision, explained.rows
+    n = rows.n
+    used = None
+    if decision.statistic is not None:
+        used = usage(rows, decision.statistic, explained.refs, decision.mix)
+    weights = weigh(decision, used)
     scores = decision.scores
     if scores is not None and len(scores) != n:
         scores = None  # they rank buckets, not rows
     faulty = () if decision.faulty is None else tuple(np.flatnonzero(decision.faulty).tolist())
     return Report(
         rule=configured,
-        aggregate=out.value(),
+        aggregate=explained.aggregate,
         weights=weights[:n],
         scores=scores,
         selected=tuple(np.flatnonzero(weights[:n] != 0).tolist()),
@@ -146,18 +154,113 @@ def inspect(
     )
 
 
-def _weights(decision: Decision, T: Any, points: tuple[Any, ...]) -> NDArray[np.float64]:
+def weigh(decision: Decision, used: Matrix | None) -> Matrix:
+    """Return what each row, and then each reference, counts by a decision.
+
+    Parameters
+    ----------
+    decision : Decision
+    used : (m,) array or None
+        Of a statistic: what `usage` gives for it.
+    """
     if decision.weights is not None:
         return decision.weights
-    statistic, mix = decision.statistic, decision.mix
+    mix = decision.mix
     if mix is None:
-        assert statistic is not None
-        return primitives.usage(T, statistic)
-    if statistic is None:
-        used = np.full(len(mix), 1.0 / len(mix))
+        assert used is not None
+        return used
+    if used is None:
+        share = np.full(len(mix), 1.0 / len(mix))
     else:
-        used = primitives.usage(T, statistic, points, mix)
         total = used.sum()
-        used = used / total if total > 0 else used
-    weights: NDArray[np.float64] = used @ np.nan_to_num(mix)
+        share = used / total if total > 0 else used
+    weights: Matrix = share @ np.nan_to_num(mix)
     return weights
+
+
+def usage(T: Table, statistic: Statistic, refs: Refs = (), W: Matrix | None = None) -> Matrix:
+    """Return the share of columns in which each row (of W times the points) was used.
+
+    Used are the values whose rank has a weight, or that are among the closest; of equal values
+    those of the lowest rows. Made for reports: it sorts with NumPy, a range of columns at a time.
+    """
+    m = T.n if W is None else len(W)
+    counts: Matrix = np.zeros(m)
+    seen = 0
+    step = max(1, WIDE // (8 * max(m, T.n)))
+    for number, block in enumerate(T.blocks):
+        for begin in range(0, block.columns, step):
+            count = min(step, block.columns - begin)
+            X = primitives.values(T, refs, number, begin, count)
+            values = X[: T.n] if W is None else _mixed(W, X)
+            counts += _used(values, statistic, seen).sum(axis=1)
+            seen += count
+    share: Matrix = counts / max(seen, 1)
+    return share
+
+
+def _mixed(W: Matrix, X: Matrix) -> Matrix:
+    """Return W X where weight 0 is not read."""
+    mixed = np.full((len(W), X.shape[1]), math.nan)
+    for i, weights in enumerate(W):
+        if not np.isnan(weights).any():
+            mixed[i] = weights[weights != 0.0] @ X[weights != 0.0]
+    return mixed
+
+
+def _used(values: Matrix, statistic: Statistic, offset: int) -> NDArray[np.bool_]:
+    """Return which values the statistic uses; the columns are numbered from `offset` on."""
+    m, columns = values.shape
+    finite: NDArray[np.bool_] = np.isfinite(values)
+    if statistic.kind == "finite_mean":
+        return finite
+    if statistic.kind in ("mean", "sign"):
+        return np.ones_like(finite)
+    if not finite.all():
+        values = np.where(np.isnan(values), math.inf, values)
+    ranked = np.sort(values, axis=0)
+    used = np.zeros_like(finite)
+    for first, last in _ranks_used(ranked, statistic):
+        used |= _at_ranks(values, ranked, first, last)
+    used &= finite.sum(axis=0) >= m - statistic.faults
+    if statistic.kind == "condense":
+        first_row = ~statistic.takes_median(offset, offset + columns)
+        used[:, first_row] = False
+        used[0, first_row] = True
+    return used
+
+
+def _ranks_used(ranked: Matrix, statistic: Statistic) -> list[tuple[Ranks, Ranks]]:
+    """Return the first and the last rank that each column of (m, columns) sorted values uses.
+
+    Several times, where ranks without a weight lie in between.
+    """
+    m, columns = ranked.shape
+    weights = np.array(statistic.weights)
+    (ranks,) = np.nonzero(weights)
+    if statistic.closest is None:
+        runs = np.split(ranks, np.flatnonzero(np.diff(ranks) > 1) + 1)
+        return [(np.full(columns, run[0]), np.full(columns, run[-1])) for run in runs]
+    k = statistic.closest
+    with np.errstate(invalid="ignore"):  # of opposite infinities: NaN, and all is then as far
+        centre = weights[ranks] @ ranked[ranks]
+        first = (ranked[k:] - centre < centre - ranked[: m - k]).sum(axis=0)
+    return [(first, first + k - 1)]
+
+
+def _at_ranks(values: Matrix, ranked: Matrix, first: Ranks, last: Ranks) -> NDArray[np.bool_]:
+    """Return which values have these ranks; of equal values the lower row ranks lower."""
+    each = np.arange(values.shape[1])
+    low, high = ranked[first, each], ranked[last, each]
+    found: NDArray[np.bool_] = (values >= low) & (values <= high)
+    if (found.sum(axis=0) == last + 1 - first).all():
+        return found
+    for bound in (low, high):
+        equal = values == bound
+        rank = (values < bound).sum(axis=0) - 1  # of the last of the equal values so far
+        for row, here in zip(found, equal, strict=True):
+            rank += here
+            row &= ~here | ((first <= rank) & (rank <= last))
+        if np.array_equal(low, high):
+            break
+    return found

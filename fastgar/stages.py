@@ -66,10 +66,6 @@ class Stage:
         """Whether its guarantee hangs on a row of a certain number."""
         return self.guarantee == "trusted" and "reference" not in self.spec.references
 
-    def f(self, f: int | None, n: int) -> int:
-        """Return the f that this stage works with among n rows."""
-        return (n - 1) // 2 if f is None else f
-
     def rows_after(self, n: int) -> int:
         """Return how many rows the next stage sees."""
         return n if self.spec.rows_after is None else self.spec.rows_after(n, self.options)

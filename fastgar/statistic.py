@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CHUNK", "FAR", "Middle", "Selection", "Statistic", "hash64", "hash_key"]
+__all__ = [
+    "CGE", "CHUNK", "FAR", "MDA", "MVA", "NNM", "Bulyan", "BulyanAveraged", "CenteredClipping",
+    "GeometricMedian", "Krum", "Middle", "MoNNA", "Selection", "Statistic", "hash64", "hash_key",
+    "tolerated",
+]  # fmt: skip
 
 CHUNK = 8192  # columns of one partial sum of distances
 FAR = 1e3  # a row this many usual distances from the medoid would spoil algebra on D
@@ -61,8 +65,7 @@ class Statistic:
             high = low
         elif middle == "upper":
             low = high
-        limit = (n - 1) // 2 if faults is None else faults
-        return Statistic.between(n, low, high + 1, limit, closest)
+        return Statistic.between(n, low, high + 1, tolerated(faults, n), closest)
 
     @staticmethod
     @cache
@@ -84,40 +87,101 @@ class Statistic:
             return low, high, None
         return low, high, np.array(self.weights, dtype=np.float64)
 
+    def takes_median(self, begin: int, end: int) -> NDArray[np.bool_]:
+        """Return for the columns from number `begin` to `end` whether condense takes the median."""
+        draws = hash64(self.key, np.arange(begin, end, dtype=np.uint64)) >> np.uint64(11)
+        return draws * 2.0**-53 < self.probability
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Selection:
-    """A choice of rows that a backend makes from their distances by itself.
+    """A choice of rows that a backend makes from their distances by itself: one of those below.
 
     Attributes
     ----------
-    kind : {"krum", "bulyan", "bulyan_averaged", "nnm", "cge", "monna", "mda", "mva", \
-            "centered_clipping", "geometric_median"}
-        "krum": the mean of the `m` rows with the least sums over the `kept` least distances (their
-        own, 0, among them), squared or not. "bulyan": n-2f picks by Krum, one after the other;
-        "bulyan_averaged": n-2f-2 means of ever fewer rows; then `statistic` of the picks.
-        "nnm": the `statistic` of the means of each row's n-f nearest. "cge": the mean of the n-f
-        rows nearest to the last point, which is the origin; "monna": nearest to the row `pivot`.
-        "centered_clipping": one step from the last point, with `tau`. The others are rules (with
-        `tol` and `max_iter`).
     f : int
         How many faulty rows there may be; with more the result is NaN on a GPU, else an error.
-    then : Selection, optional
-        What is chosen among the means that "nnm" makes, by a rule that looks at no further points.
-        `statistic` is then that of this choice.
+    statistic : Statistic or None
+        What is taken of every column of the rows that are picked or mixed; None: a weighted sum.
     """
 
-    kind: str
+    beyond: ClassVar[int] = 0  # points that it looks at after the rows
+
     f: int
-    kept: int = 0
-    squared: bool = True
-    m: int = 1
     statistic: Statistic | None = None
-    pivot: int = 0
-    tau: float = 0.0
-    tol: float = 0.0
-    max_iter: int = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Krum(Selection):
+    """The mean of the `m` rows with the least sums over the `kept` least distances.
+
+    Their own, 0, is among them. Distances are `squared` or not.
+    """
+
+    kept: int
+    squared: bool
+    m: int
+
+
+class Bulyan(Selection):
+    """The statistic of n-2f picks by Krum, one after the other."""
+
+
+class BulyanAveraged(Selection):
+    """The statistic of n-2f-2 means of ever fewer rows."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NNM(Selection):
+    """The statistic of the means of each row's n-f nearest, or what is chosen among them `then`.
+
+    That looks at no further points, and `statistic` is then that of this choice.
+    """
+
     then: Selection | None = None
+
+
+class CGE(Selection):
+    """The mean of the n-f rows nearest to the last point, which is the origin."""
+
+    beyond: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MoNNA(Selection):
+    """The mean of the n-f rows nearest to the row `pivot`."""
+
+    pivot: int
+
+
+class MDA(Selection):
+    """The mean of the n-f rows of least diameter."""
+
+
+class MVA(Selection):
+    """The mean of the n-f rows of least variance."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CenteredClipping(Selection):
+    """One step from the last point, towards rows that pull by `tau` at most."""
+
+    beyond: ClassVar[int] = 1
+
+    tau: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GeometricMedian(Selection):
+    """The point with the least sum of distances to the rows."""
+
+    tol: float
+    max_iter: int
+
+
+def tolerated(f: int | None, n: int) -> int:
+    """Return how many of n rows may hold anything: f or, where that is None, all but a majority."""
+    return (n - 1) // 2 if f is None else f
 
 
 def hash_key(seed: int, step: int) -> int:

@@ -11,6 +11,7 @@ from . import primitives
 from .arrays import Table, table
 from .geometry import Decision
 from .pipeline import Rule, rule
+from .primitives import Refs
 from .stages import whole
 
 __all__ = ["Streaming"]
@@ -82,7 +83,7 @@ class Streaming:
         TypeError, ValueError
             Where the chunk cannot be right, or not all of the last vector has been applied.
         """
-        T, points = self._table(chunk, start, reference)
+        T, refs = self._table(chunk, start, reference)
         if self._decision is not None:
             if self._applied != self._columns:
                 raise ValueError(
@@ -91,9 +92,9 @@ class Streaming:
                 )
             self.restart()
         if self._rescale is None:
-            self._D = self.rule.measure(T, points, self._D)
+            self._D = self.rule.measure(T, refs, self._D)
         else:
-            self._inner = primitives.inner(T, points, *self._rescale, start=self._inner)
+            self._inner = primitives.inner(T, refs, *self._rescale, start=self._inner)
         self._seen += T.columns
 
     def again(self) -> bool:
@@ -135,7 +136,7 @@ class Streaming:
         TooManyFaults
             More than f rows hold a non-finite value (not for column rules alone).
         """
-        T, points = self._table(chunk, start, reference)
+        T, refs = self._table(chunk, start, reference)
         if self._decision is None:
             self._decision = self._decide()
         total = self._applied + T.columns
@@ -143,20 +144,20 @@ class Streaming:
             raise ValueError(
                 f"{self._columns} columns were observed, and with this chunk {total} are applied"
             )
-        out = self.rule.apply(self._decision, T, points, offset=self._applied)
+        out = self.rule.apply(self._decision, T, refs, offset=self._applied)
         self._applied = total
         return out.value()
 
     def restart(self) -> None:
         """Begin the next vector (`observe` does that by itself once all columns are applied)."""
-        self.rule.step += 1
+        self.rule.advance()
         self._begin()
 
-    def _table(self, chunk: Any, start: Any, reference: Any) -> tuple[Table, tuple[Any, ...]]:
+    def _table(self, chunk: Any, start: Any, reference: Any) -> tuple[Table, Refs]:
         T = table(chunk)
         if T.n != self.n:
             raise ValueError(f"each chunk must have n = {self.n} rows, got {T.n}")
-        return T, self.rule.points(T, start, reference)
+        return T, self.rule.references(T, start, reference)
 
     def _all_seen(self) -> None:
         if self._seen != self._columns:

@@ -606,7 +606,7 @@ def test_both_ways_work_in_every_library(rule: str, library: str) -> None:
 
 def test_distance_rules_cost_one_read_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
-    for name in ("sqdist", "inner", "combine", "columns", "sqdist_to", "select", "usage"):
+    for name in ("sqdist", "inner", "combine", "columns", "sqdist_to", "select", "values"):
         whole = getattr(primitives, name)
 
         def counted(*args: Any, _name: str = name, _whole: Any = whole, **keywords: Any) -> Any:

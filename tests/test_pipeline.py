@@ -17,8 +17,9 @@ from fastgar import primitives
 from fastgar.arrays import table
 from fastgar.cpu import backend
 from fastgar.search.mixed import ROWS
-from fastgar.search.selection import choose
+from fastgar.search.selection import choose, makes
 from fastgar.search.subsets import every
+from fastgar.statistic import Bulyan
 
 
 def rows(n: int = 11, d: int = 17, seed: int = 0, dtype: Any = np.float64) -> np.ndarray:
@@ -290,13 +291,13 @@ def test_the_compiled_choice_is_the_rule_s(kind: str, wild: str, data: st.DataOb
 def chosen(rule: fg.Rule, X: np.ndarray) -> np.ndarray | None:
     """Return what is chosen at once, which must be what the rule decides, or None."""
     T = table(X)
-    selection = rule._selection(T)
+    selection = rule._plan(T.n).selection
     assert selection is not None
-    decision = rule._decide_on(T, points := rule.points(T), "all")
-    made, whole = choose(primitives.sqdist(T, points), selection)
+    decision = rule.explain(X).decision
+    made, whole = choose(primitives.sqdist(T, rule.references(T)), selection)
     if made is None:
         return None
-    if selection.kind == "bulyan":
+    if isinstance(selection, Bulyan):
         assert decision.mix is not None
         np.testing.assert_array_equal(made, decision.mix.argmax(axis=1))
     elif decision.mix is not None:
@@ -344,7 +345,7 @@ def test_which_rows_a_choice_is_made_among(kind: str) -> None:
         cases += [(15, 2, True), (15, 3, False)]
     for n, f, made in cases:
         X, rule = rows(n, 5), fg.rule(of_kind(kind), f)
-        assert (rule._selection(table(X)) is not None) == made
+        assert makes(rule._plan(n).selection, n) == made
         np.testing.assert_array_equal(rule(X), rule(X, check=True))
 
 
@@ -373,7 +374,7 @@ def test_reads() -> None:
 )  # fmt: skip
 def test_the_data_is_read_as_often_as_promised(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
-    for name in ("sqdist", "inner", "combine", "columns", "usage", "sqdist_to", "select"):
+    for name in ("sqdist", "inner", "combine", "columns", "values", "sqdist_to", "select"):
         original = getattr(primitives, name)
 
         def counting(
@@ -442,6 +443,57 @@ def test_decide_reads_no_data() -> None:
         fg.rule("krum", 5).decide(fg.sqdist(X))
 
 
+@pytest.mark.parametrize(
+    "spec",
+    ["krum", "bulyan", "nnm | median", "cge", "aksel", "bucketing(s=2) | median", "condense"],
+)
+def test_what_is_explained_is_what_a_call_does(spec: str) -> None:
+    X = rows()
+    rule, other = fg.rule(spec, 2), fg.rule(spec, 2)
+    for _ in range(2):  # some draw anew each time
+        explained = rule.explain(X)
+        assert explained.aggregate.tobytes() == other(X).tobytes()
+        again = rule.apply(explained.decision, explained.rows, explained.refs)
+        assert again.value().tobytes() == explained.aggregate.tobytes()
+    assert rule.step == other.step == 2
+    if spec in ("aksel", "condense"):  # which look at columns
+        assert explained.distances is None
+    else:
+        np.testing.assert_array_equal(explained.distances, fg.sqdist(X, rule.refs))
+
+
+def test_what_is_measured_beside_decides_on_nothing() -> None:
+    X = rows()
+    start = X[3] * 1e6
+    for spec, refs in [("krum", []), ("centered_clipping(tau=1.0)", [start])]:
+        rule = fg.rule(spec, 2)
+        keywords = {"start": start} if refs else {}
+        explained = rule.explain(X, beside=("origin",), **keywords)
+        assert explained.aggregate.tobytes() == rule(X, **keywords).tobytes()
+        np.testing.assert_array_equal(explained.distances, fg.sqdist(X, [*refs, "origin"]))
+
+
+def test_parts_of_rows_conclude_as_the_whole() -> None:
+    """Also where some row is so long that all must be read once more."""
+    X = rows(11, 2 * fg.CHUNK + 5)
+    for length in (1.0, 1e9):
+        X[4] *= length
+        for spec in ("nnm | krum", "geometric_median", "caf"):
+            rule, D, parts = fg.rule(spec, 2), None, []
+            for begin in (0, fg.CHUNK, 2 * fg.CHUNK):
+                T = table(X[:, begin : begin + fg.CHUNK])
+                parts.append((T, rule.references(T)))
+                D = rule.measure(*parts[-1], D)
+            assert D is not None
+            asked: list[np.ndarray] = []
+            decision = rule.conclude(
+                D, parts, lambda inner, asked=asked: asked.append(inner) or inner
+            )
+            want = rule.explain(X).decision.weights
+            np.testing.assert_array_equal(decision.weights, want)
+            assert len(asked) == (length > 1 and spec != "nnm | krum")
+
+
 def test_a_decision_survives_without_the_third_read() -> None:
     """A caller that cannot read again gets a finite decision, only a coarser one."""
     X = rows()
@@ -459,7 +511,7 @@ def test_partial_distances_add_up() -> None:
         parts = []
         for part in (X[:, :25], X[:, 25:]):
             T = table(np.ascontiguousarray(part))
-            D = rule.measure(T, rule.points(T))
+            D = rule.measure(T, rule.references(T))
             assert D is not None
             parts.append(D)
         decision = rule.decide(parts[0] + parts[1])

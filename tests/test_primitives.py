@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 import fastgar
 from fastgar import arrays, primitives
 from fastgar.cpu import backend
+from fastgar.report import usage
 from fastgar.statistic import CHUNK, Statistic, hash64, hash_key
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -558,10 +559,10 @@ def test_inputs_are_not_written():
 def test_usage_counts_the_columns_in_which_a_row_was_used():
     X = np.array([[0.0, 5, 1, 1], [1, 4, 1, 2], [2, 3, 1, 3], [np.nan, 2, 1, 4], [9, 1, 1, np.inf]])
     T = arrays.table(X)
-    assert primitives.usage(T, Statistic.median(5)).tolist() == [0, 0, 1.0, 0, 0]
-    trimmed = primitives.usage(T, Statistic.between(5, 1, 4, 1))
+    assert usage(T, Statistic.median(5)).tolist() == [0, 0, 1.0, 0, 0]
+    trimmed = usage(T, Statistic.between(5, 1, 4, 1))
     assert trimmed.tolist() == [0, 1.0, 1.0, 0.75, 0.25]
-    closest = primitives.usage(T, Statistic.median(5, faults=1, closest=3))
+    closest = usage(T, Statistic.median(5, faults=1, closest=3))
     assert closest.tolist() == [0.5, 1.0, 1.0, 0.5, 0]
 
 
@@ -593,7 +594,7 @@ def test_of_equal_values_the_lowest_rows_are_used(X, faults, data):
             used = range(begin, begin + closest)
         if (~np.isfinite(column)).sum() <= faults:
             want[order[list(used)], j] = True
-    got = primitives.usage(arrays.table(X), statistic) if d else np.zeros(n)
+    got = usage(arrays.table(X), statistic) if d else np.zeros(n)
     np.testing.assert_allclose(got, want.mean(axis=1) if d else 0)
 
 

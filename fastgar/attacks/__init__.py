@@ -27,10 +27,10 @@ from .copies import mimic, mimic_heuristic
 from .directed import fang
 from .envelope import anti_cge, min_max, min_sum
 from .garbage import drop, gaussian, huge, inf, nan, random, zero
+from .named import Attack, attack, list_attacks
 from .poison import label_flip
 from .registry import forget, register
 from .search import optimal
-from .spec import Attack, attack, list_attacks
 from .view import View
 
 __all__ = [

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..options import Steps
+from .named import Attack, attack
 from .registry import lookup, register
 from .rows import length
-from .spec import Attack, attack
 from .trial import ByDistances, ByRows, target
 from .view import View
 

@@ -44,7 +44,7 @@ from fastgar.cpu.vectors import AHEAD, I64, WIDTH, Value, Vectors
 from fastgar.dtypes import computing
 from fastgar.networks import pruned, sorting
 
-SHORT, LONG = 4096, 32768  # columns that a thread takes at a time
+LEAST, USUAL = 4096, 32768  # columns that a thread takes at a time
 WHOLE = 64  # columns: a multiple of what any kernel computes at a time
 
 
@@ -54,8 +54,8 @@ def pieces_of(columns: int, threads: int) -> int:
     Long ones, since memory is read faster in long runs; but several for each thread, in case one is
     slow, and none that is shorter than it is worth.
     """
-    short = columns // SHORT
-    return 1 if short < 2 else min(short, max(columns // LONG, 8 * threads))
+    short = columns // LEAST
+    return 1 if short < 2 else min(short, max(columns // USUAL, 8 * threads))
 
 
 def _mean(v: Vectors, values: list[Any]) -> Any:

@@ -1,7 +1,7 @@
 """The three primitives on a GPU: from addresses and n x n matrices to launches.
 
-A `Backend` has what the module `fastgar.cpu.backend` has, for one device and the stream and
-allocator of one caller. n x n numbers come in as NumPy arrays, or stay on the device as `Numbers`
+A `Backend` is what `fastgar.backend` wants, for one device and the stream and allocator of one
+caller. n x n numbers come in as NumPy arrays, or stay on the device as `Numbers`
 where no host has to see them: what `select` gives, `combine` and `columns` take.
 
 What concerns several leaves of a model waits until all are known (`finish`, `flush`), and is
@@ -19,18 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dtypes import CODES, ITEMSIZE, stored, widened
-from ..statistic import Selection, Statistic
+from ..statistic import CGE, NNM, Bulyan, Krum, Selection, Statistic
 from .connect import connect
 from .device import Device, Kernel, kernel
 from .leaves import NOWHERE, NULL, Layout, Piece, Places, records
 from .shapes import CHUNK_SPANS, SPAN, PairShape, pair_shape, triangle, whole_chunks
 from .variants import (
+    SELECTED,
     SELECTION_ROWS,
     Variant,
     columns_variant,
     selection_scratch,
     selection_shape,
-    selects,
     votes_variant,
 )
 
@@ -350,34 +350,32 @@ class Backend:
         self._add(total, finish=1 if distances else 2)
         return total.address
 
-    def selects(self, selection: Selection, n: int, dtypes: Sequence[str]) -> bool:
-        """Return whether `select` makes this choice among n rows of these dtypes."""
-        return selects(selection, n, dtypes)
-
     def select(self, total: _Total, selection: Selection) -> tuple[Numbers, bool]:
         """Return what a selection makes of the distances; nothing waits."""
         points, f = total.points, selection.f
-        n = points - (selection.kind == "cge")  # which has the origin as its last point
+        n = points - selection.beyond
         block, shared = selection_shape(n)
         D = (self.finish(total, True), points, n, f)
-        if selection.kind == "krum":
+        if isinstance(selection, Krum):
             address, owner = self.room(8 * n)
             shape, picks = (n,), False
             rest: tuple[Any, ...] = (selection.kept, int(selection.squared), selection.m)
             rest += (address,)
-        elif selection.kind == "cge":
+        elif isinstance(selection, CGE):
             address, owner = self.room(8 * n)
             shape, picks, rest = (n,), False, (n, address)
-        elif selection.kind == "nnm":
+        elif isinstance(selection, NNM):
             address, owner = self.room(8 * n * n)
             shape, picks, rest = (n, n), False, (address,)  # type: ignore[assignment]
         else:
-            picks = selection.kind == "bulyan"
+            picks = isinstance(selection, Bulyan)
             shape = (n - 2 * f,) if picks else (n - 2 * f - 2, n)  # type: ignore[assignment]
             size = 8 * shape[0] * (1 if picks else n)
             address, owner = self.room(size + selection_scratch(n))
             rest = (address, address + size)
-        self._launch(kernel("selection.cu", selection.kind), 1, block, shared, (*D, *rest))
+        self._launch(
+            kernel("selection.cu", SELECTED[type(selection)]), 1, block, shared, (*D, *rest)
+        )
         return Numbers(address, shape, picks, owner), False
 
     # --------------------------------------------------------------- weighted sums and columns

@@ -18,8 +18,8 @@ CROSS = 64
 SHARED = 48 << 10  # bytes that every GPU gives a block without being asked
 OWN_SHARED = 1280  # of which the addresses of rows, and their flags, take less than this
 WARP = 32
-AHEAD = 96  # bytes of the next tile that a thread holds in registers
-AHEAD_ONE_BY_ONE = 40
+HELD = 96  # bytes of the next tile that a thread holds in registers
+HELD_ONE_BY_ONE = 40
 
 
 class PairShape(NamedTuple):
@@ -91,13 +91,13 @@ def pair_shape(points: int, wide: bool, products: bool, aligned: bool) -> PairSh
     """
     size = 8 if wide else 4
     lanes = 16 // size
-    ahead = AHEAD if aligned else AHEAD_ONE_BY_ONE
+    ahead = HELD if aligned else HELD_ONE_BY_ONE
     one_by_one = TRIANGLE if aligned else TRIANGLE_ONE_BY_ONE
     if points > (TRIANGLE_OF_PRODUCTS if products else one_by_one):
         return PairShape(
             4, CROSS // 4, 1, _columns(2 * CROSS, 1, lanes, size, 256 * ahead), True, 256
         )
-    layouts = [_groups(points, wide, products, limit) for limit in (AHEAD, AHEAD_ONE_BY_ONE)]
+    layouts = [_groups(points, wide, products, limit) for limit in (HELD, HELD_ONE_BY_ONE)]
     slots = min(_slots(r, groups, lanes, size) for r, groups in layouts)
     r, groups = layouts[0 if aligned else 1]
     threads = _threads(groups, slots)
@@ -116,7 +116,7 @@ def _groups(points: int, wide: bool, products: bool, ahead: int) -> tuple[int, i
 def _slots(r: int, groups: int, lanes: int, size: int) -> int:
     slots = 128
     while slots > 1 and (
-        _threads(groups, slots) > 256 or not _fits(r * groups, slots * lanes, 0, size, 256 * AHEAD)
+        _threads(groups, slots) > 256 or not _fits(r * groups, slots * lanes, 0, size, 256 * HELD)
     ):
         slots //= 2
     return slots

@@ -13,11 +13,11 @@ from math import gcd
 
 from ..dtypes import CODES, ITEMSIZE, computing
 from ..networks import pruned, sorting
-from ..statistic import Selection, Statistic
+from ..statistic import CGE, NNM, Bulyan, BulyanAveraged, Krum, Selection, Statistic
 from .shapes import SHARED
 
 __all__ = [
-    "SELECTION_ROWS", "Variant", "columns_variant", "dtype_macros", "selection_scratch",
+    "SELECTED", "SELECTION_ROWS", "Variant", "columns_variant", "dtype_macros", "selection_scratch",
     "selection_shape", "selects", "votes_variant",
 ]  # fmt: skip
 
@@ -31,6 +31,9 @@ TILE_BLOCK = 256
 OWN_SHARED = 2 << 10  # of SHARED: tiles.cu and selection.cu take less than this for themselves
 MIXING_BLOCKS = 2048  # blocks that stage W, each of which goes through many tiles of columns
 SELECTION_ROWS = 1024  # that selection.cu takes
+SELECTED: dict[type[Selection], str] = {  # its kernels
+    Krum: "krum", CGE: "cge", NNM: "nnm", Bulyan: "bulyan", BulyanAveraged: "bulyan_averaged",
+}  # fmt: skip
 SCRATCH_BYTES = 256 << 20  # for tiles in global memory, if more than one block has one
 SCRATCH_BLOCKS = 2  # of a multiprocessor that have one
 PROCESSORS = 64  # of a GPU of which nobody says how many it has
@@ -216,11 +219,9 @@ def selects(selection: Selection, n: int, dtypes: Sequence[str]) -> bool:
 
     Distances of float64 rows may overflow, and NNM then needs another read.
     """
-    if selection.kind not in ("krum", "cge", "nnm", "bulyan", "bulyan_averaged"):
+    if isinstance(selection, NNM) and (selection.then is not None or "float64" in dtypes):
         return False
-    if selection.then is not None or (selection.kind == "nnm" and "float64" in dtypes):
-        return False
-    return n <= SELECTION_ROWS
+    return type(selection) in SELECTED and n <= SELECTION_ROWS
 
 
 def selection_shape(n: int) -> tuple[int, int]:

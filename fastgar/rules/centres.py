@@ -13,7 +13,7 @@ import numpy as np
 
 from ..geometry import Decision
 from ..options import Count, Positive, Steps
-from ..statistic import Selection
+from ..statistic import CenteredClipping, GeometricMedian
 from . import proofs
 from .decorators import distance_rule
 
@@ -25,15 +25,15 @@ __all__ = ["centered_clipping", "geometric_median", "rfa"]
 TINY = 2.0**-1022
 
 
-def _clipping_selection(n: int, f: int, options: Any) -> Selection | None:
+def _clipping_selection(n: int, f: int, options: Any) -> CenteredClipping | None:
     if options["iters"] > 1:
         return None
-    return Selection("centered_clipping", f, tau=float(options["tau"]))
+    return CenteredClipping(f=f, tau=float(options["tau"]))
 
 
-def _median_selection(n: int, f: int, options: Any) -> Selection:
+def _median_selection(n: int, f: int, options: Any) -> GeometricMedian:
     tol, max_iter = float(options["tol"]), options["max_iter"]
-    return Selection("geometric_median", f, tol=tol, max_iter=max_iter)
+    return GeometricMedian(f=f, tol=tol, max_iter=max_iter)
 
 
 @distance_rule(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..geometry import Decision
 from ..options import Count
-from ..statistic import Middle, Selection, Statistic
+from ..statistic import Bulyan, BulyanAveraged, Krum, Middle, Selection, Statistic
 from . import proofs
 from .decorators import distance_rule
 
@@ -51,10 +51,10 @@ def _kept(n: int, f: int, neighbours: Neighbours) -> int:
     return n - f - (1 if neighbours == "n-f-2" else 0)
 
 
-def _krum_selection(n: int, f: int, options: Any) -> Selection:
+def _krum_selection(n: int, f: int, options: Any) -> Krum:
     kept = _kept(n, f, options["neighbours"])
     m = options.get("m", 1)
-    return Selection("krum", f, kept, options["squared"], _default_m(n, f) if m is None else m)
+    return Krum(f=f, kept=kept, squared=options["squared"], m=_default_m(n, f) if m is None else m)
 
 
 def _default_m(n: int, f: int) -> int:
@@ -64,7 +64,7 @@ def _default_m(n: int, f: int) -> int:
 def _bulyan_selection(n: int, f: int, options: Any) -> Selection:
     repeated = options["selection"] == "repeated"
     statistic = _of_picks(n - 2 * f if repeated else n - 2 * f - 2, f, options["middle"])
-    return Selection("bulyan" if repeated else "bulyan_averaged", f, statistic=statistic)
+    return (Bulyan if repeated else BulyanAveraged)(f=f, statistic=statistic)
 
 
 def _of_picks(picks: int, f: int, middle: Middle) -> Statistic:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..options import Count, Seed
-from ..statistic import Selection, hash64, hash_key
+from ..statistic import NNM, hash64, hash_key
 from . import proofs
 from .decorators import mixing_rule
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["bucketing", "nnm"]
 
 
-def _nnm_selection(n: int, f: int, options: Any) -> Selection:
-    return Selection("nnm", f)
+def _nnm_selection(n: int, f: int, options: Any) -> NNM:
+    return NNM(f=f)
 
 
 @mixing_rule(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..options import Positive
-from ..statistic import Selection
+from ..statistic import CGE
 from . import proofs
 from .decorators import distance_rule, mixing_rule
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["arc", "cge", "clip"]
 
 
-def _cge_selection(n: int, f: int, options: Any) -> Selection:
-    return Selection("cge", f)
+def _cge_selection(n: int, f: int, options: Any) -> CGE:
+    return CGE(f=f)
 
 
 @distance_rule(

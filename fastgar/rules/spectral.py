@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry import Decision
-from ..options import OPERATIONS, Count
+from ..options import Count
+from ..search import WORK_LIMIT
 from . import proofs
 from .decorators import distance_rule
 
@@ -37,7 +38,7 @@ ACCURACY = 1e-12  # of a direction whose projections are taken as they are
     paper="Allouah, Guerraoui and Stephan, Towards trustworthy federated learning with untrusted "
     "participants, ICML 2025",
 )
-def caf(g: Geometry, f: int, *, work_limit: Count = OPERATIONS) -> Decision:
+def caf(g: Geometry, f: int, *, work_limit: Count = WORK_LIMIT) -> Decision:
     """Return a weighted mean whose covariance has been made small in every direction.
 
     Weights c start at 1. While they add up to more than n-2f: take the weighted mean and the top
@@ -128,7 +129,7 @@ def dnc(
     f: int,
     *,
     removal: Literal["one by one", "at once"] = "one by one",
-    work_limit: Count = OPERATIONS,
+    work_limit: Count = WORK_LIMIT,
 ) -> Decision:
     """Return the mean without the f rows that stand out most along the main direction of spread.
 

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SearchLimit
-from ..options import OPERATIONS, Count
-from ..statistic import Selection
+from ..options import Count
+from ..search import WORK_LIMIT
+from ..statistic import MDA, MVA
 from . import proofs
 from .decorators import distance_rule
 
@@ -39,12 +40,12 @@ def _rows(on_limit: OnLimit, search: Callable[..., Rows], *arguments: Any) -> Ro
         return np.array(error.best)
 
 
-def _mda_selection(n: int, f: int, options: Any) -> Selection:
-    return Selection("mda", f)
+def _mda_selection(n: int, f: int, options: Any) -> MDA:
+    return MDA(f=f)
 
 
-def _mva_selection(n: int, f: int, options: Any) -> Selection:
-    return Selection("mva", f)
+def _mva_selection(n: int, f: int, options: Any) -> MVA:
+    return MVA(f=f)
 
 
 @distance_rule(
@@ -56,7 +57,7 @@ def _mva_selection(n: int, f: int, options: Any) -> Selection:
     variance_ratio=lambda n, f, options: (n - f) / (8**0.5 * f) if f else float("inf"),
 )
 def mda(
-    g: Geometry, f: int, *, work_limit: Count = OPERATIONS, on_limit: OnLimit = "raise"
+    g: Geometry, f: int, *, work_limit: Count = WORK_LIMIT, on_limit: OnLimit = "raise"
 ) -> Decision:
     """Return the mean of the n-f rows of least diameter (minimum-diameter averaging, "brute").
 
@@ -91,7 +92,7 @@ def mda(
     paper="after Rousseeuw, Multivariate estimation with high breakdown point, 1985",
 )
 def mva(
-    g: Geometry, f: int, *, work_limit: Count = OPERATIONS, on_limit: OnLimit = "raise"
+    g: Geometry, f: int, *, work_limit: Count = WORK_LIMIT, on_limit: OnLimit = "raise"
 ) -> Decision:
     """Return the mean of the n-f rows of least variance (the trace of their covariance).
 
@@ -125,7 +126,7 @@ def mva(
     kappa=proofs.least_spread,
 )
 def smea(
-    g: Geometry, f: int, *, work_limit: Count = OPERATIONS, on_limit: OnLimit = "raise"
+    g: Geometry, f: int, *, work_limit: Count = WORK_LIMIT, on_limit: OnLimit = "raise"
 ) -> Decision:
     """Return the mean of the n-f rows whose covariance has the least largest eigenvalue.
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..geometry import Decision
 from ..options import Index
 from ..spec import Options
-from ..statistic import Middle, Selection, Statistic
+from ..statistic import Middle, MoNNA, Statistic
 from . import proofs
 from .decorators import distance_rule
 
@@ -23,8 +23,8 @@ __all__ = ["aksel", "fltrust", "monna"]
 SHORTEST = 1e-38
 
 
-def _monna_selection(n: int, f: int, options: Any) -> Selection:
-    return Selection("monna", f, pivot=options["pivot"])
+def _monna_selection(n: int, f: int, options: Any) -> MoNNA:
+    return MoNNA(f=f, pivot=options["pivot"])
 
 
 @distance_rule(

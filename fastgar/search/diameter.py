@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastgar.search import WORK_LIMIT
 from fastgar.search.bitsets import find_cover, neighbours, pack, pack_all, unpack
 from fastgar.search.subsets import (
     CLOSEST,
     KEPT,
     REMOVED,
-    WORK_LIMIT,
     Find,
     Flags,
     Limit,

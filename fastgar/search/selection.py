@@ -11,6 +11,7 @@ this quickly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import inf, nan, sqrt
 from typing import Any
@@ -24,11 +25,24 @@ from fastgar.errors import TooManyFaults
 from fastgar.search.geometric import FOUND, LINES, descend
 from fastgar.search.mixed import ROWS, mixed_distances
 from fastgar.search.subsets import SUMMABLE, closest, every
-from fastgar.statistic import FAR, Selection
+from fastgar.statistic import (
+    CGE,
+    FAR,
+    MDA,
+    MVA,
+    NNM,
+    BulyanAveraged,
+    CenteredClipping,
+    GeometricMedian,
+    Krum,
+    MoNNA,
+    Selection,
+)
 
 __all__ = ["choose", "makes"]
 
 Chosen = NDArray[Any]
+Matrix = NDArray[np.float64]
 
 
 @step
@@ -267,9 +281,9 @@ def geometric_median(D: Any, far: float, tol: float, max_iter: int, weights: Any
 
 
 KRUM = Tiered(krum, *SHORT)
-CGE = Tiered(cge, *SHORT)
+CGE_WEIGHTS = Tiered(cge, *SHORT)
 MONNA = Tiered(monna, *SHORT)
-NNM = Tiered(nnm, *SHORT)
+NNM_WEIGHTS = Tiered(nnm, *SHORT)
 MIXED_BY_NNM = Tiered(mixed_by_nnm, 0.0, SHORT[1])
 KRUM_OF_NNM = Tiered(krum_of_nnm, 0.0, SHORT[1])
 REPEATED_KRUM = Tiered(repeated_krum, *SHORT)
@@ -281,62 +295,85 @@ GEOMETRIC_MEDIAN = Tiered(geometric_median, *SHORT)
 @lru_cache(maxsize=256)
 def makes(selection: Selection, n: int) -> bool:
     """Return whether `choose` makes this choice among n rows."""
-    kind, then = selection.kind, selection.then
-    if kind in ("mda", "mva") and every(n, n - selection.f) is None:
+    if isinstance(selection, (MDA, MVA)) and every(n, n - selection.f) is None:
         return False
-    return n <= ROWS and kind != "bulyan_averaged" and (then is None or makes(then, n))
+    if isinstance(selection, NNM) and selection.then is not None and not makes(selection.then, n):
+        return False
+    return n <= ROWS and not isinstance(selection, BulyanAveraged)
 
 
-def choose(D: NDArray[np.float64], selection: Selection) -> tuple[Chosen | None, bool]:
+def choose(D: Matrix, selection: Selection) -> tuple[Chosen | None, bool]:
     """Return what a selection makes of the distances, and whether every row surely has a weight.
 
     What is made is (1, points) weights, (m, n) mixing or the numbers of picked rows; None where the
     choice needs more than distances, which are then complete, or more time.
     """
-    s, points, f = selection, len(D), selection.f
-    if s.then is not None:
-        return _choose_mixed(D, f, s.then), False
-    if s.kind == "nnm":
-        mixing = np.zeros((points, points))
-        faulty = NNM(D, points - f, mixing, np.empty((2, points)))
-        chosen: Chosen = mixing
-    elif s.kind == "bulyan":
+    points, f = len(D), selection.f
+    whole, weigh = False, WEIGHING.get(type(selection))
+    if weigh is not None:
+        chosen: Chosen = np.zeros((1, points))
+        faulty = weigh(D, selection, chosen[0])
+        if isinstance(selection, CGE):
+            chosen = chosen[:, :-1]  # the origin is the last point
+    elif isinstance(selection, NNM):
+        if selection.then is not None:
+            return _choose_mixed(D, f, selection.then), False
+        chosen = np.zeros((points, points))
+        faulty = NNM_WEIGHTS(D, points - f, chosen, np.empty((2, points)))
+        whole = faulty == 0
+    else:
         chosen = np.zeros(points - 2 * f, dtype=np.int64)
         faulty = REPEATED_KRUM(D, f, chosen, np.empty_like(D), np.empty((2, points + 8)))
-    else:
-        chosen = np.zeros((1, points))
-        faulty = _weigh(D, s, chosen[0])
-        if s.kind == "cge":
-            chosen = chosen[:, :-1]  # the origin is the last point
     if faulty > f:
-        n = points - (s.kind in ("cge", "centered_clipping"))
+        n = points - selection.beyond
         raise TooManyFaults(np.flatnonzero(D.diagonal()[:n]).tolist(), f)
-    return (chosen, s.kind == "nnm" and faulty == 0) if faulty >= 0 else (None, False)
+    return (chosen, whole) if faulty >= 0 else (None, False)
 
 
-def _weigh(D: NDArray[np.float64], s: Selection, weights: Chosen) -> int:
-    """Write the weights of the points; return how many rows are faulty."""
-    points = len(D)
-    faulty: int
-    if s.kind == "krum":
-        faulty = KRUM(D, s.kept, s.squared, s.m, weights, np.empty((2, points + 8)))
-    elif s.kind == "cge":
-        faulty = CGE(D, points - 1 - s.f, weights[:-1], np.empty((1, points)))
-    elif s.kind == "monna":
-        faulty = MONNA(D, s.pivot, points - s.f, weights, np.empty((1, points)))
-    elif s.kind == "centered_clipping":
-        faulty = CENTERED_CLIPPING(D, s.tau, weights, np.empty((1, 8)))
-    elif s.kind == "geometric_median":
-        room = np.zeros((LINES + 1 + 2 * points, points))
-        faulty = GEOMETRIC_MEDIAN(D, FAR**2, s.tol, s.max_iter, weights, room)
-    else:
-        subsets = every(points, points - s.f)
-        assert subsets is not None
-        faulty = SUBSET(D, subsets, s.kind == "mva", weights, np.empty(len(subsets)))
+def _krum(D: Matrix, s: Krum, weights: Chosen) -> int:
+    faulty: int = KRUM(D, s.kept, s.squared, s.m, weights, np.empty((2, len(D) + 8)))
     return faulty
 
 
-def _choose_mixed(D: NDArray[np.float64], f: int, then: Selection) -> Chosen | None:
+def _cge(D: Matrix, s: CGE, weights: Chosen) -> int:
+    points = len(D)
+    faulty: int = CGE_WEIGHTS(D, points - 1 - s.f, weights[:-1], np.empty((1, points)))
+    return faulty
+
+
+def _monna(D: Matrix, s: MoNNA, weights: Chosen) -> int:
+    points = len(D)
+    faulty: int = MONNA(D, s.pivot, points - s.f, weights, np.empty((1, points)))
+    return faulty
+
+
+def _centered_clipping(D: Matrix, s: CenteredClipping, weights: Chosen) -> int:
+    faulty: int = CENTERED_CLIPPING(D, s.tau, weights, np.empty((1, 8)))
+    return faulty
+
+
+def _geometric_median(D: Matrix, s: GeometricMedian, weights: Chosen) -> int:
+    points = len(D)
+    room = np.zeros((LINES + 1 + 2 * points, points))
+    faulty: int = GEOMETRIC_MEDIAN(D, FAR**2, s.tol, s.max_iter, weights, room)
+    return faulty
+
+
+def _subset(D: Matrix, s: MDA | MVA, weights: Chosen) -> int:
+    subsets = every(len(D), len(D) - s.f)
+    assert subsets is not None
+    faulty: int = SUBSET(D, subsets, isinstance(s, MVA), weights, np.empty(len(subsets)))
+    return faulty
+
+
+# How the weights of the points are written, by what is selected; returns how many rows are faulty.
+WEIGHING: dict[type[Selection], Callable[[Matrix, Any, Chosen], int]] = {
+    Krum: _krum, CGE: _cge, MoNNA: _monna, CenteredClipping: _centered_clipping,
+    GeometricMedian: _geometric_median, MDA: _subset, MVA: _subset,
+}  # fmt: skip
+
+
+def _choose_mixed(D: Matrix, f: int, then: Selection) -> Chosen | None:
     """Return what a selection makes of the means of each row's n - f nearest.
 
     None where that needs more than distances, or a row is faulty.
@@ -344,7 +381,7 @@ def _choose_mixed(D: NDArray[np.float64], f: int, then: Selection) -> Chosen | N
     n = len(D)
     mixing, mixed, room = np.zeros((n, n)), np.empty((n, n)), np.empty((2, n + 8))
     chosen: Chosen | None
-    if then.kind == "krum":  # at once: two calls take 1 us more
+    if isinstance(then, Krum):  # at once: two calls take 1 us more
         chosen = np.zeros((1, n))
         krum = then.kept, then.squared, then.m
         if KRUM_OF_NNM(D, n - f, *krum, chosen[0], mixing, mixed, room) != 0:

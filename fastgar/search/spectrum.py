@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from fastgar.cpu.compile import SHORT, Tiered, step
+from fastgar.search import WORK_LIMIT
 from fastgar.search.eigen import is_positive
 from fastgar.search.subsets import (
     FREE,
@@ -24,7 +25,6 @@ from fastgar.search.subsets import (
     REMOVED,
     SLICE,
     TIE,
-    WORK_LIMIT,
     Flags,
     Limit,
     Matrix,

@@ -23,12 +23,11 @@ from fastgar.cpu.compile import SHORT, Tiered, step
 from fastgar.errors import SearchLimit
 
 __all__ = [
-    "CLOSEST", "FREE", "KEPT", "REMOVED", "SLICE", "SUMMABLE", "TIE", "WORK_LIMIT", "Find", "Flags",
+    "CLOSEST", "FREE", "KEPT", "REMOVED", "SLICE", "SUMMABLE", "TIE", "Find", "Flags",
     "Limit", "Matrix", "Rows", "Status", "among", "ball", "closest", "every", "first_in_order",
     "largest", "least_variance", "mean_squares", "usable",
 ]  # fmt: skip
 
-WORK_LIMIT = 1_000_000_000  # operations of about a nanosecond
 SLICE = 100_000  # operations between two looks at whether somebody pressed Ctrl-C, or to compile
 FEW = 20_000  # distances inside all subsets, up to which it is quicker to look at every one
 FREE, KEPT, REMOVED = 0, 1, 2  # what is decided of a row

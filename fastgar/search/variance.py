@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastgar.cpu.compile import SHORT, Tiered, step
+from fastgar.search import WORK_LIMIT
 from fastgar.search.diameter import within
 from fastgar.search.subsets import (
     CLOSEST,
@@ -25,7 +26,6 @@ from fastgar.search.subsets import (
     SLICE,
     SUMMABLE,
     TIE,
-    WORK_LIMIT,
     Flags,
     Limit,
     Matrix,

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastgar import primitives
 from fastgar.arrays import reference, table
 from fastgar.errors import TooManyFaults
 from fastgar.geometry import Decision
 from fastgar.pipeline import Rule
+from fastgar.report import usage, weigh
 
 from .calls import Call
 from .errors import TooManyFaultyRanks
@@ -132,7 +132,7 @@ class Aggregation:
             known = references or {}
             passed = {name: whole[slab.begin : end] for name, whole in known.items()}
             T = slab.table
-            slab.points = tuple(
+            slab.refs = tuple(
                 "origin" if name not in passed else reference(T, passed[name], name)
                 for name in self.rule.refs
             )
@@ -154,7 +154,7 @@ class Aggregation:
                     self.faulty |= [not is_finite(row) for row in slab.rows]
                 self._apply(slab)
             else:
-                self._D = self.rule.measure(slab.table, slab.points, self._D)
+                self._D = self.rule.measure(slab.table, slab.refs, self._D)
 
     def decide(self) -> Decision:
         """Return the decision, the same on every rank.
@@ -172,15 +172,9 @@ class Aggregation:
             return self.decision
         assert self._D is not None
         D = self._sum(self._D)
-        inner = None
-        rescale = self.rule.wants_inner(D)
-        if rescale is not None:  # some rank's gradient is very long: one more pass, in float64
-            for slab in self.slabs:
-                inner = primitives.inner(slab.table, slab.points, *rescale, start=inner)
-            assert inner is not None
-            inner = self._sum(inner)
+        parts = [(slab.table, slab.refs) for slab in self.slabs]
         try:
-            self.decision = self.rule.decide(D, inner)
+            self.decision = self.rule.conclude(D, parts, self._sum)
         except TooManyFaults as error:
             raise self.complaint(error.rows, error.f) from None
         if self.decision.faulty is not None:
@@ -194,7 +188,7 @@ class Aggregation:
             if slab.result is None:
                 self._apply(slab)
         self.settle()
-        self.rule.step += 1
+        self.rule.advance()
         return [self.exchange.collect(slab) for slab in self.slabs]
 
     def settle(self) -> None:
@@ -208,7 +202,7 @@ class Aggregation:
         if not slab.width:
             return slab.vector.new_empty(0)
         first = slab.offset + slab.begin
-        out = self.rule.apply(self.decision, slab.table, slab.points, offset=first)
+        out = self.rule.apply(self.decision, slab.table, slab.refs, offset=first)
         result: Tensor = out.value()
         return result
 
@@ -254,9 +248,9 @@ class Aggregation:
         assert self.decision is not None
         statistic = self.decision.statistic
         assert statistic is not None
-        tolerated = 0 if statistic.kind == "mean" else statistic.faults
-        if int(faulty.sum()) > tolerated:
-            raise self.complaint(np.flatnonzero(faulty).tolist(), tolerated)
+        f = 0 if statistic.kind == "mean" else statistic.faults
+        if int(faulty.sum()) > f:
+            raise self.complaint(np.flatnonzero(faulty).tolist(), f)
 
     def complaint(self, rows: Any, f: int) -> TooManyFaultyRanks:
         """Return the error for too many faulty ranks, after everything has arrived."""
@@ -275,9 +269,9 @@ class Aggregation:
             return
         step = -(-slab.width // SAMPLE)
         columns = torch.stack([row[::step] for row in slab.rows]).cpu()
-        points = ("origin",) * len(slab.points)  # all that a mixing step knows
+        refs = ("origin",) * len(slab.refs)  # all that a mixing step knows
         count = columns.shape[1]
-        self._used = self._used + count * primitives.usage(table(columns), statistic, points, mix)
+        self._used = self._used + count * usage(table(columns), statistic, refs, mix)
         self._sampled += count
 
     def weights(self) -> Array:
@@ -290,12 +284,7 @@ class Aggregation:
         if mix is not None:  # which was not known before: a column rule has told all already
             *parts, sampled = self._sum(np.append(np.zeros(len(mix)) + counts, sampled))
             counts = np.array(parts)
-        used: Array = counts / max(sampled, 1)
-        if mix is None:
-            return used
-        total = used.sum()
-        weights: Array = (used / total if total > 0 else used) @ np.nan_to_num(mix)
-        return weights[:n]
+        return weigh(decision, counts / max(sampled, 1))[:n]
 
 
 def _total(everyone: Array) -> Array:

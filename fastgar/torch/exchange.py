@@ -49,7 +49,7 @@ class Slab:
         The memory in which the rows are.
     into : tensor, optional
         Where the aggregate of the vector goes.
-    points : tuple
+    refs : tuple
         The same columns of what the rule refers to.
     """
 
@@ -62,7 +62,7 @@ class Slab:
     into: Tensor | None
     arriving: list[dist.Work] = field(default_factory=list)
     gathering: list[dist.Work] = field(default_factory=list)
-    points: tuple[Any, ...] = ()
+    refs: tuple[Any, ...] = ()
     result: Tensor | None = None
 
     @property

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from ..options import Count
 from .data import Data
 from .importing import imported
+from .named import configured
 from .room import require_room_for_model
-from .spec import configured
 
 __all__ = ["MODELS", "build", "check", "require_fit"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..errors import shown
 from ..options import Count, Positive
-from .spec import configured
+from .named import configured
 
 __all__ = ["SCHEDULES", "schedule"]
 

@@ -12,8 +12,6 @@ from torch import Tensor
 
 import fastgar as fg
 
-from .. import primitives
-from ..arrays import table
 from ..stages import names
 from .config import Config
 from .data import Data
@@ -177,21 +175,17 @@ class Server:
 
     def _measured(self, rule: fg.Rule, rows: Rows, given: dict[str, Tensor]) -> Tensor:
         """Aggregate as the rule does when called, with the origin among the points measured."""
-        T = table(rows)
-        points = rule.points(T, given.get("start"), given.get("reference"))
-        known = T.n + len(points)
-        origin = [] if "origin" in rule.refs else ["origin"]
-        D = primitives.sqdist(T, [*points, *origin])
-        own = np.ascontiguousarray(D[:known, :known])
-        rescale = rule.wants_inner(own)
-        inner = None if rescale is None else primitives.inner(T, points, *rescale)
-        decision = rule.decide(own, inner)
-        if decision.weights is not None:
-            self.weights = decision.weights[: T.n]
-            at = known if origin else T.n + rule.refs.index("origin")
-            self.distances = Distances(D, at, decision.weights)
-        result: Tensor = rule.apply(decision, T, points).value()
-        rule.step += 1
+        beside = () if "origin" in rule.refs else ("origin",)
+        explained = rule.explain(
+            rows, start=given.get("start"), reference=given.get("reference"), beside=beside
+        )
+        weights, D, n = explained.decision.weights, explained.distances, explained.rows.n
+        if weights is not None:
+            assert D is not None
+            self.weights = weights[:n]
+            at = n + [*rule.refs, *beside].index("origin")
+            self.distances = Distances(D, at, weights)
+        result: Tensor = explained.aggregate
         return result
 
     def _points(self, theta: Tensor, previous: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..options import Probability, Range
-from .spec import configured
+from .named import configured
 
 __all__ = ["SPLITS", "check", "split"]
 

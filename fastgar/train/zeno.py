@@ -22,7 +22,7 @@ import fastgar as fg
 
 from ..errors import shown
 from ..options import Count, Index, Range, read_options
-from .spec import configured
+from .named import configured
 
 __all__ = ["BATCH_BYTES", "NoScore", "Validation", "Zeno", "parse"]
 
