@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import shown
 from .refuse import Refused, refusing
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
@@ -95,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise ValueError(f"an address is HOST:PORT, got {text!r}")
+        raise ValueError(f"an address is HOST:PORT, got {shown(text)}")
     return host.strip("[]"), int(port)
 
 

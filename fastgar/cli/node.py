@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import shown
 from .refuse import Refused, refusing
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
@@ -67,5 +68,5 @@ def _listen(options: argparse.Namespace) -> Any:
         return None
     host, _, port = options.listen.rpartition(":")
     if not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise ValueError(f"--listen must be HOST:PORT, got {options.listen!r}")
+        raise ValueError(f"--listen must be HOST:PORT, got {shown(options.listen)}")
     return host.strip("[]"), int(port)

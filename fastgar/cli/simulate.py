@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import shown
 from .cluster_flags import add_flags, cluster_from
 from .refuse import Refused, refusing
 from .tables import text_table
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 def _seeds(text: str) -> range:
     match = SEEDS.fullmatch(text)
     if match is None:
-        raise ValueError(f"--seeds must be a number, or A:B, got {text!r}")
+        raise ValueError(f"--seeds must be a number, or A:B, got {shown(text)}")
     first = int(match[1])
     last = first + 1 if match[2] is None else int(match[2])
     if last <= first:
