@@ -198,11 +198,16 @@ __device__ __forceinline__ void load_rows(Pack<K, WIDE> (&x)[AHEAD], Place place
 constexpr int RECORD = 4;
 
 // The record of the leaf that this unit is of, among `count` records of `size` numbers. Each step
-// waits for the one before: so this is done once for a block or a tile, and a step cuts what is left
-// into five parts, not two, by four records that are read together.
+// waits for the one before: so this is done once for a block or a tile, and a step cuts what is
+// left into five parts, not two, by four records that are read together. But not before columns
+// that lie in registers: from two cuts on, a hundred halves no longer stay in them.
 __device__ __forceinline__ const long long* leaf_of(const void* leaves, long long count,
                                                     long long size, long long unit) {
+#ifdef FG_NETWORK
+    constexpr int CUTS = 1;
+#else
     constexpr int CUTS = 4;
+#endif
     const long long* const records = static_cast<const long long*>(leaves);
     int low = 0, high = static_cast<int>(count);
 #pragma unroll 1
@@ -283,8 +288,8 @@ template <class Number> __device__ __forceinline__ Number warp_sum(Number x) {
     return x;
 }
 
-// Hands what `load` gives for first, first + step, ... to `use`, in this order. AHEAD loads are under
-// way before one is waited for: past the end, the first of the turn again.
+// Hands what `load` gives for first, first + step, ... to `use`, in this order. AHEAD loads are
+// under way before one is waited for: past the end, the first of the turn again.
 template <int AHEAD, class Index, class Load, class Use>
 __device__ __forceinline__ void each(Index first, Index end, Index step, Load load, Use use) {
 #pragma unroll 1

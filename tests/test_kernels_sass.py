@@ -79,8 +79,10 @@ def fewer(kernel, macros, n):
     m = dict(macros)
     if kernel == "combine" and m["FG_TABLE"]:
         return [2]  # what a tile needs of the record of its leaf: its first tile, and its columns
-    if kernel == "columns" and n < LEAST:
-        return [n]  # all rows
+    if kernel == "columns":
+        # A search in two halves for the leaf: with more cuts the values do not stay in registers;
+        # and all rows, where they are few.
+        return [1] * bool(int(m["FG_TABLE"])) + [n] * (n < LEAST)
     if kernel == "partials":  # the whole next tile; of products, and of the pivot
         products, wide = m["FG_PRODUCTS"], m["FG_DTYPE"] == CODES["float64"]
         shape = pair_shape(n, wide or products, products, m["FG_PACK"] > 1)
@@ -118,7 +120,7 @@ def load_variants():
 
 
 def test_four_loads_are_under_way_in_every_loop_of_every_kernel():
-    """Rows, weights, tiles, records, n x n numbers; a bisection reads four places in a step."""
+    """Rows, weights, tiles, records, n x n numbers, and where a place is searched."""
     seen, excepted = set(), set()
     for (_, macros, n), architecture, codes in each(load_variants(), codes_of):
         for kernel, code in codes.items():
