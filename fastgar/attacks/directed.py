@@ -11,7 +11,7 @@ from ..pipeline import Rule, rule
 from .registry import register
 from .rows import extremes, like, sign
 from .trial import ByDistances, distances
-from .view import View, generator, tolerated
+from .view import View, f_of, generator
 
 __all__ = ["fang"]
 
@@ -99,7 +99,7 @@ def _positive(signs: Any) -> Any:
 
 
 def _against_krum(honest: Any, q: int, view: View | None) -> Any:
-    f = tolerated(view, q)
+    f = f_of(view, q)
     krum = rule("krum", f)
     if view is not None and isinstance(view.rule, Rule):
         stages = [stage.name for stage in view.rule.stages]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .registry import register
 from .rows import length, moments, sign
 from .trial import distances
-from .view import View, tolerated
+from .view import View, f_of
 
 __all__ = ["anti_cge", "min_max", "min_sum"]
 
@@ -163,7 +163,7 @@ def anti_cge(honest: Any, q: int, *, view: View | None = None) -> Any:
     lengths = np.array([length(row) for row in honest])
     order = np.argsort(lengths, kind="stable")  # NaN last
     h = len(lengths)
-    kept = max(h - tolerated(view, q), 0)
+    kept = max(h - f_of(view, q), 0)
     total = honest[order[: max(kept, 1)]].sum(0)
     size = length(total)
     limit = SHORTER * float(lengths[order[min(kept, h - 1)]])  # if f = 0, CGE keeps all there is

@@ -26,7 +26,9 @@ Honest = NDArray[np.bool_]
 # Where the honest spread, or the length that bounds a rule, is a smaller part of the longest honest
 # row, nothing is judged: rounding would be a part of what is measured. Liars may be of any length.
 LEAST_PART = 1e-6
-LONGEST = 1e12  # honest row, and shortest 1e-12: an option such as tau is to mean something beside
+LONGEST_ROW = (
+    1e12  # honest row, and shortest 1e-12: an option such as tau is to mean something beside
+)
 
 
 @contextmanager
@@ -129,7 +131,7 @@ class Promise:
         squares = float(np.square(apart).sum())
         longest = sqrt(np.square(good).sum(axis=1).max())
         if (
-            not 1.0 / LONGEST < longest < LONGEST
+            not 1.0 / LONGEST_ROW < longest < LONGEST_ROW
             or not squares > len(good) * (LEAST_PART * longest) ** 2
         ):
             return 0.0

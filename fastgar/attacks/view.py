@@ -11,7 +11,7 @@ from ..errors import shown
 from ..statistic import hash_key
 from .rows import cast
 
-__all__ = ["View", "generator", "own_rows", "tolerated"]
+__all__ = ["View", "f_of", "generator", "own_rows"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,7 +130,7 @@ def own_rows(view: View | None, honest: Any, q: int) -> Any:
     return honest[np.arange(q) % len(honest)]
 
 
-def tolerated(view: View | None, q: int) -> int:
+def f_of(view: View | None, q: int) -> int:
     """Return the f that the server declared, or how many attackers there are if it is unknown."""
     f = getattr(view.rule, "f", None) if view is not None else None
     return q if f is None else int(f)

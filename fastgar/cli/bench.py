@@ -184,7 +184,7 @@ def _measure(
     if byzfl is not None and "nnm" not in rules:
         rules = [*rules, "nnm"]  # ByzFL's NNM stops after the mixing, so ours has to as well
     for n, d in sizes:
-        f, title, stop = tolerated(n), f"n={n} d={d}", None
+        f, title, stop = declared(n), f"n={n} d={d}", None
         taking_part = contestants(n, f, dtype, rules, byzfl=byzfl)
         passing(f"{title}: first calls")
         others = Others()
@@ -270,6 +270,6 @@ def _tell(
             print(f"\n{fill(warning, 100)}", flush=True)
 
 
-def tolerated(n: int) -> int:
+def declared(n: int) -> int:
     """Return the f for n rows: 2 of 11, 4 of 20, 12 of 51, 24 of 100."""
     return n * 24 // 100

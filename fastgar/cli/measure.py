@@ -17,7 +17,7 @@ from typing import Any
 
 __all__ = ["Timing", "interleaved", "read_bandwidth"]
 
-SHORT = 1e-3  # a turn calls again until it has taken that long
+TURN = 1e-3  # a turn calls again until it has taken that long
 LONG = 0.1  # from here on an untimed call costs more than it helps
 ENDLESS = 5.0  # from here on one turn has to do
 WARM = 0.1  # seconds of calls before it begins: some rules compile more when they are called often
@@ -27,7 +27,7 @@ class Timing:
     """The turns of one contestant."""
 
     def __init__(self, first: float, repeat: int, budget: float) -> None:
-        self.calls = max(1, min(1000, round(SHORT / max(first, 1e-9))))
+        self.calls = max(1, min(1000, round(TURN / max(first, 1e-9))))
         self.untimed = self.calls if first < LONG else 0
         affordable = budget / (max(first, 1e-9) * (self.calls + self.untimed))
         fewest = 1 if first > ENDLESS else 2

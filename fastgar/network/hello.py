@@ -1,7 +1,7 @@
 """What two nodes say to each other before the first message: who they are, and whether they fit.
 
 Who dials sends a *preamble* in the clear: eight bytes, and its certificate. After TLS both send a
-*hello*, one JSON object of at most `LONGEST` bytes with a name, a run, what is compared, and what
+*hello*, one JSON object of at most `LONGEST_HELLO` bytes with a name, a run, what is compared, and what
 was last heard from the other; then both send a *verdict*. So both know why, where one refuses.
 """
 
@@ -25,7 +25,7 @@ __all__ = [
 
 PREAMBLE = b"fastgar1"
 CERTIFICATE = 4096  # bytes of one, at most
-LONGEST = 16 << 10
+LONGEST_HELLO = 16 << 10
 About = Mapping[str, str | int | float | bool | None]
 Heard = Mapping[int, tuple[int, str]]  # of each kind: the last step, and its SHA-256 or ""
 HEX = re.compile("[0-9a-f]*")
@@ -65,8 +65,8 @@ def claimed(arrived: bytes | bytearray) -> tuple[bytes, int] | None:
 def send(channel: Channel, value: Mapping[str, Any]) -> None:
     """Send one JSON object, with its length before it."""
     text = json.dumps(value).encode()
-    if len(text) > LONGEST:
-        raise ValueError(f"a hello has at most {LONGEST} bytes, got {len(text)}")
+    if len(text) > LONGEST_HELLO:
+        raise ValueError(f"a hello has at most {LONGEST_HELLO} bytes, got {len(text)}")
     channel.write(len(text).to_bytes(4, "big") + text)
 
 
@@ -75,8 +75,10 @@ def receive(channel: Channel) -> dict[str, Any]:
     prefix = bytearray(4)
     channel.read_into(memoryview(prefix))
     length = int.from_bytes(prefix, "big")
-    if length > LONGEST:
-        raise Violation("hello", f"it announced a hello of {length} bytes: {LONGEST} are allowed")
+    if length > LONGEST_HELLO:
+        raise Violation(
+            "hello", f"it announced a hello of {length} bytes: {LONGEST_HELLO} are allowed"
+        )
     text = bytearray(length)
     channel.read_into(memoryview(text))
     return parsed(text)
@@ -196,8 +198,10 @@ def check(own: Hello) -> None:
     except (TypeError, Violation):
         said = shown(dict(own.about))
         raise ValueError(f"about must hold words and numbers, got {said}") from None
-    if len(text) > LONGEST // 2:
-        raise ValueError(f"about must have at most {LONGEST // 2} characters, got {len(text)}")
+    if len(text) > LONGEST_HELLO // 2:
+        raise ValueError(
+            f"about must have at most {LONGEST_HELLO // 2} characters, got {len(text)}"
+        )
 
 
 def exchange(channel: Channel, own: Hello, kinds: Collection[int]) -> Hello:

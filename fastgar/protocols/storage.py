@@ -25,7 +25,7 @@ Kept = dict[str, dict[int, tuple[Vector, tuple[str, ...]]]]
 
 MAGIC = b"fastgar1"
 LENGTH = struct.Struct("<Q")
-LONGEST = 1 << 20  # bytes of a header
+LONGEST_HEADER = 1 << 20  # bytes of a header
 DTYPES = ("<f4", "<f8", "<u2")
 
 
@@ -176,7 +176,7 @@ def unpack(content: bytes, run: str) -> State:
     if hashlib.sha256(content[:-32]).digest() != content[-32:]:
         raise Damaged("is damaged: its checksum is not that of its content")
     (length,) = LENGTH.unpack_from(content, len(MAGIC))
-    if length > LONGEST:
+    if length > LONGEST_HEADER:
         raise Damaged("is no saved state of a node")
     head = json.loads(content[start : start + length])
     if head["run"] != run:

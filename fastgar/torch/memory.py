@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..libraries import HUGE
 from .group import Peers
 from .window import Window
 
 __all__ = ["Memory", "fresh", "memory_of"]
-
-HUGE = 4 << 20  # bytes from which on NumPy asks for huge pages
 
 
 class Memory:

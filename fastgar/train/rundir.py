@@ -52,7 +52,7 @@ CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, LOG = FILES = (
     "config.toml", "environment.json", "metrics.jsonl", "checkpoint.pt", "log.txt",
 )  # fmt: skip
 
-LONGEST = 100  # characters of a name
+LONGEST_NAME = 100  # characters of a name
 KINDS: Kinds = {
     "step": {"step": is_whole, "loss": or_none(is_number)},
     "evaluation": {
@@ -199,10 +199,10 @@ def name_of(config: Config) -> str:
     exact = f"{config.rule}-vs-{config.attack}"
     short = re.sub(r"\s*\|\s*", "+", exact.replace("(", "-").replace(")", ""))
     name = re.sub(r"[^A-Za-z0-9._+=,-]+", "", short)
-    if name == short and len(name) <= LONGEST:
+    if name == short and len(name) <= LONGEST_NAME:
         return name
     # Something had to go, which may be all that tells two runs apart.
-    return f"{name[:LONGEST]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+    return f"{name[:LONGEST_NAME]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
 
 
 def load(blob: bytes, path: str | Path = CHECKPOINT) -> Record:
