@@ -1,8 +1,8 @@
 """What two nodes say to each other before the first message: who they are, and whether they fit.
 
 Who dials sends a *preamble* in the clear: eight bytes, and its certificate. After TLS both send a
-*hello*, one JSON object of at most `LONGEST_HELLO` bytes with a name, a run, what is compared, and what
-was last heard from the other; then both send a *verdict*. So both know why, where one refuses.
+*hello*, one JSON object of at most `LONGEST_HELLO` bytes with a name, a run, what is compared, and
+what was last heard from the other; then both send a *verdict*. So both know why, where one refuses.
 """
 
 from __future__ import annotations
