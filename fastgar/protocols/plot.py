@@ -43,7 +43,11 @@ def plot_run(lines: Sequence[Line], cluster: Cluster, path: Path, origin: Origin
     figure = Figure(figsize=(7.6, 5.4), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     handles: dict[str, Any] = {}
-    for (kind, what, unit, name), panel in zip(PANELS, panels.flat, strict=True):
+    wide = any(line["spread"] for line in lines if line["kind"] == "spread")
+    chosen = [panel for panel in PANELS if wide or panel[0] != "spread"]
+    for panel in panels.flat[len(chosen) :]:
+        panel.set_visible(False)
+    for (kind, what, unit, name), panel in zip(chosen, panels.flat, strict=False):
         for seed in seeds:
             here = [line for line in lines if line["kind"] == kind and line.get("seed", 0) == seed]
             if kind != "evaluation":
@@ -63,8 +67,10 @@ def plot_run(lines: Sequence[Line], cluster: Cluster, path: Path, origin: Origin
         panel.spines[["top", "right"]].set_visible(False)
         most = max((unit * line[what] for line in lines if line["kind"] == kind), default=0.0)
         panel.set_ylim(0, 102 if kind == "evaluation" else 1.1 * most or 1)
-    for panel in panels[-1]:
-        panel.set_xlabel("step")
+    for number, panel in enumerate(panels.flat[: len(chosen)]):
+        if number + 2 >= len(chosen):  # the lowest of its column
+            panel.set_xlabel("step")
+            panel.tick_params(labelbottom=True)
     legend_below(figure, handles)
     figure.suptitle(origin.title, fontsize=11)
     origin.save(figure, path, "one run each")
