@@ -69,6 +69,7 @@ def picture(table, servers, workers, path):
     """Write the overheads as a grid, and the spreads as lines."""
     from matplotlib.figure import Figure
 
+    from fastgar.train.figures import dress
     from fastgar.train.origin import Origin
 
     figure = Figure(figsize=(11, 1.6 + 0.4 * len(servers)), layout="constrained")
@@ -98,8 +99,7 @@ def picture(table, servers, workers, path):
     lines.set_ylim(0)
     lines.set_xlabel("step")
     lines.set_title("spread of the honest servers", fontsize=10)
-    lines.grid(alpha=0.25, linewidth=0.6)
-    lines.spines[["top", "right"]].set_visible(False)
+    dress(lines)
     command = "python -m asv_benchmarks.byzsgd"
     Origin("ByzSGD", command, SEEDS).save(figure, path, "middles; of the spread seed 0")
 

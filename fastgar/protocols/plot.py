@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..train.figures import dress, legend_below, look
 from ..train.origin import Origin
-from ..train.reproduce.figures import legend_below, look
 from .cluster import Cluster
 
 __all__ = ["plot_run"]
@@ -63,8 +63,7 @@ def plot_run(lines: Sequence[Line], cluster: Cluster, path: Path, origin: Origin
                     handles.setdefault(server, drawn)
         panel.set_title(name, fontsize=10)
         panel.tick_params(labelsize=8)
-        panel.grid(alpha=0.25, linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        dress(panel)
         most = max((unit * line[what] for line in lines if line["kind"] == kind), default=0.0)
         panel.set_ylim(0, 102 if kind == "evaluation" else 1.1 * most or 1)
     for number, panel in enumerate(panels.flat[: len(chosen)]):
