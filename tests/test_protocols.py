@@ -37,7 +37,8 @@ from fastgar.protocols.file import TABLES, to_toml
 from fastgar.protocols.lies import SERVER_ATTACKS
 from fastgar.protocols.record import traffic_lines
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 STEPS = 60
 
 
@@ -311,3 +312,23 @@ def test_a_node_finds_its_key(words: tuple[str, ...], key: str) -> None:
 def test_a_node_that_cannot_be_meant_is_refused(words: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)):
         node._key(asked(*words), ["ps0", "w0", "w1"])
+
+
+def test_the_benchmark_of_steps_draws_what_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(ROOT))
+    from asv_benchmarks import byzsgd
+
+    small = {
+        "STEPS": 12, "TARGET": 0.4, "SEEDS": (0,), "SERVERS": ("none", "reverse"),
+        "WORKERS": ("sign_flip",), "GATHERS": (1, 5, 12),
+    }  # fmt: skip
+    for name, value in small.items():
+        monkeypatch.setattr(byzsgd, name, value)
+    monkeypatch.setattr(sys, "argv", ["byzsgd", "--out", str(tmp_path)])
+    byzsgd.main()
+    printed = capsys.readouterr().out
+    assert re.search(r"^\| reverse \| [+-]\d+ % \|$", printed, re.MULTILINE)
+    assert (tmp_path / "byzsgd.png").read_bytes().startswith(b"\x89PNG")

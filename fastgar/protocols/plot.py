@@ -40,14 +40,14 @@ def plot_run(lines: Sequence[Line], cluster: Cluster, path: Path, origin: Origin
     looks = look(servers)
     seeds = sorted({line.get("seed", 0) for line in lines})
     alpha = max(FAINTEST, len(seeds) ** -0.5)
-    figure = Figure(figsize=(7.6, 5.4), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True)
-    handles: dict[str, Any] = {}
     wide = any(line["spread"] for line in lines if line["kind"] == "spread")
     chosen = [panel for panel in PANELS if wide or panel[0] != "spread"]
-    for panel in panels.flat[len(chosen) :]:
-        panel.set_visible(False)
-    for (kind, what, unit, name), panel in zip(chosen, panels.flat, strict=False):
+    across = 2 if wide else 3
+    down = -(-len(chosen) // across)
+    figure = Figure(figsize=(3.8 * across, 2.2 * down + 1), layout="constrained")
+    panels = figure.subplots(down, across, sharex=True, squeeze=False)
+    handles: dict[str, Any] = {}
+    for (kind, what, unit, name), panel in zip(chosen, panels.flat, strict=True):
         for seed in seeds:
             here = [line for line in lines if line["kind"] == kind and line.get("seed", 0) == seed]
             if kind != "evaluation":
@@ -66,10 +66,8 @@ def plot_run(lines: Sequence[Line], cluster: Cluster, path: Path, origin: Origin
         dress(panel)
         most = max((unit * line[what] for line in lines if line["kind"] == kind), default=0.0)
         panel.set_ylim(0, 102 if kind == "evaluation" else 1.1 * most or 1)
-    for number, panel in enumerate(panels.flat[: len(chosen)]):
-        if number + 2 >= len(chosen):  # the lowest of its column
-            panel.set_xlabel("step")
-            panel.tick_params(labelbottom=True)
+    for panel in panels[-1]:
+        panel.set_xlabel("step")
     legend_below(figure, handles)
     figure.suptitle(origin.title, fontsize=11)
     origin.save(figure, path, "one run each")
