@@ -69,7 +69,7 @@ def picture(table, servers, workers, path):
     """Write the overheads as a grid, and the spreads as lines."""
     from matplotlib.figure import Figure
 
-    from fastgar.train.figures import dress
+    from fastgar.train.figures import dress, look
     from fastgar.train.origin import Origin
 
     figure = Figure(figsize=(11, 1.6 + 0.4 * len(servers)), layout="constrained")
@@ -89,12 +89,11 @@ def picture(table, servers, workers, path):
     grid.set_xlabel("what 3 of 10 workers send")
     grid.set_ylabel("what 1 of 5 servers sends")
     grid.set_title(f"more steps to {TARGET:.0%} than plain SGD without liars", fontsize=10)
-    for every, dashes in zip(GATHERS, ("-", "--", ":"), strict=True):
-        name = "no gather" if every == STEPS else f"a gather every {every} steps"
+    names = {every: f"a gather every {every} steps" for every in GATHERS}
+    names |= {1: "a gather every step", STEPS: "no gather"}
+    for every, style in look(GATHERS).items():
         found = [point for point in spreads(every) if point[0] < STEPS]
-        lines.plot(
-            *zip(*found, strict=True), linestyle=dashes, label=name.replace("1 steps", "1 step")
-        )
+        lines.plot(*zip(*found, strict=True), **style, label=names[every])
     lines.legend(frameon=False, fontsize=8)
     lines.set_ylim(0)
     lines.set_xlabel("step")
