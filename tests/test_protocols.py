@@ -332,3 +332,16 @@ def test_the_benchmark_of_steps_draws_what_it_prints(
     printed = capsys.readouterr().out
     assert re.search(r"^\| reverse \| [+-]\d+ % \|$", printed, re.MULTILINE)
     assert (tmp_path / "byzsgd.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cluster_file_that_could_not_be_read_is_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cryptography")
+    addresses = [f"10.0.0.{number}:29400" for number in range(1, 131)]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["keys", "--servers", "5", *addresses, "--out", str(tmp_path / "keys")])
+    assert end.value.code == 2
+    assert "a cluster file has at most 16,000 characters" in capsys.readouterr().err
+    assert not (tmp_path / "keys").exists()
+    assert cli.main(["keys", "--servers", "5", *addresses[:115], "--out", str(tmp_path)]) == 0
