@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from .cluster_flags import add_flags, asked_for_nothing, cluster_from
+from .cluster_flags import add_flags, asked_for_nothing, cluster_from, headline
 from .refuse import Refused, refusing
 from .tables import text_table
 
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the cluster, or several side by side."""
     with refusing(extra="train"):
+        from ..protocols import plot  # noqa: F401  (a missing extra is to be told before the work)
         from ..protocols.launch import Failed
         from ..protocols.registry import PROTOCOLS
 
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
             signal.signal(signal.SIGTERM, _interrupt)
             for cluster in clusters:
                 own = folder / cluster.text.name if len(clusters) > 1 else folder
-                outcomes.append(_run(cluster, own, quiet=options.quiet))
+                outcomes.append(_run(cluster, own, options))
     except Failed as error:
         print(f"fastgar cluster: {error}", file=sys.stderr)
         return 1
@@ -71,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"\ninterrupted{kept}", file=sys.stderr)
         return 130
     print(_table(outcomes))
+    if options.out is not None:
+        print(f"\n{options.out}: results.jsonl and cluster.png of each")
     return 0
 
 
@@ -78,10 +81,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run(cluster: Cluster, folder: Path, *, quiet: bool) -> Outcome:
+def _run(cluster: Cluster, folder: Path, options: argparse.Namespace) -> Outcome:
     """Run one cluster, and write its results."""
     from ..protocols.file import to_toml
     from ..protocols.launch import Launch
+    from ..protocols.plot import plot_run
+    from ..train.origin import Origin
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +100,7 @@ def _run(cluster: Cluster, folder: Path, *, quiet: bool) -> Outcome:
             file.write(json.dumps(line) + "\n")
             file.flush()
 
-        view = _View(quiet=quiet)
+        view = _View(quiet=options.quiet)
         with Launch(cluster, folder / "nodes", write) as launch:
             while not launch.over:
                 launch.advance(EVERY)
@@ -104,6 +109,8 @@ def _run(cluster: Cluster, folder: Path, *, quiet: bool) -> Outcome:
             view.show(launch, last=True)
             outcome = launch.outcome()
         write(outcome.summary())
+    origin = Origin(headline(cluster), options.command, (outcome.seed,))
+    plot_run(outcome.lines, cluster, folder / "cluster.png", origin)
     return outcome
 
 

@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
         from ..network import make_key
         from ..protocols.cluster import Address
         from ..protocols.file import cluster_of, read_cluster, read_document, to_toml
+        from ..train.config import LONGEST
 
         try:
             document = read_document(options.cluster) if options.cluster else {}
@@ -66,6 +67,14 @@ def run(options: argparse.Namespace) -> int:
         cluster = cluster_of(document)
         if len(set(addresses)) < len(addresses):
             raise ValueError("two nodes have the same address")
+        named = zip(cluster.names, addresses, strict=True)
+        nodes = {node: Address(host, port, "0" * 64) for node, (host, port) in named}
+        length = len(to_toml(replace(cluster, nodes=nodes)))
+        if length > LONGEST:
+            raise ValueError(
+                f"a cluster file has at most {LONGEST:,} characters, some {LONGEST // 128} nodes: "
+                f"this one would have {length:,}"
+            )
         out: Path = options.out
         taken = [out / "cluster.toml", *(out / f"{node}.pem" for node in cluster.names)]
         for path in taken:

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add = parser.add_argument
     add("--cluster", type=Path, metavar="FILE", required=True, help="the cluster file")
-    add("--key", type=Path, metavar="FILE", required=True, help="the private file of this node")
+    add("--key", type=Path, metavar="FILE", help="the private file of this node")
+    add("--keys", type=Path, metavar="DIR", help="or a folder of such files, and --id")
+    add("--id", help="which node this is: its name, or its number (the servers come first)")
     add("--out", type=Path, metavar="DIR", help="what it keeps (default: named after the node)")
     add("--listen", metavar="HOST:PORT", help="where to listen (default: all addresses, its port)")
     add("--listen-fd", type=int, help=argparse.SUPPRESS)  # a bound socket of the parent's
@@ -39,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
 
         try:
             cluster = read_cluster(options.cluster)
-            name = name_of(cluster, options.key)
+            key = _key(options, cluster.names)
+            name = name_of(cluster, key)
         except OSError as error:
             raise Refused(f"cannot read {error.filename}: {error.strerror}") from error
         listen = _listen(options)
@@ -47,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     folder = options.out or Path(f"fastgar-node-{name}")
     try:
         member(
-            cluster, options.key, folder, listen=listen, events=options.events,
+            cluster, key, folder, listen=listen, events=options.events,
             say=lambda sentence: print(sentence, flush=True),
         )  # fmt: skip
     except Ended as end:
@@ -59,6 +63,27 @@ def run(options: argparse.Namespace) -> int:
         print(f"fastgar node: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _key(options: argparse.Namespace, names: Sequence[str]) -> Path:
+    """Return the private file of this node."""
+    one = options.key is not None and options.keys is None and options.id is None
+    of_many = options.key is None and options.keys is not None and options.id is not None
+    if not one and not of_many:
+        raise ValueError("name the private file: --key FILE, or --keys DIR and --id ID")
+    if one:
+        key: Path = options.key
+        return key
+    own = str(options.id)
+    number = int(own) if own.isdecimal() and len(own) < 9 else -1
+    name = names[number] if 0 <= number < len(names) else own
+    if name not in names:
+        raise ValueError(
+            f"--id must be a number from 0 to {len(names) - 1}, or a name from {names[0]} to "
+            f"{names[-1]}, got {shown(own)}"
+        )
+    folder: Path = options.keys
+    return folder / f"{name}.pem"
 
 
 def _listen(options: argparse.Namespace) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import shown
-from .cluster_flags import add_flags, cluster_from
+from .cluster_flags import add_flags, cluster_from, headline
 from .refuse import Refused, refusing
 from .tables import text_table
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--seeds", default="0", metavar="A:B", help="of the network: one, or from A to below B")
     add("--jobs", type=int, default=1, metavar="N", help="processes")
-    add("--out", type=Path, metavar="DIR", help="for cluster.toml and results.jsonl")
+    add("--out", type=Path, metavar="DIR", help="for cluster.toml, results and a picture")
     add("--quiet", action="store_true", help="no progress")
 
 
@@ -52,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
 
         text = to_toml(cluster)
         folder: Path | None = options.out
+        if folder is not None:
+            from ..protocols.plot import plot_run  # a missing extra is to be told before the work
         done = {} if folder is None else _open(folder, text)
     missing = [seed for seed in seeds if seed not in done]
     summaries = [done[seed] for seed in seeds if seed in done]
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
             if result["broken"] is not None:
                 broken = seed, result["broken"]
                 break
-            summaries.append(lines[-1])
+            summaries.append({**lines[-1], "seed": seed})
             if not options.quiet and len(missing) > 1 and sys.stderr.isatty():
                 print(f"\r{len(summaries)} of {len(seeds)} seeds", end="", file=sys.stderr)
     finally:
@@ -73,6 +75,13 @@ def run(options: argparse.Namespace) -> int:
             print(file=sys.stderr)
     if summaries:
         print(_table(cluster, summaries))
+        if folder is not None:
+            from ..train.origin import Origin
+
+            origin = Origin(headline(cluster), options.command, tuple(s["seed"] for s in summaries))
+            asked = [line for line in _lines(folder) if line["seed"] in origin.seeds]
+            plot_run(asked, cluster, folder / "cluster.png", origin)
+            print(f"\n{folder / 'results.jsonl'}, {folder / 'cluster.png'}")
     if broken is not None:
         seed, sentence = broken
         print(f"\nseed {seed} breaks it: {sentence}\nagain: {_again(options.command, seed)}")
@@ -99,18 +108,23 @@ def _open(folder: Path, text: str) -> dict[int, dict[str, Any]]:
         if about.exists() and about.read_text() != text:
             raise Refused(f"{folder} holds runs of another cluster: take another --out")
         about.write_text(text)
-        path = folder / "results.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = _lines(folder)
     except OSError as error:
         raise Refused(f"cannot write to --out {folder}: {error.strerror}") from error
-    found = {}
-    for line in lines:
+    return {line["seed"]: line for line in lines if line["kind"] == "summary"}
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of the results that are there."""
+    path = folder / "results.jsonl"
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-            if record["kind"] == "summary":
-                found[record["seed"]] = record
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             continue  # a line that was cut off
+        if isinstance(record, dict) and {"kind", "seed"} <= record.keys():
+            found.append(record)
     return found
 
 
@@ -134,7 +148,7 @@ def _simulated(work: tuple[str, int]) -> dict[str, Any]:
 
     from ..protocols.file import cluster_of
     from ..protocols.properties import Broken
-    from ..protocols.simulate import simulate
+    from ..protocols.virtual import simulate
 
     text, seed = work
     lines: list[dict[str, Any]] = []
@@ -164,12 +178,7 @@ def _table(cluster: Cluster, summaries: list[dict[str, Any]]) -> str:
         row("messages lost", [s["dropped"]["lost"] for s in summaries], "{:.0f}"),
         row("nodes killed", [s["crashed"] for s in summaries], "{:.0f}"),
     ]
-    s, w = cluster.servers, cluster.workers
-    head = (
-        f"{cluster.text.name}: {s.count} servers ({s.byzantine} lie: {s.attack}), "
-        f"{w.count} workers ({w.byzantine} lie: {w.attack}), {steps} steps, {len(summaries)} "
-        f"seed{'s' if len(summaries) > 1 else ''}"
-    )
+    head = f"{headline(cluster)}, {len(summaries)} seed{'s' if len(summaries) > 1 else ''}"
     if len(summaries) == 1:
         table = text_table(("", "value"), [r[:2] for r in rows], right=(1,))
     else:

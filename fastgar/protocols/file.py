@@ -26,7 +26,8 @@ from ..train.config import Config, read_settings
 from .cluster import Address, Cluster, Group
 from .lies import check_attacks
 from .perturb import read_perturbation
-from .registry import PROTOCOLS
+from .registry import text_of
+from .text import Text
 
 __all__ = ["cluster_of", "hash_of", "read_cluster", "read_document", "to_toml"]
 
@@ -48,6 +49,16 @@ TRAINING = {"momentum_at": "worker", "steps": 200}  # where they differ from tho
 def read_cluster(path: Path) -> Cluster:
     """Return the cluster that a file describes.
 
+    Parameters
+    ----------
+    path : Path
+        Of a TOML document of at most 16,000 characters; what tables it may have, `cluster_of` and
+        the top of this file say.
+
+    Returns
+    -------
+    Cluster
+
     Raises
     ------
     ValueError
@@ -63,8 +74,19 @@ def read_document(path: Path) -> dict[str, Any]:
     return read_settings(path)
 
 
-def cluster_of(document: Mapping[str, Any]) -> Cluster:
+def cluster_of(document: Mapping[str, Any], text: Text | None = None) -> Cluster:
     """Return the cluster that a document describes: its tables by name.
+
+    Parameters
+    ----------
+    document : mapping
+        ``{"servers": {"count": 5, "f": 1}, ...}``: the tables of a cluster file.
+    text : Text, optional
+        A protocol of one's own, instead of one that is known by its name.
+
+    Returns
+    -------
+    Cluster
 
     Raises
     ------
@@ -87,10 +109,11 @@ def cluster_of(document: Mapping[str, Any]) -> Cluster:
         if name != "perturb" and not isinstance(value, Mapping):
             raise TypeError(f"[{name}] must be a table, got {shown(value)}")
     protocol = dict(document.get("protocol", {}))
-    name = protocol.pop("name", "byzsgd")
-    if name not in PROTOCOLS:
-        raise unknown("protocol", name, PROTOCOLS)
-    text = PROTOCOLS[name]
+    name = protocol.pop("name", "byzsgd" if text is None else text.name)
+    if text is None:
+        text = text_of(name)
+    elif name != text.name:
+        raise ValueError(f"the document names {shown(name)} and the text is {text.name}: name one")
     rule = protocol.pop("rule", text.rule)
     servers = _group("servers", document.get("servers", {}))
     workers = _group("workers", document.get("workers", {}))

@@ -28,6 +28,7 @@ from .file import to_toml
 from .learning import spread
 from .outcome import Outcome
 from .perturb import Perturbation, read_perturbation
+from .record import traffic_lines
 
 __all__ = ["Failed", "Launch", "State"]
 
@@ -190,6 +191,8 @@ class Launch:
                 used.update(state.counts.get("used", {}) if name in servers else {})
         most = max(used.values(), default=0)
         counts = [state.counts for state in self.states.values()]
+        for line in traffic_lines(cluster, [count.get("traffic", {}) for count in counts]):
+            self._line(line)
         return Outcome(
             cluster,
             cluster.training.seed,

@@ -184,7 +184,7 @@ def check_attacks(cluster: Cluster) -> None:
     if how in ("none", *SERVER_ATTACKS):
         return
     if how.split("(")[0].strip() not in list_attacks():
-        raise unknown("attack of a server", how, [*SERVER_ATTACKS, *list_attacks()])
+        raise unknown("attack of a server", how, {*SERVER_ATTACKS, *list_attacks()})
     if attack(how).poisons:
         raise ValueError(f"{how} changes labels, of which a server has none")
 

@@ -117,7 +117,8 @@ def member(
             with part.open("wb") as out:
                 np.save(out, model, allow_pickle=False)
             os.replace(part, folder / "model.npy")
-            write({"kind": "ended", "node": name, "step": cluster.steps, **watcher.counts()})
+            counts = {**watcher.counts(), "traffic": watcher.traffic}
+            write({"kind": "ended", "node": name, "step": cluster.steps, **counts})
             if not events:
                 accuracy = learning.accuracy(model)
                 say(f"{name} is done: {cluster.steps} steps, accuracy {accuracy:.1%}")

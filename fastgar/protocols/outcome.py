@@ -36,10 +36,11 @@ class Outcome:
     shares : dict of str to float
         Of each worker, in how many of the honest servers' steps its gradient was used (0 to 1).
     lines : list of dict
-        Evaluations and spreads, as they came.
+        Evaluations and spreads as they came, and what a step sent (without what was sent in the
+        earlier lives of processes that were killed).
     """
 
-    cluster: Cluster
+    cluster: Cluster = field(repr=False)
     seed: int
     accuracy: dict[str, float]
     spread: float | None

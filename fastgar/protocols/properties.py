@@ -11,6 +11,9 @@ P7   one message of a kind, step and peer is accepted in a life of a node
 P8   a node holds at most two messages of each kind and peer
 P10  an honest node never sends two different messages of a kind and step
 ==== ==========================================================================================
+
+A protocol of one's own is held to P5, P7, P8, P10 and the first half of P6: what the others say is
+of models, gradients and gathers as ours have them.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 from .cluster import Cluster
 from .mailbox import WINDOW, Received, Want
 from .node import Node
+from .registry import PROTOCOLS
 
 __all__ = ["Broken", "Properties"]
 
@@ -62,6 +66,7 @@ class Properties:
             ("model", "server"): 2 * cluster.f_s + 1,
             ("gather", "server"): cluster.q_s,
         }
+        self._ours = PROTOCOLS.get(cluster.text.name) is cluster.text
         self.gathers: list[tuple[int, float]] = []  # step, and the factor of the spread
         self._sent: dict[tuple[str, int], dict[str, Vector]] = {}
         self._taken: dict[int, set[tuple[str, str, int]]] = {}
@@ -92,7 +97,7 @@ class Properties:
     def collected(self, node: Node, want: Want, received: Received, seconds: float) -> None:
         """Check a quorum: P6, P8."""
         kind, step, names = received.kind, received.step, received.names
-        needed = self._needed[kind, node.role]
+        needed = self._needed[kind, node.role] if self._ours else want.q
         if len(set(names)) != len(names) or len(names) < needed or len(received.rows) != len(names):
             raise Broken(f"P6: {node.name} took {names} as {needed} {kind}s of step {step}")
         if step != want.step and not (want.later and step > want.step):
@@ -145,6 +150,8 @@ class Properties:
 
     def _first(self, sender: str, kind: str, step: int, vector: Vector) -> None:
         """Check the first time that a vector is sent."""
+        if not self._ours:
+            return
         if kind == "gradient":
             self._reached("model", step, self.cluster.q_s, sender)
             return

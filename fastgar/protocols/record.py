@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from .learning import Learning, spread
 from .mailbox import Received, Want
 from .node import Node
 
-__all__ = ["Record"]
+__all__ = ["Record", "traffic_lines"]
 
 Vector = NDArray[Any]
 Line = dict[str, Any]
+Traffic = Mapping[int, Sequence[int]]
 
 
 class Record:
@@ -40,6 +41,9 @@ class Record:
         How often a deadline passed, by whom it was waited for.
     used : Counter
         In how many steps a worker's gradient was used, over all honest servers.
+    traffic : dict of int to list
+        Messages and bytes of vectors that were sent for the steps from one evaluation to the next,
+        by the step of the latter.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Record:
         self.spread: float | None = None
         self.waited_for: Counter[str] = Counter()
         self.used: Counter[str] = Counter()
+        self.traffic: dict[int, list[int]] = {}
         self.lines: list[Line] = []
         self.ended_nodes: dict[str, Node] = {}
         self._ends: dict[int, float] = {}
@@ -64,9 +69,14 @@ class Record:
 
     def posted(self, sender: str, peer: str, kind: str, step: int, vector: Vector) -> None:
         """Take note of a message that is sent."""
+        every = self.cluster.training.evaluation_interval
+        if 0 <= step < self.cluster.steps:
+            until = min((step // every + 1) * every, self.cluster.steps)
+            traffic = self.traffic.setdefault(until, [0, 0])
+            traffic[0] += 1
+            traffic[1] += vector.nbytes
         if kind != "model" or sender not in self.honest:
             return
-        every = self.cluster.training.evaluation_interval
         if step % every and step != self.cluster.steps:
             return
         models = self._models.setdefault(step, {})
@@ -103,6 +113,11 @@ class Record:
         """Return when a node ended."""
         return self._ends[id(node)]
 
+    def finish(self) -> None:
+        """Write what was sent."""
+        for line in traffic_lines(self.cluster, [self.traffic]):
+            self._write(line)
+
     def finished(self) -> bool:
         """Return whether all honest nodes have done all steps."""
         return all(
@@ -120,3 +135,26 @@ class Record:
         if self._evaluated is None or not np.array_equal(self._evaluated[0], model):
             self._evaluated = model, self.learning.accuracy(model)
         return self._evaluated[1]
+
+
+def traffic_lines(cluster: Cluster, parts: Iterable[Traffic]) -> list[Line]:
+    """Return what was sent, in a step of each time between evaluations, as lines of results.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    parts : iterable of dict
+        The `Record.traffic` of one record, or of each node's.
+    """
+    every = cluster.training.evaluation_interval
+    sums: dict[int, list[int]] = {}
+    for part in parts:
+        for until, counts in part.items():
+            before = sums.get(int(until), [0, 0])
+            sums[int(until)] = [a + b for a, b in zip(before, counts, strict=True)]
+    lines = []
+    for until, (messages, sent) in sorted(sums.items()):
+        steps = (until - 1) % every + 1
+        line = {"step": until, "messages": messages / steps, "bytes": sent / steps}
+        lines.append({"kind": "traffic", **line})
+    return lines

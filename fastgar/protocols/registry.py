@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
+from ..errors import unknown
 from . import byzsgd, vanilla
 from .cluster import Cluster
 from .text import Kind, Text
 
-__all__ = ["PROTOCOLS"]
+__all__ = ["PROTOCOLS", "text_of"]
+
+ENTRY_POINTS = "fastgar.protocols"
 
 
 def _of_byzsgd(c: Cluster) -> str | None:
@@ -65,3 +70,22 @@ PROTOCOLS = {
         ),
     )
 }
+
+
+def text_of(name: object) -> Text:
+    """Return the protocol of a name: one of these, or one that another distribution offers.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if isinstance(name, str) and name in PROTOCOLS:
+        return PROTOCOLS[name]
+    offered = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if not isinstance(name, str) or name not in offered:
+        raise unknown("protocol", name, [*PROTOCOLS, *offered])
+    text = offered[name].load()
+    if not isinstance(text, Text) or text.name != name:
+        raise ValueError(f"{offered[name].value} is no protocol of the name {name!r}")
+    return text

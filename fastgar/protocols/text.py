@@ -8,6 +8,11 @@ from typing import Any
 
 __all__ = ["Kind", "Text"]
 
+
+def _fits_any(cluster: Any) -> str | None:
+    return None
+
+
 Verbs = Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]
 
 
@@ -36,17 +41,25 @@ class Text:
     ----------
     name : str
     server, worker : coroutine functions
-        Each is called with the node twice, as who it is and as the network, and the cluster.
+        Each is called with the node twice, as who it is and as the network, and the cluster; it
+        returns the final model. The verbs that it may use are those of `fastgar.protocols.node`.
     kinds : mapping of str to Kind
+        By the names of messages. What servers send as "model" is what is evaluated.
     rule : str
         The rule where a cluster names none.
     complaint : callable
         It returns what is wrong with a cluster, in a sentence, or None.
+
+    Notes
+    -----
+    `cluster_of` takes a text that nobody else has to know. With a name that a distribution offers
+    as an entry point of ``fastgar.protocols``, a text runs on machines and from the command line,
+    too.
     """
 
     name: str
     server: Verbs
     worker: Verbs
     kinds: Mapping[str, Kind]
-    rule: str
-    complaint: Callable[[Any], str | None]
+    rule: str = "mean"
+    complaint: Callable[[Any], str | None] = _fits_any

@@ -85,6 +85,7 @@ def simulate(
         ended = simulation.run(record.finished)
     if not ended and isinstance(watcher, Properties):
         raise watcher.unfinished(simulation.nodes)
+    record.finish()
     honest = sum(record.used.values()) and max(record.used.values())
     return Outcome(
         cluster,
