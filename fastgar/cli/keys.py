@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         from ..network import make_key
         from ..protocols.cluster import Address
         from ..protocols.file import cluster_of, read_cluster, read_document, to_toml
-        from ..train.config import LONGEST
+        from ..train.config import LONGEST_DOCUMENT
 
         try:
             document = read_document(options.cluster) if options.cluster else {}
@@ -70,9 +70,9 @@ def run(options: argparse.Namespace) -> int:
         named = zip(cluster.names, addresses, strict=True)
         nodes = {node: Address(host, port, "0" * 64) for node, (host, port) in named}
         length = len(to_toml(replace(cluster, nodes=nodes)))
-        if length > LONGEST:
+        if length > LONGEST_DOCUMENT:
             raise ValueError(
-                f"a cluster file has at most {LONGEST:,} characters, some {LONGEST // 128} nodes: "
+                f"a cluster file has at most {LONGEST_DOCUMENT:,} characters, some {LONGEST_DOCUMENT // 128} nodes: "
                 f"this one would have {length:,}"
             )
         out: Path = options.out
