@@ -72,8 +72,8 @@ def run(options: argparse.Namespace) -> int:
         length = len(to_toml(replace(cluster, nodes=nodes)))
         if length > LONGEST_DOCUMENT:
             raise ValueError(
-                f"a cluster file has at most {LONGEST_DOCUMENT:,} characters, some {LONGEST_DOCUMENT // 128} nodes: "
-                f"this one would have {length:,}"
+                f"a cluster file has at most {LONGEST_DOCUMENT:,} characters, some "
+                f"{LONGEST_DOCUMENT // 128} nodes: this one would have {length:,}"
             )
         out: Path = options.out
         taken = [out / "cluster.toml", *(out / f"{node}.pem" for node in cluster.names)]
