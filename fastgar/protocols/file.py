@@ -207,7 +207,7 @@ def _settings(values: Mapping[str, Any], text: Text) -> dict[str, Any]:
         if type(value) is not kind and not (kind is float and type(value) is int):
             wanted = {int: "an integer", float: "a number", str: "a string"}[kind]
             raise TypeError(f"{name} of [protocol] must be {wanted}, got {shown(value)}")
-        if type(value) is not str and not 0 <= value < 1e9:
+        if isinstance(value, int | float) and not 0 <= value < 1e9:
             raise ValueError(f"{name} of [protocol] must be at least 0 and finite, got {value}")
         found[name] = kind(value)
     return found

@@ -219,7 +219,7 @@ class Node:
             self.transport.hello(self)
             return
         self._late += 1
-        self.due = now + min(self.pace.deadline * 2**self._late, self.pace.ceiling)
+        self.due = now + min(self.pace.deadline * 2 ** min(self._late, 30), self.pace.ceiling)
         if self.transport.lossy:
             self.send_again()
         want = self.waiting

@@ -295,6 +295,6 @@ class Simulation:
         if self.nodes.get(node.name) is not node:
             return
         port.tick_at = float("inf")
-        if node.done and self.now - self.watcher.ended_at(node) > self.cluster.linger:
+        if node.done and port.now() - self.watcher.ended_at(node) > self.cluster.linger:
             return
         self._awake(node, node.tick)
