@@ -30,6 +30,8 @@ Vector = NDArray[Any]
 
 FOLLOWED = 8  # steps for which a node that asked gets what it asked for
 
+DOUBT, MOST_DOUBT = 1.0, 5.0  # so that a slow network is not taken for a dead leader for ever
+
 COMPUTE = object()  # what a text yields where it computes
 
 
@@ -140,6 +142,7 @@ class Node:
         self._wants: tuple[Want, ...] = ()
         self._waits = self._late = 0
         self._vain, self._quiet = False, 0.0  # whether the last wait was, and since when they are
+        self._doubt = 0.0  # deadlines that a want without a message gets more: some were too few
         self._enough_at: float | None = None
         self._claims: dict[str, tuple[int, dict[str, int]]] = {}
         self._followers: dict[tuple[str, str], int] = {}
@@ -409,20 +412,26 @@ class Node:
     def _ready(self, kind: str | None) -> Received | None:
         for want in self._wants:
             if kind is None or want.kind == kind:
-                received: Received | None = self.mailbox.look(want, self._late >= want.patience)
+                received: Received | None = self.mailbox.look(want, self._is_late(want))
                 if self._enough_at is None and self._is_enough(want):
                     self._enough_at = self.transport.now()
                 if received is not None:
                     self.waiting = None
                     now = self.transport.now()
                     self._vain = not received.rows
+                    if want.enough == 0:
+                        change = DOUBT if self._vain else -DOUBT / 10
+                        self._doubt = min(max(0.0, self._doubt + change), MOST_DOUBT)
                     seconds = (now if self._enough_at is None else self._enough_at) - self.since
-                    if self._waits > 1 and want is self._wants[0]:  # the first is that of a start
+                    if self._waits > 1 and want is self._wants[0] and not self._vain:  # the first is that of a start
                         self.pace.took(seconds)
                     self.collected[received.kind] = received
                     self.watcher.collected(self, want, received, seconds)
                     return received
         return None
+
+    def _is_late(self, want: Want) -> bool:
+        return self._late >= want.patience + (self._doubt if want.enough == 0 else 0.0)
 
     def _is_enough(self, want: Want) -> bool:
         return bool(want.enough) and len(self.mailbox.whole(want)) >= (want.enough or 0)
