@@ -423,7 +423,8 @@ class Node:
                         change = DOUBT if self._vain else -DOUBT / 10
                         self._doubt = min(max(0.0, self._doubt + change), MOST_DOUBT)
                     seconds = (now if self._enough_at is None else self._enough_at) - self.since
-                    if self._waits > 1 and want is self._wants[0] and not self._vain:  # the first is that of a start
+                    usual = self._waits > 1 and not self._vain  # the first is that of a start
+                    if usual and want is self._wants[0]:
                         self.pace.took(seconds)
                     self.collected[received.kind] = received
                     self.watcher.collected(self, want, received, seconds)
