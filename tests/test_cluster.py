@@ -18,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastgar as fg
+from fastgar.protocols.aggregathor import filled
+from fastgar.protocols.crash_tolerant import later, number_of, stamped
 from fastgar.protocols.file import cluster_of, hash_of, read_cluster, to_toml
 from fastgar.protocols.inbox import Pool
 from fastgar.protocols.mailbox import Mailbox, Verdict, Want
@@ -61,12 +63,54 @@ WRONG = {
     },
     "[nodes] lacks ps1": {"nodes": {"ps0": {"address": "here:1"}}},
     "byzantine servers must be at least 0 and fewer": {"servers": {"count": 5, "byzantine": 5}},
+    "weak resilience needs n_w >= 2 f_w + 3: with f = 1 that is 5 workers, got 4": {
+        "protocol": {"name": "aggregathor"}, "servers": {"count": 1},
+    },
+    "strong resilience needs n_w >= 4 f_w + 3: with f = 1 that is 7 workers, got 6": {
+        "protocol": {"name": "aggregathor", "resilience": "strong"}, "servers": {"count": 1},
+        "workers": {"count": 6, "f": 1},
+    },
+    "krum needs n >= 2f + 3": {
+        "protocol": {"name": "aggregathor", "rule": "krum"}, "servers": {"count": 1},
+    },
+    "the mean of a hole is a hole: take nan_mean": {
+        "protocol": {"name": "aggregathor", "rule": "mean"}, "servers": {"count": 1},
+    },
+    "resilience must be 'weak' or 'strong', got 'strng'": {
+        "protocol": {"name": "aggregathor", "resilience": "strng"}, "servers": {"count": 1},
+    },
+    "holes must be 'nan', 'zero' or 'previous', got 'none'": {
+        "protocol": {"name": "aggregathor", "holes": "none"}, "servers": {"count": 1},
+    },
+    "pieces must lie between 1 and 64, got 65": {
+        "protocol": {"name": "aggregathor", "pieces": 65}, "servers": {"count": 1},
+    },
+    "holes of [protocol] must be a string, got 3": {
+        "protocol": {"name": "aggregathor", "holes": 3}, "servers": {"count": 1},
+    },
+    "quorum_workers must lie between 4 and 5, got 3": {
+        "protocol": {"name": "aggregathor", "quorum_workers": 3}, "servers": {"count": 1},
+        "workers": {"count": 5, "f": 1},
+    },
+    "aggregathor has one server, which everybody trusts, got 5": {
+        "protocol": {"name": "aggregathor"}, "workers": {"count": 5, "f": 1},
+    },
+    "pieces is a setting of aggregathor, not of byzsgd": {"protocol": {"pieces": 3}},
+    "crash_tolerant needs n_s >= 2 f_s + 1: with f = 2 that is 5 servers, got 4": {
+        "protocol": {"name": "crash_tolerant"}, "servers": {"count": 4, "f": 2},
+    },
+    "quorum_servers must lie between 3 and 4, got 2": {
+        "protocol": {"name": "crash_tolerant", "quorum_servers": 2},
+    },
+    "quorum_workers must lie between 1 and 3, got 4": {
+        "protocol": {"name": "crash_tolerant", "quorum_workers": 4},
+    },
     "mda needs n >= 2f + 1": {
         "protocol": {"name": "vanilla", "rule": "mda"},
         "servers": {"count": 1},
         "workers": {"count": 4, "f": 2},
     },
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("sentence", WRONG)
@@ -87,6 +131,11 @@ def test_a_file_says_again_what_it_was_read_from(tmp_path: Path) -> None:
     assert hash_of(read_cluster(path)) == hash_of(cluster)
     other = cluster_of({**SMALL, "protocol": {"gather_every": 3}})
     assert hash_of(other) != hash_of(cluster)
+    thor = {"name": "aggregathor", "resilience": "strong", "holes": "previous", "pieces": 3}
+    groups = {"servers": {"count": 1}, "workers": {"count": 7, "f": 1}}
+    path.write_text(to_toml(cluster_of({"protocol": thor, **groups})))
+    again = read_cluster(path)
+    assert (again.training.rule, again.holes, again.pieces) == ("bulyan", "previous", 3)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +255,76 @@ def test_a_pool_hands_out_what_nobody_holds() -> None:
     third = pool.take()
     assert len(pool.vectors) == 3
     del third
+
+
+def test_what_has_not_come_by_the_deadline_is_a_hole() -> None:
+    workers = ("w0", "w1", "w2", "w3", "w4")
+    parts = ("gradient/0", "gradient/1")
+    mailbox = Mailbox("ps0", dict.fromkeys(parts, workers), (), {"gradient": parts})
+    want = Want("gradient", 0, 5, 2, enough=3)
+    for name in ("w4", "w1", "w0"):
+        take(mailbox, name, "gradient/1", 0, vector(2, 3))
+        assert mailbox.look(want, True) is None
+        take(mailbox, name, "gradient/0", 0, vector(1))
+    take(mailbox, "w3", "gradient/1", 0, vector(2, 3))
+    assert mailbox.lacking(want) == ["w2", "w3"]
+    assert mailbox.look(want) is None
+    received = mailbox.look(want, True)
+    assert (received.names, received.holes) == (workers, ("w2", "w3"))
+    np.testing.assert_array_equal(received.rows[4], [1, 2, 3])
+    np.testing.assert_array_equal(received.rows[3], [np.nan, 2, 3])
+    np.testing.assert_array_equal(received.rows[2], [np.nan] * 3)
+
+
+def test_what_is_not_finite_counts_among_the_holes() -> None:
+    """So that the rule never sees more than f rows that it cannot use."""
+    workers = ("w0", "w1", "w2", "w3")
+    mailbox = Mailbox("ps0", {"gradient/0": workers}, (), {"gradient": ("gradient/0",)})
+    want = Want("gradient", 0, 4, 1, enough=3)
+    for name, number in (("w0", 1.0), ("w1", np.nan), ("w2", 1.0)):
+        take(mailbox, name, "gradient/0", 0, vector(number))
+    assert mailbox.look(want, True) is None  # a hole, and a row of NaN: one is tolerated
+    take(mailbox, "w3", "gradient/0", 0, vector(1.0))
+    assert len(mailbox.look(want).rows) == 4
+
+
+def test_a_deadline_without_a_message_is_told() -> None:
+    mailbox = box()
+    want = Want("gather", 0, 3, 1, own=vector(0), enough=0)
+    assert mailbox.look(want) is None
+    assert mailbox.look(want, True).rows == []
+
+
+def test_a_hole_is_filled_as_it_is_told() -> None:
+    row, before = vector(1, np.nan, np.inf), vector(4, 5, 6)
+    assert filled(row, before, "nan") is row
+    np.testing.assert_array_equal(filled(row, before, "zero"), vector(1, 0, np.inf))
+    np.testing.assert_array_equal(filled(row, before, "previous"), vector(1, 5, np.inf))
+
+
+def test_the_lowest_server_stands_for_the_next_term() -> None:
+    c = cluster_of({**SMALL, "protocol": {"name": "crash_tolerant"}})
+
+    def leader_after(number: int, *, led: bool) -> str:
+        after = later(number, c, led=led)
+        assert after > number
+        assert after % c.span == 0
+        return c.leader(after)
+
+    assert c.leader(7) == "ps0"
+    assert leader_after(7, led=True) == "ps1"
+    assert leader_after(c.span + 7, led=True) == "ps0"  # which may have come back
+    assert leader_after(5 * c.span, led=False) == "ps1"
+    assert leader_after(4 * c.span, led=False) == "ps0"
+
+
+@given(st.integers(0, 1 << 40))
+def test_a_model_that_is_stored_keeps_its_number(number: int) -> None:
+    c = cluster_of({**SMALL, "protocol": {"name": "crash_tolerant"}})
+    number %= c.span << 24
+    stored = stamped(vector(1, 2, 3), number, c)
+    assert stored.dtype == np.float32
+    assert number_of(stored, c) == number
 
 
 # What is saved.

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastgar.protocols.simulate import simulate
 
 import fastgar as fg
-from fastgar.protocols import byzsgd
+from fastgar.protocols import byzsgd, crash_tolerant
 from fastgar.protocols.cluster import Cluster
 from fastgar.protocols.mailbox import Mailbox, Received, Verdict, Want
 from fastgar.protocols.node import Node
@@ -37,7 +38,7 @@ def test_properties_hold_under_drawn_faults(first: int) -> None:
 
 @pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name != "byzsgd"])
 def test_properties_hold_for_the_other_protocols(protocol: str) -> None:
-    for seed in range(60):
+    for seed in range(80):
         survive(seed, protocol=protocol)
 
 
@@ -150,7 +151,7 @@ def test_the_mean_contraction_is_at_most_six_tenths() -> None:
 @contextmanager
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, value)
+        patch.setattr(owner, name, value, raising=False)
         yield
 
 
@@ -257,6 +258,123 @@ PLANTED: dict[str, tuple[Callable[[], Any], int]] = {
     "the attack is applied to honest nodes": (lies_of_all, 5),
     "nobody asks when behind": (not_asked, 20),
 }
+
+
+@contextmanager
+def other_wants(change: Callable[[Want], Want]) -> Iterator[None]:
+    def wrong(*arguments: Any, **settings: Any) -> Want:
+        return change(Want(*arguments, **settings))
+
+    with patched(crash_tolerant, "Want", wrong):
+        yield
+
+
+def alone(kind: str) -> Any:
+    """A server that is content with itself, or with one other."""
+    return other_wants(lambda want: replace(want, q=1) if want.kind == kind else want)
+
+
+def whole_too_few() -> Any:
+    found = Mailbox._in_part
+
+    def wrong(self: Mailbox, want: Want) -> Received | None:
+        assert want.enough
+        return found(self, replace(want, enough=max(1, want.enough - 1), f=want.f + 1))
+
+    return patched(Mailbox, "_in_part", wrong)
+
+
+def pieces_elsewhere() -> Any:
+    """Pieces are put together in the order in which they came to be sent."""
+    found = Mailbox._joined
+
+    def wrong(self: Mailbox, want: Want) -> Received | None:
+        received = found(self, want)
+        return received and replace(received, rows=[np.roll(row, 1) for row in received.rows])
+
+    return patched(Mailbox, "_joined", wrong)
+
+
+OTHERS: dict[str, tuple[str, Callable[[], Any], int]] = {
+    "the oldest model of a majority": (
+        "crash_tolerant", lambda: patched(crash_tolerant, "max", min), 20,
+    ),
+    "nobody is asked what is stored": ("crash_tolerant", lambda: alone("stand"), 20),
+    "no majority has stored it": ("crash_tolerant", lambda: alone("stored"), 60),
+    "a dead leader is never succeeded": (
+        "crash_tolerant", lambda: other_wants(lambda want: replace(want, enough=None)), 20,
+    ),
+    "a whole gradient too few": ("aggregathor", whole_too_few, 20),
+    "no holes, ever": ("aggregathor", lambda: patched(Mailbox, "_in_part", lambda *_: None), 20),
+    "pieces in the wrong places": ("aggregathor", pieces_elsewhere, 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", OTHERS)
+def test_a_bug_planted_in_another_protocol_is_found(bug: str) -> None:
+    protocol, plant, within = OTHERS[bug]
+    with plant(), pytest.raises(Broken):
+        for seed in range(within):
+            survive(seed, protocol=protocol)
+
+
+# What they learn.
+
+DIGITS: dict[str, Any] = {
+    "training": {"model": "logistic", "steps": 30, "lr": 0.2},
+    "servers": {"count": 1},
+    "workers": {"count": 9, "f": 2},
+}
+LYING = {"count": 9, "f": 2, "byzantine": 2, "attack": "empire(k=10)"}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "server_lies", "learns"),
+    [("aggregathor", False, True), ("aggregathor", True, False), ("vanilla", False, False)],
+)
+def test_who_must_be_honest(protocol: str, server_lies: bool, learns: bool) -> None:
+    """AggregaThor learns among lying workers, not from a lying server; vanilla does neither."""
+    server = {"count": 1, "byzantine": int(server_lies), "attack": "reverse"}
+    outcome = simulate(
+        {**DIGITS, "protocol": {"name": protocol}, "workers": LYING, "servers": server}
+    )
+    assert outcome.lowest > 0.85 if learns else outcome.lowest < 0.3
+
+
+@pytest.mark.parametrize("resilience", ["weak", "strong"])
+def test_both_resiliences_learn_among_lying_workers(resilience: str) -> None:
+    workers = {**LYING, "count": 11}
+    protocol = {"name": "aggregathor", "resilience": resilience}
+    assert simulate({**DIGITS, "protocol": protocol, "workers": workers}).lowest > 0.85
+
+
+@pytest.mark.parametrize("holes", ["nan", "zero", "previous"])
+def test_a_slow_worker_leaves_holes_and_is_not_waited_for(holes: str) -> None:
+    slow = {**DIGITS, "perturb": ["slow w3 @ step 5 for 1000 s"]}
+    settings = {"name": "aggregathor", "holes": holes, "deadline_floor": 0.05}
+    outcome = simulate({**slow, "protocol": settings})
+    waiting = simulate({**slow, "protocol": {**settings, "quorum_workers": 9}})
+    assert outcome.shares["w3"] < 0.5
+    assert all(share == 1 for name, share in outcome.shares.items() if name != "w3")
+    assert set(waiting.shares.values()) == {1.0}
+    assert outcome.seconds < waiting.seconds / 1.5
+    assert outcome.lowest > 0.85
+
+
+def test_the_leader_is_succeeded_and_follows_when_it_is_back() -> None:
+    base = {**DIGITS, "protocol": {"name": "crash_tolerant"}, "servers": {"count": 3, "f": 1}}
+    for perturb in (
+        ["kill ps0 @ step 10"],
+        ["kill ps0 @ step 10", "restart ps0 @ 8 s"],
+        ["partition ps0 | rest @ step 10 for 20 s"],
+        ["pause ps0 @ step 10 for 20 s"],
+    ):
+        outcome = simulate({**base, "perturb": perturb})  # P12 is checked at every event
+        shown = {line["node"] for line in outcome.lines if line["kind"] == "evaluation"}
+        assert "ps1" in shown
+        assert outcome.lowest > 0.85
+        assert len(outcome.accuracy) == 2 + (len(perturb) > 1 or "kill" not in perturb[0])
+        assert len(set(outcome.accuracy.values())) == 1
 
 
 @pytest.mark.parametrize("bug", PLANTED)

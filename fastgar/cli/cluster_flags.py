@@ -16,7 +16,8 @@ __all__ = ["add_flags", "asked_for_nothing", "cluster_from", "headline"]
 # The table and the setting of each flag.
 PLACES = {
     "protocol": ("protocol", "name"), "rule": ("protocol", "rule"),
-    "gather_every": ("protocol", "gather_every"),
+    "gather_every": ("protocol", "gather_every"), "resilience": ("protocol", "resilience"),
+    "holes": ("protocol", "holes"), "pieces": ("protocol", "pieces"),
     "servers": ("servers", "count"), "f_servers": ("servers", "f"),
     "byzantine_servers": ("servers", "byzantine"), "server_attack": ("servers", "attack"),
     "workers": ("workers", "count"), "f_workers": ("workers", "f"),
@@ -31,13 +32,14 @@ DEFAULTS = {
     "server_attack": "reverse", "steps": 100,
 }  # fmt: skip
 ONE_SERVER = ("vanilla", "aggregathor")
+NO_LIARS = ("crash_tolerant",)  # of which none lies unless it is asked for
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     add = parser.add_argument
     add("--cluster", type=Path, metavar="FILE", help="a cluster file; flags change what it says")
-    add("--protocol", help="such as byzsgd or vanilla (default: byzsgd)")
+    add("--protocol", help="byzsgd, aggregathor, crash_tolerant or vanilla (default: byzsgd)")
     add("--servers", type=int, metavar="N", help="how many (default: 5, or 1 where that is it)")
     add("--workers", type=int, metavar="N", help="how many (default: 10)")
     add("--f-servers", type=int, metavar="F", help="servers that may lie (default: 1)")
@@ -48,6 +50,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--server-attack", metavar="ATTACK", help="what lying servers send (default: reverse)")
     add("--rule", help="for the gradients (default: the protocol's)")
     add("--gather-every", type=int, metavar="T", help="byzsgd: steps between gathers (default: 10)")
+    add("--resilience", help="aggregathor: weak (Multi-Krum) or strong (Bulyan; default: weak)")
+    add("--holes", help="aggregathor: what has not come is nan, zero or previous (default: nan)")
+    add("--pieces", type=int, metavar="N", help="aggregathor: of a gradient (default: 8)")
     add("--model", help="as in fastgar train (default: mlp)")
     add("--data", help="as in fastgar train (default: digits)")
     add("--split", help="as in fastgar train (default: iid)")
@@ -95,6 +100,8 @@ def cluster_from(options: argparse.Namespace, protocol: str | None = None) -> Cl
         if given.get("protocol") in ONE_SERVER:
             lying = given.get("byzantine_servers", min(1, given["f_servers"]))
             given = {**given, "servers": 1, "f_servers": 0, "byzantine_servers": lying}
+        elif given.get("protocol") in NO_LIARS:
+            given = {"byzantine_servers": 0, "byzantine_workers": 0, **given}
         for role in ("servers", "workers"):
             given.setdefault(f"byzantine_{role}", given[f"f_{role}"])
     for flag, value in given.items():

@@ -51,7 +51,11 @@ def run(options: argparse.Namespace) -> int:
         )
         f_s = options.f_servers
         f_w = options.f_workers
-        most = {"byzsgd": (max(0, (servers - 2) // 3), max(0, (workers - 1) // 3))}
+        most = {
+            "byzsgd": (max(0, (servers - 2) // 3), max(0, (workers - 1) // 3)),
+            "aggregathor": (0, max(0, (workers - 3) // 2)),
+            "crash_tolerant": ((servers - 1) // 2, (workers - 1) // 2),
+        }
         default = most.get(name, (0, 0))
         document = {
             **document,

@@ -13,7 +13,7 @@ from ..errors import shown
 from ..train.config import Config
 from ..train.rates import schedule
 from .mailbox import Want
-from .text import Text
+from .text import Kind, Text
 
 __all__ = ["Address", "Cluster", "Group"]
 
@@ -64,6 +64,12 @@ class Cluster:
         Steps from one exchange of models between servers to the next.
     quorum_servers, quorum_workers : int
         How many messages a node waits for; by default of all that are not expected to lie.
+    resilience : {"weak", "strong"}
+        Of aggregathor: which rule it takes if none is named.
+    holes : {"nan", "zero", "previous"}
+        Of aggregathor: what stands where a piece of a gradient has not come by the deadline.
+    pieces : int
+        Of aggregathor: in how many a gradient goes.
     deadline_floor, deadline_ceiling : float
         Seconds between which the adaptive deadlines lie.
     starting_deadline : float
@@ -86,6 +92,9 @@ class Cluster:
     gather_every: int = 10
     quorum_servers: int = 0
     quorum_workers: int = 0
+    resilience: str = "weak"
+    holes: str = "nan"
+    pieces: int = 8
     deadline_floor: float = 0.2
     deadline_ceiling: float = 10.0
     starting_deadline: float = 30.0
@@ -117,7 +126,9 @@ class Cluster:
             )
         complaint = self.text.complaint(self)
         if complaint is None:
-            complaint = self.aggregation.check(self.q_w)
+            complaint = self.aggregation.check(
+                self.workers.count if self.text.everybody else self.q_w
+            )
         if complaint is not None:
             raise ValueError(complaint)
 
@@ -150,6 +161,37 @@ class Cluster:
             for name in self.of_role(role)[group.count - group.byzantine :]
             if group.attack != "none"
         )
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Return, for each kind that goes in pieces, the kinds of the pieces."""
+        return {
+            kind: tuple(f"{kind}/{i}" for i in range(self.pieces))
+            for kind, way in self.text.kinds.items()
+            if way.pieces
+        }
+
+    @cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """Return the kinds of messages as they travel."""
+        return {
+            part: way
+            for kind, way in self.text.kinds.items()
+            for part in self.parts.get(kind, (kind,))
+        }
+
+    def length(self, kind: str, d: int) -> int:
+        """Return how many numbers a message of a kind holds, if a model has d."""
+        whole, _, piece = kind.partition("/")
+        if piece:
+            start, stop = self.ends(d)[int(piece)]
+            return stop - start
+        way = self.text.kinds[whole]
+        return d * way.model + way.more
+
+    def ends(self, d: int) -> list[tuple[int, int]]:
+        """Return where each piece of d numbers begins and ends."""
+        return [(i * d // self.pieces, (i + 1) * d // self.pieces) for i in range(self.pieces)]
 
     def talks(self, role: str, other: str) -> bool:
         """Return whether nodes of two roles have something to say to each other."""
@@ -190,6 +232,24 @@ class Cluster:
     def q_w(self) -> int:
         """Return how many workers a server waits for."""
         return self.quorum_workers or self.workers.count - self.workers.f
+
+    @property
+    def n_w(self) -> int:
+        """Return how many workers there are."""
+        return self.workers.count
+
+    @property
+    def span(self) -> int:
+        """Return how many numbers a term of a leader has: one for each step, and one to spare."""
+        return self.steps + 2
+
+    def step(self, number: int) -> int:
+        """Return the step of a number that messages carry: of terms after the first, the rest."""
+        return min(number % self.span, self.steps)
+
+    def leader(self, number: int) -> str:
+        """Return who leads in the term of a number: each server in turn."""
+        return self.of_role("server")[number // self.span % self.servers.count]
 
     def lr(self, t: int) -> float:
         """Return the learning rate of a step."""

@@ -26,15 +26,16 @@ from ..train.config import Config, read_settings
 from .cluster import Address, Cluster, Group
 from .lies import check_attacks
 from .perturb import read_perturbation
-from .registry import text_of
+from .registry import PROTOCOLS, text_of
 from .text import Text
 
 __all__ = ["cluster_of", "hash_of", "read_cluster", "read_document", "to_toml"]
 
 TABLES = ("protocol", "training", "servers", "workers", "simulated", "nodes")
-SETTINGS: dict[str, type[int] | type[float]] = {
+SETTINGS: dict[str, type[int] | type[float] | type[str]] = {
     "gather_every": int, "quorum_servers": int, "quorum_workers": int, "deadline_floor": float,
     "deadline_ceiling": float, "starting_deadline": float, "give_up": float, "linger": float,
+    "resilience": str, "holes": str, "pieces": int,
 }  # fmt: skip
 # What the groups say, and not [training].
 ELSEWHERE = {
@@ -114,7 +115,8 @@ def cluster_of(document: Mapping[str, Any], text: Text | None = None) -> Cluster
         text = text_of(name)
     elif name != text.name:
         raise ValueError(f"the document names {shown(name)} and the text is {text.name}: name one")
-    rule = protocol.pop("rule", text.rule)
+    strong = text.strong and protocol.get("resilience") == "strong"
+    rule = protocol.pop("rule", text.strong if strong else text.rule)
     servers = _group("servers", document.get("servers", {}))
     workers = _group("workers", document.get("workers", {}))
     cluster = Cluster(
@@ -125,7 +127,7 @@ def cluster_of(document: Mapping[str, Any], text: Text | None = None) -> Cluster
         perturb=_perturb(document.get("perturb", [])),
         simulated=asdict(Laws.of(document.get("simulated", {}))),
         nodes={name: _address(name, value) for name, value in document.get("nodes", {}).items()},
-        **_settings(protocol),
+        **_settings(protocol, text),
     )
     check_attacks(cluster)
     for line in cluster.perturb:
@@ -147,7 +149,7 @@ def to_toml(cluster: Cluster) -> str:
         "protocol": {
             "name": cluster.text.name,
             "rule": cluster.training.rule,
-            **{name: getattr(cluster, name) for name in SETTINGS},
+            **{name: getattr(cluster, name) for name in _known(cluster.text)},
         },
         "training": {
             name: value
@@ -208,17 +210,26 @@ def _training(values: Mapping[str, Any], workers: Group, rule: Any) -> Config:
     )
 
 
-def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of [protocol]."""
+def _known(text: Text) -> list[str]:
+    """Return the settings of a protocol: those of all, and its own."""
+    others = {name for other in PROTOCOLS.values() for name in other.settings}
+    return [name for name in SETTINGS if name in text.settings or name not in others]
+
+
+def _settings(values: Mapping[str, Any], text: Text) -> dict[str, Any]:
+    """Return the settings of [protocol]."""
     found = {}
     for name, value in values.items():
-        if name not in SETTINGS:
-            raise unknown("setting of [protocol]", name, ["name", "rule", *SETTINGS])
+        if name not in _known(text):
+            for other in PROTOCOLS.values():
+                if name in other.settings:
+                    raise ValueError(f"{name} is a setting of {other.name}, not of {text.name}")
+            raise unknown("setting of [protocol]", name, ["name", "rule", *_known(text)])
         kind = SETTINGS[name]
         if type(value) is not kind and not (kind is float and type(value) is int):
-            wanted = "an integer" if kind is int else "a number"
+            wanted = {int: "an integer", float: "a number", str: "a string"}[kind]
             raise TypeError(f"{name} of [protocol] must be {wanted}, got {shown(value)}")
-        if not 0 <= value < 1e9:
+        if isinstance(value, int | float) and not 0 <= value < 1e9:
             raise ValueError(f"{name} of [protocol] must be at least 0 and finite, got {value}")
         found[name] = kind(value)
     return found

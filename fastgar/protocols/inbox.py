@@ -58,11 +58,12 @@ class NodeInbox:
     ----------
     kinds : mapping of int to str
         The names of a protocol's kinds.
-    pool : Pool
+    pools : mapping of str to Pool
+        By kind: of vectors of its length.
     """
 
-    def __init__(self, kinds: Mapping[int, str], pool: Pool) -> None:
-        self.kinds, self.pool = dict(kinds), pool
+    def __init__(self, kinds: Mapping[int, str], pools: Mapping[str, Pool]) -> None:
+        self.kinds, self.pools = dict(kinds), pools
         self.node: Node | None = None  # set before links start
         self.over: set[str] = set()
         self.cut: frozenset[str] = frozenset()  # peers that are neither heard nor spoken to
@@ -91,9 +92,9 @@ class NodeInbox:
                 return LATER
             self._stalled[name].discard(peer)
             return self.slot(peer, kind, step)
-        vector = self.pool.take()
+        vector = self.pools[name].take()
         self._reading[peer] = kind, step, vector
-        return memoryview(vector.data).cast("B")
+        return memoryview(vector.data)
 
     def arrived(self, peer: str, kind: int, step: int, digest: bytes) -> None:
         """Hand a message to the node."""

@@ -158,12 +158,12 @@ class _Drift:
             honest = [
                 row
                 for name, row in zip(got.names, got.rows, strict=True)
-                if name not in self.cluster.liars
+                if name not in self.cluster.liars and name not in got.holes
             ]
             sent = np.asarray(self.attack(np.stack(honest), 1)).reshape(-1)
-            moved = self.cluster.lr(got.step) * (np.mean(honest, axis=0) - sent)
+            moved = self.cluster.lr(self.cluster.step(got.step)) * (np.mean(honest, axis=0) - sent)
             self.drift = moved if self.drift is None else self.drift + moved
-        if self.drift is None:
+        if self.drift is None or len(self.drift) != len(vector):
             return vector
         return (vector + self.drift).astype(vector.dtype)
 

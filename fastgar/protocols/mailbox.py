@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import wraps
 from threading import RLock
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,11 @@ class Want:
         What the node itself has to say.
     later : bool
         Whether any later step will do as well.
+    enough : int, optional
+        How many will do when the deadline has passed: the others have holes then. If 0, nothing
+        is what comes of it, so that a text hears of the deadline.
+    patience : int
+        How many deadlines have to pass, each twice as long as the one before it.
     """
 
     kind: str
@@ -53,16 +59,22 @@ class Want:
     f: int = 0
     own: Vector | None = None
     later: bool = False
+    enough: int | None = None
+    patience: int = 1
 
 
 @dataclass(frozen=True)
 class Received:
-    """What came of a want: rows in the order of the nodes' names."""
+    """What came of a want: rows in the order of the nodes' names.
+
+    Those of `holes` have not come whole: what is missing is NaN.
+    """
 
     kind: str
     step: int
     names: tuple[str, ...]
     rows: list[Vector]
+    holes: tuple[str, ...] = ()
 
 
 def locked(method: Callable[..., Any]) -> Any:
@@ -88,12 +100,18 @@ class Mailbox:
     latest : collection of str
         The kinds of which a newer step replaces an older one; the others are held until they are
         asked for.
+    parts : mapping of str to sequence of str
+        For each kind that comes in pieces, the kinds of the pieces.
     """
 
     def __init__(
-        self, me: str, senders: Mapping[str, Sequence[str]], latest: Sequence[str] = ()
+        self,
+        me: str,
+        senders: Mapping[str, Sequence[str]],
+        latest: Sequence[str] = (),
+        parts: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
-        self.me, self.lock = me, RLock()
+        self.me, self.lock, self.parts = me, RLock(), parts
         self.senders = {kind: tuple(names) for kind, names in senders.items()}
         self.newest = {kind: dict.fromkeys(names, -1) for kind, names in self.senders.items()}
         self._latest = frozenset(latest)
@@ -142,37 +160,51 @@ class Mailbox:
     @locked
     def reached(self, kind: str, k: int) -> int:
         """Return the step that at least k senders of a kind have come to, as far as is known."""
-        steps = sorted(self.newest[kind].values(), reverse=True)
+        steps = sorted(self.newest[self.parts_of(kind)[0]].values(), reverse=True)
         return steps[k - 1] if 0 < k <= len(steps) else -1
 
     @locked
     def lacking(self, want: Want) -> list[str]:
         """Return whose messages a want lacks."""
-        held = self._held[want.kind]
         if want.later:
+            held = self._held[want.kind]
             have = {peer for step, rows in held.items() if step >= want.step for peer in rows}
         else:
-            have = set(held.get(want.step, ()))
+            have = self.whole(want)
         mine = self.me if want.own is not None else None
-        return [name for name in self.senders[want.kind] if name not in have and name != mine]
+        return [name for name in self._order(want.kind) if name not in have and name != mine]
 
     @locked
-    def look(self, want: Want) -> Received | None:
-        """Return what is wanted if it is there.
+    def whole(self, want: Want) -> set[str]:
+        """Return who has sent all pieces of what is wanted of one step."""
+        parts = [self._held[part].get(want.step, {}) for part in self.parts_of(want.kind)]
+        return set(parts[0]).intersection(*parts[1:])
+
+    def parts_of(self, kind: str) -> Sequence[str]:
+        """Return the kinds of the pieces of a kind; itself if it comes in one."""
+        return self.parts.get(kind) or (kind,)
+
+    @locked
+    def look(self, want: Want, late: bool = False) -> Received | None:
+        """Return what is wanted if it is there, or what will do if it is late.
 
         Raises
         ------
         TooManyFaults
             If everybody has sent, and too many vectors hold NaN or infinity.
         """
+        if want.kind in self.parts:
+            found = self._joined(want)
+            return self._in_part(want) if found is None and late and want.enough else found
         held = self._held[want.kind]
-        if not want.later:
-            return self._found(want, want.step, held.get(want.step))
-        for step in sorted((step for step in held if step >= want.step), reverse=True):
-            found = self._found(want, step, held[step])
+        steps: Sequence[int] = (want.step,)
+        if want.later:
+            steps = sorted((step for step in held if step >= want.step), reverse=True)
+        for step in steps:
+            found = self._found(want, step, held.get(step))
             if found is not None:
                 return found
-        return None
+        return Received(want.kind, want.step, (), []) if late and want.enough == 0 else None
 
     @property
     def size(self) -> int:
@@ -184,13 +216,40 @@ class Mailbox:
             for vector in rows.values()
         )
 
+    def _order(self, kind: str) -> tuple[str, ...]:
+        return self.senders[self.parts_of(kind)[0]]
+
+    def _joined(self, want: Want) -> Received | None:
+        """Return the rows of a kind that comes in pieces, if they are whole."""
+        parts = [self._held[part].get(want.step, {}) for part in self.parts[want.kind]]
+        if min(map(len, parts)) < want.q:
+            return None
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in self.whole(want)}
+        return self._found(want, want.step, rows)
+
+    def _in_part(self, want: Want) -> Received | None:
+        """Return the rows of everybody, with holes, if enough are whole, and f at most are not."""
+        parts = [self._held[part].get(want.step, {}) for part in self.parts[want.kind]]
+        whole, order = self.whole(want), self._order(want.kind)
+        good = [name for name in whole if all(is_finite(part[name]) for part in parts)]
+        if len(whole) < (want.enough or 0) or len(good) < max(1, len(order) - want.f):
+            return None
+        holes = [np.full_like(part[good[0]], np.nan) for part in parts]
+        rows = [
+            np.concatenate([part.get(name, hole) for part, hole in zip(parts, holes, strict=True)])
+            for name in order
+        ]
+        return Received(
+            want.kind, want.step, order, rows, tuple(name for name in order if name not in whole)
+        )
+
     def _found(self, want: Want, step: int, rows: dict[str, Vector] | None) -> Received | None:
         own = want.own is not None
         if rows is None:
             rows = {}
         if len(rows) + own < want.q:
             return None
-        order = self.senders[want.kind]
+        order = self._order(want.kind)
         finite = [peer for peer, vector in rows.items() if is_finite(vector)]
         holes = [peer for peer in rows if peer not in finite] if len(finite) < len(rows) else []
         chosen = (finite + holes[: want.f])[: want.q - own]

@@ -197,7 +197,7 @@ class _Watcher(Record):
                         {
                             "kind": "status",
                             "from": self.name,
-                            "step": node.at,
+                            "step": self.cluster.step(node.at),
                             "done": node.done,
                             "loss": float(self.learning.losses.mean()),
                             "waiting": [] if want is None else node.mailbox.lacking(want),

@@ -30,6 +30,8 @@ Vector = NDArray[Any]
 
 FOLLOWED = 8  # steps for which a node that asked gets what it asked for
 
+DOUBT, MOST_DOUBT = 1.0, 5.0  # so that a slow network is not taken for a dead leader for ever
+
 COMPUTE = object()  # what a text yields where it computes
 
 
@@ -113,15 +115,16 @@ class Node:
         self.name, self.cluster = name, cluster
         self.storage, self.transport, self.watcher = storage, transport, watcher
         self.role = cluster.role(name)
-        protocol = cluster.text
+        self._place = cluster.of_role(self.role).index(name) % cluster.pieces
         self.mailbox = Mailbox(
             name,
             {
                 kind: cluster.of_role(way.senders)
-                for kind, way in protocol.kinds.items()
+                for kind, way in cluster.kinds.items()
                 if self.role in way.receivers
             },
-            [kind for kind, way in protocol.kinds.items() if way.latest],
+            [kind for kind, way in cluster.kinds.items() if way.latest],
+            cluster.parts,
         )
         self.pace = Pace(cluster.deadline_floor, cluster.deadline_ceiling)
         self.at, self.started, self.done = 0, False, False
@@ -138,6 +141,9 @@ class Node:
         self._work = work
         self._wants: tuple[Want, ...] = ()
         self._waits = self._late = 0
+        self._vain, self._quiet = False, 0.0  # whether the last wait was, and since when they are
+        self._doubt = 0.0  # deadlines that a want without a message gets more: some were too few
+        self._enough_at: float | None = None
         self._claims: dict[str, tuple[int, dict[str, int]]] = {}
         self._followers: dict[tuple[str, str], int] = {}
         self._answered: dict[str, float] = {}
@@ -178,7 +184,10 @@ class Node:
         self.look(kind)
 
     def look(self, kind: str) -> None:
-        """Go on if what has come of a kind is what the text waits for."""
+        """Go on if what has come of a kind, or of a piece of it, is what the text waits for."""
+        self._look(kind.partition("/")[0])
+
+    def _look(self, kind: str | None) -> None:
         if self.waiting is None:
             return
         try:
@@ -213,23 +222,26 @@ class Node:
             self.transport.hello(self)
             return
         self._late += 1
-        self.due = now + min(self.pace.deadline * 2**self._late, self.pace.ceiling)
+        self.due = now + min(self.pace.deadline * 2 ** min(self._late, 30), self.pace.ceiling)
         if self.transport.lossy:
             self.send_again()
         want = self.waiting
         if self.done or want is None:
             return
         self.watcher.late(self, want, self.mailbox.lacking(want))
-        if now - self.since > self.cluster.give_up:
+        if now - self._quiet > self.cluster.give_up:
             lacking = ", ".join(self.mailbox.lacking(want))
             self._fail(
                 GaveUp(
-                    f"{self.name} waited {now - self.since:.0f} s for {want.kind} of step "
+                    f"{self.name} waited {now - self._quiet:.0f} s for {want.kind} of step "
                     f"{want.step} from {lacking}, and gave up"
                 )
             )
             return
-        self._ask_if_behind(want)
+        if any(each.enough is not None for each in self._wants):
+            self._look(None)
+        if self.waiting is want:
+            self._ask_if_behind(want)
 
     def resume(self) -> None:
         """Go on after a computation."""
@@ -283,10 +295,13 @@ class Node:
         return await _wait(wants)
 
     async def collect(
-        self, kind: str, step: int, q: int, f: int = 0, own: Vector | None = None
+        self, kind: str, step: int, q: int, f: int = 0, *, enough: int | None = None
     ) -> list[Vector]:
-        """Wait for q messages of a step; return the vectors in the order of their senders."""
-        return (await _wait((Want(kind, step, q, f, own),))).rows
+        """Wait for q messages of a step; return the vectors in the order of their senders.
+
+        After the deadline `enough` of them will do: then there is NaN where nothing has come.
+        """
+        return (await _wait((Want(kind, step, q, f, enough=enough),))).rows
 
     async def latest(self, kind: str, step: int, q: int, f: int = 0) -> tuple[int, list[Vector]]:
         """Wait for q messages of one step, this or a later one; return it and the vectors."""
@@ -342,7 +357,18 @@ class Node:
         for peer in peers:
             said = vector if self.lie is None else self.lie(self, kind, step, vector, peer)
             if said is not None:
-                self.transport.post(self, peer, kind, step, said)
+                self.post(peer, kind, step, said)
+
+    def post(self, peer: str, kind: str, step: int, vector: Vector) -> None:
+        """Post what goes to a peer; each node begins with another piece of what goes in pieces."""
+        parts = self.cluster.parts.get(kind)
+        if parts is None:
+            self.transport.post(self, peer, kind, step, vector)
+            return
+        ends, first = self.cluster.ends(len(vector)), self._place
+        for i in (*range(first, len(parts)), *range(first)):
+            start, stop = ends[i]
+            self.transport.post(self, peer, parts[i], step, vector[start:stop])
 
     def _run(self, value: Any) -> None:
         assert self._coroutine is not None
@@ -356,13 +382,16 @@ class Node:
                     continue
                 self._wants, self.waiting = request, request[0]
                 self._waits += 1
-                self._late = 0
+                self._late, self._enough_at = 0, None
                 self.since = self.transport.now()
+                if not self._vain:
+                    self._quiet = self.since
                 self.due = self.since + self.pace.deadline
                 moved = [
-                    want.kind
+                    part
                     for want in request
-                    if self.mailbox.forget_before(want.kind, want.step)
+                    for part in self.mailbox.parts_of(want.kind)
+                    if self.mailbox.forget_before(part, want.step)
                 ]
                 for kind in moved:
                     self.transport.windows_moved(self, kind)
@@ -383,16 +412,30 @@ class Node:
     def _ready(self, kind: str | None) -> Received | None:
         for want in self._wants:
             if kind is None or want.kind == kind:
-                received: Received | None = self.mailbox.look(want)
+                received: Received | None = self.mailbox.look(want, self._is_late(want))
+                if self._enough_at is None and self._is_enough(want):
+                    self._enough_at = self.transport.now()
                 if received is not None:
                     self.waiting = None
-                    seconds = self.transport.now() - self.since
-                    if self._waits > 1 and want is self._wants[0]:  # the first is that of a start
+                    now = self.transport.now()
+                    self._vain = not received.rows
+                    if want.enough == 0:
+                        change = DOUBT if self._vain else -DOUBT / 10
+                        self._doubt = min(max(0.0, self._doubt + change), MOST_DOUBT)
+                    seconds = (now if self._enough_at is None else self._enough_at) - self.since
+                    usual = self._waits > 1 and not self._vain  # the first is that of a start
+                    if usual and want is self._wants[0]:
                         self.pace.took(seconds)
                     self.collected[received.kind] = received
                     self.watcher.collected(self, want, received, seconds)
                     return received
         return None
+
+    def _is_late(self, want: Want) -> bool:
+        return self._late >= want.patience + (self._doubt if want.enough == 0 else 0.0)
+
+    def _is_enough(self, want: Want) -> bool:
+        return bool(want.enough) and len(self.mailbox.whole(want)) >= (want.enough or 0)
 
     def _ask_if_behind(self, want: Want) -> None:
         """Ask for what will do instead, if a peer that is honest has gone on."""

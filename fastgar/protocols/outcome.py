@@ -19,7 +19,8 @@ class Outcome:
     cluster : Cluster
     seed : int
     accuracy : dict of str to float
-        On the test set, of each honest server's last model.
+        On the test set, of each honest server's last model; on the simulated network without those
+        that were killed for good.
     spread : float or None
         The largest distance of two honest servers' last models.
     messages, bytes : int

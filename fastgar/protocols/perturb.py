@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import nearest, shown
 
-__all__ = ["Perturbation", "read_perturbation"]
+__all__ = ["Perturbation", "killed_for_good", "read_perturbation"]
 
 WAYS = ("kill", "restart", "pause", "partition", "lose", "slow")
 LINE = re.compile(
@@ -92,3 +92,21 @@ def read_perturbation(line: str, names: Sequence[str]) -> Perturbation:
     return Perturbation(
         what, groups, step, None if step is not None else float(match["time"]), span
     )
+
+
+def killed_for_good(lines: Sequence[str], names: Sequence[str]) -> frozenset[str]:
+    """Return who is killed more often than started again.
+
+    Examples
+    --------
+    >>> sorted(killed_for_good(["kill ps0,ps1 @ step 3", "restart ps1 @ 8 s"], ["ps0", "ps1"]))
+    ['ps0']
+    """
+    lives = dict.fromkeys(names, 0)
+    for line in lines:
+        it = read_perturbation(line, names)
+        change = {"kill": -1, "lose": -1, "restart": 1}.get(it.what, 0)
+        for group in it.groups:
+            for name in group:
+                lives[name] += change
+    return frozenset(name for name, left in lives.items() if left < 0)

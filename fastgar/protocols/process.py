@@ -68,10 +68,12 @@ class NodeProcess:
         limits: Limits | None = None,
     ) -> None:
         self.cluster, self.name, self.watcher = cluster, name, watcher
-        names = dict(enumerate(cluster.text.kinds))
+        names = dict(enumerate(cluster.kinds))
         self._numbers = {kind: number for number, kind in names.items()}
         d = len(learning.initial)
-        self.inbox = NodeInbox(names, Pool(d))
+        lengths = {kind: cluster.length(kind, d) for kind in cluster.kinds}
+        pools = {length: Pool(length) for length in lengths.values()}
+        self.inbox = NodeInbox(names, {kind: pools[lengths[kind]] for kind in lengths})
         own = cluster.nodes[name]
         self.slow = 1.0  # times that its work takes
         work = work_of(cluster, learning)(name)
@@ -89,7 +91,7 @@ class NodeProcess:
             identity=hash_of(cluster),
             about=_about(d, learning),
             kinds={
-                **{number: Kind(4 * d, "float32") for number in names},
+                **{number: Kind(4 * lengths[kind], "float32") for number, kind in names.items()},
                 **dict.fromkeys(CONTROL, Kind(1, "bytes")),
             },
             inbox=self.inbox,

@@ -10,6 +10,8 @@ P6   what a quorum holds is of the step that it is for, and was sent by whom it 
 P7   one message of a kind, step and peer is accepted in a life of a node
 P8   a node holds at most two messages of each kind and peer
 P10  an honest node never sends two different messages of a kind and step
+P12  where one server leads after another, all models of a step that workers see are the same, and
+     a quorum has stored each
 ==== ==========================================================================================
 
 A protocol of one's own is held to P5, P7, P8, P10 and the first half of P6: what the others say is
@@ -67,15 +69,17 @@ class Properties:
             ("gather", "server"): cluster.q_s,
         }
         self._ours = PROTOCOLS.get(cluster.text.name) is cluster.text
+        self._history: dict[int, Vector] = {}  # by step, what workers were shown
         self.gathers: list[tuple[int, float]] = []  # step, and the factor of the spread
         self._sent: dict[tuple[str, int], dict[str, Vector]] = {}
+        self._forgotten: set[tuple[str, int]] = set()  # as late ones still send it again
         self._taken: dict[int, set[tuple[str, str, int]]] = {}
         self._nodes: dict[int, Node] = {}
         self._quorums: dict[tuple[str, str, int], Received] = {}
 
     def posted(self, sender: str, peer: str, kind: str, step: int, vector: Vector) -> None:
         """Check a message that is sent: P1, P6, P10."""
-        if sender in self.honest:
+        if sender in self.honest and (kind, step) not in self._forgotten:
             sent = self._sent.setdefault((kind, step), {})
             before = sent.get(sender)
             if before is None:
@@ -97,26 +101,26 @@ class Properties:
     def collected(self, node: Node, want: Want, received: Received, seconds: float) -> None:
         """Check a quorum: P6, P8."""
         kind, step, names = received.kind, received.step, received.names
-        needed = self._needed[kind, node.role] if self._ours else want.q
-        if len(set(names)) != len(names) or len(names) < needed or len(received.rows) != len(names):
+        ours = self._ours and self.cluster.text.liars
+        needed = self._needed[kind, node.role] if ours else want.q
+        if want.enough == 0 and not names:
+            needed = 0  # it was the deadline that came
+        whole = len(names) - len(received.holes)
+        if len(set(names)) != len(names) or whole < needed or len(received.rows) != len(names):
             raise Broken(f"P6: {node.name} took {names} as {needed} {kind}s of step {step}")
         if step != want.step and not (want.later and step > want.step):
             raise Broken(f"P6: {node.name} took {kind} of step {step} for {want.step}")
-        sent = self._sent.get((kind, step), {})
         for name, row in zip(names, received.rows, strict=True):
-            if (
-                name in self.honest
-                and name != node.name
-                and (name not in sent or sent[name].tobytes() != row.tobytes())
-            ):
-                raise Broken(
-                    f"P6: {node.name} took as {kind} of step {step} from {name} what it never sent"
-                )
+            if name in self.honest and name != node.name:
+                self._as_sent(node, kind, step, name, row, name in received.holes)
         if node.name in self.honest:
             self._quorums[node.name, kind, step] = received
             self._remember(step)
-        limit = sum(map(len, node.mailbox.senders.values())) * WINDOW * len(node.initial)
-        if node.mailbox.size > limit * node.initial.itemsize:
+        limit = sum(
+            len(senders) * self.cluster.length(of, len(node.initial))
+            for of, senders in node.mailbox.senders.items()
+        )
+        if node.mailbox.size > limit * WINDOW * node.initial.itemsize:
             raise Broken(f"P8: {node.name} holds {node.mailbox.size} bytes")
         self.watcher.collected(node, want, received, seconds)
 
@@ -130,6 +134,8 @@ class Properties:
             raise node.error
         if node.error is not None and node.name not in self.cluster.liars:
             raise Broken(f"P5: {node.name} ended at step {node.at}: {node.error}") from node.error
+        if not self.cluster.text.liars and node.result is not None and node.name in self.honest:
+            self._in_history(node.name, self.cluster.steps, node.result)
         self.watcher.ended(node)
 
     def ended_at(self, node: Node) -> float:
@@ -152,7 +158,13 @@ class Properties:
         """Check the first time that a vector is sent."""
         if not self._ours:
             return
-        if kind == "gradient":
+        if not self.cluster.text.liars:
+            if kind == "model":
+                self._in_history(sender, self.cluster.step(step), vector)
+                if (sender, "stored", step) not in self._quorums:
+                    raise Broken(f"P12: {sender} showed a model of {step} before a quorum had it")
+            return
+        if kind.partition("/")[0] == "gradient":
             self._reached("model", step, self.cluster.q_s, sender)
             return
         if kind != "model" or step == 0:
@@ -168,10 +180,31 @@ class Properties:
             raise Broken(f"P6: {sender} came to step {step} without a quorum")
 
     def _reached(self, kind: str, step: int, q: int, who: str) -> None:
-        there = len(self._sent.get((kind, step), {}))
+        first, *_ = self.cluster.parts.get(kind, (kind,))
+        there = len(self._sent.get((first, step), {}))
         senders = self.cluster.of_role(self.cluster.text.kinds[kind].senders)
         if there < q - len(set(senders) - self.honest):
             raise Broken(f"P6: {who} is past step {step}, to which {there} honest peers have come")
+
+    def _as_sent(
+        self, node: Node, kind: str, step: int, name: str, row: Vector, holes: bool
+    ) -> None:
+        """Check that a row is what its sender sent: P6."""
+        parts = self.cluster.parts.get(kind, (kind,))
+        ends = self.cluster.ends(len(row)) if kind in self.cluster.parts else [(0, len(row))]
+        for part, (start, stop) in zip(parts, ends, strict=True):
+            piece, sent = row[start:stop], self._sent.get((part, step), {}).get(name)
+            if (part, step) in self._forgotten or (holes and np.isnan(piece).all()):
+                continue
+            if sent is None or sent.tobytes() != piece.tobytes():
+                raise Broken(
+                    f"P6: {node.name} took as {part} of step {step} from {name} what it never sent"
+                )
+
+    def _in_history(self, who: str, step: int, vector: Vector) -> None:
+        """Check that there is one model of a step: P12."""
+        if self._history.setdefault(step, vector).tobytes() != vector.tobytes():
+            raise Broken(f"P12: {who} has another model of step {step}: the history forks")
 
     def _within(self, sender: str, kind: str, step: int, vector: Vector) -> None:
         sent = self._sent.get((kind, step), {})
@@ -196,5 +229,6 @@ class Properties:
         alive = step - 4 * REMEMBERED
         for key in [key for key in self._sent if key[1] < alive]:
             del self._sent[key]
+            self._forgotten.add(key)
         for quorum in [key for key in self._quorums if key[2] < alive]:
             del self._quorums[quorum]

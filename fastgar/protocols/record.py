@@ -69,13 +69,13 @@ class Record:
 
     def posted(self, sender: str, peer: str, kind: str, step: int, vector: Vector) -> None:
         """Take note of a message that is sent."""
-        every = self.cluster.training.evaluation_interval
+        step, every = self.cluster.step(step), self.cluster.training.evaluation_interval
         if 0 <= step < self.cluster.steps:
             until = min((step // every + 1) * every, self.cluster.steps)
             traffic = self.traffic.setdefault(until, [0, 0])
             traffic[0] += 1
             traffic[1] += vector.nbytes
-        if kind != "model" or sender not in self.honest:
+        if kind not in ("model", "final") or sender not in self.honest:
             return
         if step % every and step != self.cluster.steps:
             return
@@ -97,7 +97,7 @@ class Record:
     def collected(self, node: Node, want: Want, received: Received, seconds: float) -> None:
         """Take note of a quorum."""
         if received.kind == "gradient" and node.name in self.honest:
-            self.used.update(received.names)
+            self.used.update(name for name in received.names if name not in received.holes)
 
     def late(self, node: Node, want: Want, lacking: Sequence[str]) -> None:
         """Take note of a deadline that passed."""

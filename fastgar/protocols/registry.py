@@ -5,13 +5,15 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from ..errors import unknown
-from . import byzsgd, vanilla
+from . import aggregathor, byzsgd, crash_tolerant, vanilla
 from .cluster import Cluster
 from .text import Kind, Text
 
 __all__ = ["PROTOCOLS", "text_of"]
 
 ENTRY_POINTS = "fastgar.protocols"
+
+MOST_PIECES = 64  # each is a kind of message, and all of them are named in a hello
 
 
 def _of_byzsgd(c: Cluster) -> str | None:
@@ -42,6 +44,50 @@ def _of_one_server(c: Cluster) -> str | None:
     return None
 
 
+def _of_aggregathor(c: Cluster) -> str | None:
+    """Return what is wrong: n_w >= 2 f_w + 3 (weak) or 4 f_w + 3 (strong), or the rule's own."""
+    for what, value, ways in (
+        ("resilience", c.resilience, ("weak", "strong")),
+        ("holes", c.holes, ("nan", "zero", "previous")),
+    ):
+        if value not in ways:
+            *first, last = map(repr, ways)
+            return f"{what} must be {', '.join(first)} or {last}, got {value!r}"
+    if not 1 <= c.pieces <= MOST_PIECES:
+        return f"pieces must lie between 1 and {MOST_PIECES}, got {c.pieces}"
+    factor = 2 if c.resilience == "weak" else 4
+    default = c.text.rule if c.resilience == "weak" else c.text.strong
+    if c.training.rule == default and c.n_w < factor * c.f_w + 3:
+        return (
+            f"{c.resilience} resilience needs n_w >= {factor} f_w + 3: with f = {c.f_w} that is "
+            f"{factor * c.f_w + 3} workers, got {c.n_w}"
+        )
+    if c.holes == "nan" and c.f_w and c.training.rule.split("|")[-1].strip() == "mean":
+        return "the mean of a hole is a hole: take nan_mean, or holes = 'zero' or 'previous'"
+    low = c.n_w - c.f_w
+    if c.servers.count == 1 and not low <= c.q_w <= c.n_w:
+        return f"quorum_workers must lie between {low} and {c.n_w}, got {c.q_w}"
+    return _of_one_server(c)
+
+
+def _of_crash_tolerant(c: Cluster) -> str | None:
+    """Return what is wrong: n_s >= 2 f_s + 1, a quorum of a majority, and workers enough."""
+    least = 2 * c.f_s + 1
+    if c.servers.count < least:
+        return (
+            f"crash_tolerant needs n_s >= 2 f_s + 1: with f = {c.f_s} that is {least} servers, "
+            f"got {c.servers.count}"
+        )
+    low, high = c.servers.count // 2 + 1, c.servers.count - c.f_s
+    if not low <= c.q_s <= high:
+        return f"quorum_servers must lie between {low} and {high}, got {c.q_s}"
+    if c.f_w >= c.n_w:
+        return f"f of the workers must be below {c.n_w}, how many there are, got {c.f_w}"
+    if not 1 <= c.q_w <= c.n_w - c.f_w:
+        return f"quorum_workers must lie between 1 and {c.n_w - c.f_w}, got {c.q_w}"
+    return None
+
+
 PROTOCOLS = {
     text.name: text
     for text in (
@@ -67,6 +113,36 @@ PROTOCOLS = {
             },
             rule="mean",
             complaint=_of_one_server,
+        ),
+        Text(
+            "aggregathor",
+            aggregathor.server,
+            aggregathor.worker,
+            {
+                "model": Kind("server", ("worker",), latest=True),
+                "gradient": Kind("worker", ("server",), pieces=True),
+            },
+            rule="multi_krum",
+            complaint=_of_aggregathor,
+            strong="bulyan",
+            settings=("resilience", "holes", "pieces"),
+            everybody=True,
+        ),
+        Text(
+            "crash_tolerant",
+            crash_tolerant.server,
+            crash_tolerant.worker,
+            {
+                "proposal": Kind("server", ("server",), latest=True),
+                "stored": Kind("server", ("server",), latest=True, model=False, more=1),
+                "stand": Kind("server", ("server",), latest=True, more=2),
+                "model": Kind("server", ("worker",), latest=True),
+                "gradient": Kind("worker", ("server",), latest=True),
+                "final": Kind("server", ("worker", "server"), latest=True),
+            },
+            rule="mean",
+            complaint=_of_crash_tolerant,
+            liars=False,
         ),
     )
 }

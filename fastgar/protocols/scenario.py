@@ -72,7 +72,7 @@ def _flood(node: Node, kind: str, step: int, vector: Vector, peer: str) -> Vecto
     """Send for other steps, too: long gone, far ahead, and twice for this one."""
     for other in (step - 3, step, step + 1, step + 2, step + 1_000_000):
         if other >= 0:
-            node.transport.post(node, peer, kind, other, vector + np.float32(other))
+            node.post(peer, kind, other, vector + np.float32(other))
     node.transport.ask(node, peer, kind, 0)
     return vector
 
@@ -86,12 +86,24 @@ def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Clus
     f_s, f_w = draw.choice((0, 1, 1, 1, 2)), draw.choice((0, 1, 1, 2, 3))
     servers = 3 * f_s + 2 + draw.choice((0, 0, 1, 2))
     workers = 3 * f_w + 1 + draw.choice((0, 0, 1, 3))
-    if protocol == "vanilla":
+    liars, alone = PROTOCOLS[protocol].liars, protocol in ("vanilla", "aggregathor")
+    if alone:
         f_s, servers = 0, 1
+    elif not liars:
+        servers -= f_s + 1
+    own: dict[str, Any] = {}
+    rule = PROTOCOLS[protocol].rule
+    if protocol == "aggregathor":
+        other = random.Random(~seed)
+        own["resilience"] = other.choice(("weak", "strong"))
+        own["holes"] = other.choice(("nan", "zero", "previous"))
+        own["pieces"] = other.choice((1, 2, 3, 8))  # of six numbers
+        rule = rule if own["resilience"] == "weak" else PROTOCOLS[protocol].strong
+        workers = max(workers, (2 if own["resilience"] == "weak" else 4) * f_w + 3)
     lie = draw.choice(sorted(LIES))
     bad = {"server": draw.randint(0, f_s), "worker": draw.randint(0, f_w)}
-    if protocol == "vanilla":
-        bad["worker"] = 0
+    if protocol == "vanilla" or not liars:
+        bad = dict.fromkeys(bad, 0)
     full = draw.random() < 0.3
     groups = {
         "server": Group(servers, f_s, bad["server"], lie),
@@ -99,15 +111,16 @@ def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Clus
     }
     config = Config(
         workers=workers, byzantine=bad["worker"], declared=f_w, steps=steps, momentum=0.0, lr=0.1,
-        rule=PROTOCOLS[protocol].rule, momentum_at="worker", seed=draw.randrange(1 << 30),
+        rule=rule, momentum_at="worker", seed=draw.randrange(1 << 30),
     )  # fmt: skip
     cluster = Cluster(
         PROTOCOLS[protocol], config, groups["server"], groups["worker"],
         gather_every=draw.choice((1, 2, 5, 7)),
-        quorum_servers=0 if full or protocol == "vanilla" else draw.randint(
-            2 * f_s + 2, servers - f_s
+        quorum_servers=0 if full or alone else draw.randint(
+            2 * f_s + 2 if liars else servers // 2 + 1, servers - f_s
         ),
-        quorum_workers=0 if full else draw.randint(2 * f_w + 1, workers - f_w),
+        quorum_workers=0 if full or own else draw.randint(2 * f_w + 1, workers - f_w),
+        **own,
         give_up=LIMIT,
         linger=LIMIT,
         simulated={
@@ -145,6 +158,8 @@ def _faults(draw: random.Random, cluster: Cluster, steps: int) -> list[str]:
         elif name not in cluster.liars and left[cluster.role(name)] > 0:
             left[cluster.role(name)] -= 1
             time = draw.uniform(0, 8)
+            if what == "lose" and not cluster.text.liars and name in cluster.of_role("server"):
+                what = "kill"  # who remembers nothing must not come back
             lines.append(f"{what} {name} @ {time:.4f} s")
             if what == "lose":
                 lines.append(f"restart {name} @ {time + draw.uniform(0.001, 20):.4f} s")

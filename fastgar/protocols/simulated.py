@@ -153,7 +153,7 @@ class Simulation:
         size = HEADER + vector.nbytes
         self.carry(sender, peer, size, lambda node: self.arrive(node, sender, kind, step, vector))
         if kind == "model" and self._on_step and sender not in self.cluster.liars:
-            self._reached(step)
+            self._reached(self.cluster.step(step))
 
     def carry(self, sender: str, peer: str, size: int, call: Callable[[Node], None]) -> None:
         """Have something called with the peer's node when it gets there, if it does."""
@@ -295,6 +295,6 @@ class Simulation:
         if self.nodes.get(node.name) is not node:
             return
         port.tick_at = float("inf")
-        if node.done and self.now - self.watcher.ended_at(node) > self.cluster.linger:
+        if node.done and port.now() - self.watcher.ended_at(node) > self.cluster.linger:
             return
         self._awake(node, node.tick)

@@ -26,11 +26,20 @@ class Kind:
     receivers : tuple of {"server", "worker"}
     latest : bool
         Whether a newer step replaces an older one where it is received.
+    pieces : bool
+        Whether it goes in as many pieces as the cluster says, each of a kind of its own.
+    model : bool
+        Whether it holds as many numbers as the model.
+    more : int
+        How many numbers it holds besides.
     """
 
     senders: str
     receivers: tuple[str, ...]
     latest: bool = False
+    pieces: bool = False
+    model: bool = True
+    more: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,14 @@ class Text:
         The rule where a cluster names none.
     complaint : callable
         It returns what is wrong with a cluster, in a sentence, or None.
+    strong : str
+        The rule where it names none, but ``resilience = "strong"``.
+    settings : tuple of str
+        Those of a cluster that only this protocol has.
+    everybody : bool
+        Whether the rule gets a row of every worker, rather than of a quorum.
+    liars : bool
+        Whether it is made for nodes that lie.
 
     Notes
     -----
@@ -63,3 +80,7 @@ class Text:
     kinds: Mapping[str, Kind]
     rule: str = "mean"
     complaint: Callable[[Any], str | None] = _fits_any
+    strong: str = ""
+    settings: tuple[str, ...] = ()
+    everybody: bool = False
+    liars: bool = True

@@ -15,6 +15,7 @@ from .file import cluster_of, read_cluster
 from .learning import Learning
 from .lies import lie_of, work_of
 from .outcome import Outcome
+from .perturb import killed_for_good
 from .properties import Properties
 from .record import Record
 from .simulated import Simulation
@@ -81,16 +82,27 @@ def simulate(
     watcher = Properties(cluster, record) if check else record
     lies = {name: lie_of(cluster, name) for name in cluster.names}
     simulation = Simulation(cluster, seed, work_of(cluster, learning), watcher, lies.__getitem__)
+    gone = killed_for_good(cluster.perturb, cluster.names)
+
+    def finished() -> bool:
+        dead = gone - simulation.nodes.keys()
+        return all(
+            name in record.ended_nodes or name in dead
+            for name in cluster.names
+            if name not in cluster.liars
+        )
+
     with threads_for(len(learning.initial), cluster.training):
-        ended = simulation.run(record.finished)
+        ended = simulation.run(finished)
     if not ended and isinstance(watcher, Properties):
-        raise watcher.unfinished(simulation.nodes)
+        raise watcher.unfinished(simulation.nodes, gone)
+    dead = gone - simulation.nodes.keys()
     record.finish()
     honest = sum(record.used.values()) and max(record.used.values())
     return Outcome(
         cluster,
         seed,
-        dict(record.accuracy),
+        {name: found for name, found in record.accuracy.items() if name not in dead},
         record.spread,
         simulation.messages,
         simulation.bytes,

@@ -1,0 +1,58 @@
+"""AggregaThor: one trusted server, a robust rule, and gradients in pieces that may come too late.
+
+Damaskinos, El-Mhamdi, Guerraoui, Guirguis and Rouault, "AggregaThor: Byzantine machine learning via
+robust gradient aggregation", MLSys 2019. Multi-Krum is its weak resilience, Bulyan its strong one.
+
+The server waits for all gradients until the deadline, and then for as many whole ones as it needs.
+What has not come by then is a hole. So f_w counts the workers that lie and those that are gone or
+late in the same step: the rule copes with f_w rows of both sorts together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cluster import Cluster
+from .node import Node
+
+__all__ = ["filled", "server", "worker"]
+
+Vector = NDArray[Any]
+
+
+async def server(me: Node, net: Node, c: Cluster) -> Any:
+    """Send the model, take gradients until the deadline, fill their holes, go a step."""
+    t, theta = me.restore(theta=me.initial)
+    rows = [np.zeros_like(theta)] * c.n_w  # in the place of previous ones, after a restart, too
+    while t < c.steps:
+        net.send(c.of_role("worker"), "model", t, theta)
+        got = await net.collect("gradient", t, c.n_w, c.f_w, enough=c.q_w)
+        rows = [filled(row, before, c.holes) for row, before in zip(got, rows, strict=True)]
+        theta = theta - c.lr(t) * c.rule(rows, t)
+        t += 1
+        me.save(t, theta=theta)
+    net.send(c.of_role("worker"), "model", t, theta)
+    return theta
+
+
+async def worker(me: Node, net: Node, c: Cluster) -> Any:
+    """Take the model, and send a gradient at it, in pieces."""
+    t = me.restore()
+    while True:
+        t, (theta,) = await net.latest("model", t, 1)
+        if t == c.steps:
+            return theta
+        gradient = await me.gradient(t, theta)
+        me.save(t + 1)
+        net.send(c.of_role("server"), "gradient", t, gradient)
+        t += 1
+
+
+def filled(row: Vector, before: Vector, holes: str) -> Vector:
+    """Return a row with zeros or the numbers of the row before it where it is NaN, or as it is."""
+    if holes == "nan":
+        return row
+    return np.where(np.isnan(row), np.float32(0) if holes == "zero" else before, row)
