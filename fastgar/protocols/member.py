@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -87,6 +86,8 @@ def member(
     if kept is not None and kept.step >= cluster.steps and found.exists():
         final = np.load(found, allow_pickle=False)
     learning = Learning(cluster.training)
+    if cluster.role(name) == "server":  # imports and compiles, before any other thread might
+        cluster.rule([learning.initial] * cluster.q_w, 0)
     with (folder / "results.jsonl").open("a") as file:
 
         def write(line: dict[str, Any]) -> None:
@@ -100,7 +101,7 @@ def member(
             with part.open("wb") as out:
                 np.save(out, model, allow_pickle=False)
             os.replace(part, found)
-            watcher.over = True
+            watcher.over.set()
             if events:
                 _event({"kind": "done", "from": name, **watcher.state()})
             else:
@@ -113,13 +114,19 @@ def member(
             cluster, name, key, learning, watcher, disk, listen=listen, led=events
         )
         watcher.process = process
+        reporter = threading.Thread(target=watcher.report, daemon=True)
         if events:
-            threading.Thread(target=watcher.report, daemon=True).start()
+            reporter.start()
             threading.Thread(target=_obey, args=(process,), daemon=True).start()
-        with threads_for(len(learning.initial), cluster.training):
-            process.run(
-                final=final, say=lambda sentence: watcher.say(f"{name} {sentence}"), done=done
-            )
+        try:
+            with threads_for(len(learning.initial), cluster.training):
+                process.run(
+                    final=final, say=lambda sentence: watcher.say(f"{name} {sentence}"), done=done
+                )
+        finally:
+            watcher.over.set()
+            if events:
+                reporter.join()  # nothing runs any more when the interpreter ends
         write({"kind": "ended", "node": name, "step": cluster.steps, **watcher.counts()})
 
 
@@ -153,7 +160,7 @@ class _Watcher(Record):
         quiet: bool,
     ) -> None:
         super().__init__(cluster, learning, write)
-        self.name, self._say, self.quiet, self.over = name, say, quiet, False
+        self.name, self._say, self.quiet, self.over = name, say, quiet, threading.Event()
         self.process: NodeProcess | None = None
         self.messages = 0
         self.bytes = 0
@@ -202,9 +209,8 @@ class _Watcher(Record):
 
     def report(self) -> None:
         """Print how the node is, twice a second: for who started this process."""
-        while not self.over:
+        while not self.over.wait(EVERY):
             _event({"kind": "status", "from": self.name, **self.state()})
-            time.sleep(EVERY)
 
     def state(self) -> dict[str, Any]:
         """Return how the node is."""
