@@ -184,9 +184,13 @@ def test_correct_nodes_learn_among_liars_crashes_and_cuts(tmp_path: Path) -> Non
 
 def test_less_than_a_quorum_for_good_ends_in_a_sentence(tmp_path: Path) -> None:
     file, out = tmp_path / "cluster.toml", tmp_path / "run"
-    waits = {"name": "vanilla", "give_up": 2.0, "deadline_ceiling": 0.5}
+    waits = {"give_up": 2.0, "deadline_ceiling": 0.5, "starting_deadline": PATIENCE}
     training = {**VANILLA["training"], "steps": 100_000}
-    file.write_text(to_toml(cluster_of({**VANILLA, "protocol": waits, "training": training})))
+    file.write_text(
+        to_toml(
+            cluster_of({**VANILLA, "protocol": {"name": "vanilla", **waits}, "training": training})
+        )
+    )
     with started(
         "cluster", "--cluster", file, "--out", out, "--quiet", "--perturb", "kill w1 @ step 3"
     ) as process:
@@ -311,7 +315,7 @@ def test_another_cluster_file_is_refused_at_both_ends(tmp_path: Path) -> None:
     command = node(file, "w0")
     command[2] = other
     with started(*node(file, "ps0")) as ps0, started(*command) as w0:
-        lines = said(ps0, "another run"), said(w0, "another run")
+        lines = said(ps0, "not in the same run"), said(w0, "not in the same run")
         for process, line in zip((ps0, w0), lines, strict=True):
             assert line.count("\n") == 1
             process.send_signal(signal.SIGTERM)
@@ -414,10 +418,10 @@ def memory(pid: int) -> int:
 def test_a_worker_that_floods_its_server_stops_nobody_and_fills_nothing(tmp_path: Path) -> None:
     file = keys(
         tmp_path,
-        4,
+        5,
         protocol={"name": "vanilla", "rule": "median", "linger": 1.0},
-        workers={"count": 3, "f": 1},
-        training={"model": "logistic", "steps": 10**6},
+        workers={"count": 4, "f": 1},
+        training={"model": "logistic", "steps": 10**6, "evaluate_every": 100},
     )
     cluster = read_cluster(file)
     learning = Learning(cluster.training)
@@ -426,6 +430,7 @@ def test_a_worker_that_floods_its_server_stops_nobody_and_fills_nothing(tmp_path
         started(*node(file, "ps0")) as ps0,
         started(*node(file, "w0")) as w0,
         started(*node(file, "w1")) as w1,
+        started(*node(file, "w2")) as w2,
     ):
         results = tmp_path / "ps0" / "results.jsonl"
 
@@ -437,9 +442,9 @@ def test_a_worker_that_floods_its_server_stops_nobody_and_fills_nothing(tmp_path
         names = dict(enumerate(cluster.text.kinds))
         gradient = next(number for number, kind in names.items() if kind == "gradient")
         links = Links(
-            "w2",
+            "w3",
             {"ps0": Address(*(getattr(cluster.nodes["ps0"], k) for k in ADDRESS))},
-            file.parent / "w2.pem",
+            file.parent / "w3.pem",
             identity=hash_of(cluster),
             about=_about(d, learning),
             kinds={
@@ -478,7 +483,7 @@ def test_a_worker_that_floods_its_server_stops_nobody_and_fills_nothing(tmp_path
         accuracy = json.loads(results.read_text().splitlines()[-1])["accuracy"]
         assert accuracy > 0.5
         assert ps0.poll() is None
-        for process in (ps0, w0, w1):
+        for process in (ps0, w0, w1, w2):
             process.send_signal(signal.SIGTERM)
             assert rest(process)
             assert process.returncode == 143

@@ -150,6 +150,7 @@ class NodeProcess:
             else:
                 node.send_again()
             began = said = time.monotonic()
+            patience = max(self.cluster.give_up, self.cluster.starting_deadline)
             while not node.done:
                 inbox.wait(node.due if node.started else min(node.due, said + SAYS))
                 inbox.work_off()
@@ -158,7 +159,7 @@ class NodeProcess:
                 if not node.started and now - said > SAYS:
                     said = now
                     say(f"waits to start: {self.lacking()}")
-                    if (self.led or node.at) and now - began > self.cluster.give_up:
+                    if (self.led or node.at) and now - began > patience:
                         raise GaveUp(
                             f"{self.name} waited {now - began:.0f} s to start: {self.lacking()}, "
                             "and gave up"
