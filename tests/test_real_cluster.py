@@ -146,39 +146,6 @@ def test_the_same_bytes_in_one_process_simulated_real_and_stopped_in_the_middle(
     assert not processes(tmp_path)
 
 
-HARD = (
-    "kill ps1 @ step 4", "restart ps1 @ step 9",
-    "partition ps0,w0,w1 | rest @ step 12 for 1 s",
-    "pause w3 @ step 14 for 1 s", "slow w2 @ step 15 for 2 s",
-    "lose ps2 @ step 18", "restart ps2 @ step 24", "kill w1 @ step 20", "restart w1 @ step 26",
-)  # fmt: skip
-
-
-def test_correct_nodes_learn_among_liars_crashes_and_cuts(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    perturb = [word for line in HARD for word in ("--perturb", line)]
-    with started(
-        "cluster", "--servers", 5, "--workers", 7, "--f-workers", 2, "--model", "logistic",
-        "--steps", 60, "--lr", 0.1, "--gather-every", 5, "--out", out, *perturb,
-    ) as process:  # fmt: skip
-        text = rest(process)
-    assert process.returncode == 0, text
-    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    summary = lines[-1]
-    assert {line["kind"] for line in lines[:-1]} == {"evaluation", "spread"}
-    assert (summary["kind"], summary["protocol"]) == ("summary", "byzsgd")
-    assert (summary["steps"], summary["seed"], summary["crashed"]) == (60, 0, 3)
-    assert set(summary["accuracy"]) == {"ps0", "ps1", "ps2", "ps3"}
-    assert min(summary["accuracy"].values()) > 0.8
-    assert summary["messages"] > 60 * 5 * 7 and summary["bytes"] == 4 * 650 * summary["messages"]
-    assert {"spread", "seconds", "dropped", "waited_for", "shares"} <= set(summary)
-    models = [np.load(out / "nodes" / name / "model.npy") for name in ("ps0", "ps1", "ps2", "ps3")]
-    assert all(np.isfinite(model).all() for model in models)
-    assert not processes(out)
-    for log in out.glob("nodes/*/log.txt"):
-        assert "Traceback" not in log.read_text(), log.read_text()
-
-
 # How it ends.
 
 
