@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .cluster_flags import add_flags, asked_for_nothing, cluster_from, headline
@@ -33,6 +31,7 @@ SUMMARY = (
 SIDE_BY_SIDE = ("byzsgd", "aggregathor", "vanilla")
 EVERY = 0.5  # seconds between two pictures of the state, on a terminal
 PLAIN = 5.0  # and between two lines elsewhere
+GRACE = 8.0  # seconds for all processes to end after a signal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the cluster, or several side by side."""
+    from ..protocols.ending import Ended, ending
+
+    try:
+        with ending(GRACE):
+            return _run_all(options)
+    except Ended as end:
+        kept = "" if options.out is None else f": {options.out} keeps what there is"
+        print(f"\ninterrupted{kept}", file=sys.stderr)
+        return 128 + end.number
+
+
+def _run_all(options: argparse.Namespace) -> int:
     with refusing(extra="train"):
         from ..protocols import plot  # noqa: F401  (a missing extra is to be told before the work)
         from ..protocols.launch import Failed
@@ -60,38 +71,33 @@ def run(options: argparse.Namespace) -> int:
             if folder is None:
                 folder = Path(tempfile.mkdtemp(prefix="fastgar-cluster-"))
                 stack.callback(shutil.rmtree, folder, True)
-            signal.signal(signal.SIGTERM, _interrupt)
             for cluster in clusters:
                 own = folder / cluster.text.name if len(clusters) > 1 else folder
                 outcomes.append(_run(cluster, own, options))
     except Failed as error:
         print(f"fastgar cluster: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        kept = "" if options.out is None else f": {options.out} keeps what there is"
-        print(f"\ninterrupted{kept}", file=sys.stderr)
-        return 130
     print(_table(outcomes))
     if options.out is not None:
         print(f"\n{options.out}: results.jsonl and cluster.png of each")
     return 0
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def _run(cluster: Cluster, folder: Path, options: argparse.Namespace) -> Outcome:
-    """Run one cluster, and write its results."""
-    from ..protocols.file import to_toml
+    """Run one cluster, and write its results; a run that was interrupted goes on."""
+    from ..protocols.file import hash_of, read_cluster, to_toml
     from ..protocols.launch import Launch
     from ..protocols.plot import plot_run
     from ..train.origin import Origin
 
+    saved = folder / "cluster.toml"
+    with refusing():
+        if saved.exists() and hash_of(read_cluster(saved)) != hash_of(cluster):
+            raise Refused(f"{folder} holds another run: take another --out, or delete it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "cluster.toml").write_text(to_toml(cluster))
-        file = (folder / "results.jsonl").open("w")
+        saved.write_text(to_toml(cluster))
+        file = (folder / "results.jsonl").open("a")
     except OSError as error:
         raise Refused(f"cannot write to --out {folder}: {error.strerror}") from error
     with file:
@@ -101,7 +107,9 @@ def _run(cluster: Cluster, folder: Path, options: argparse.Namespace) -> Outcome
             file.flush()
 
         view = _View(quiet=options.quiet)
-        with Launch(cluster, folder / "nodes", write) as launch:
+        with refusing(extra="cluster"):
+            launch = Launch(cluster, folder / "nodes", write)
+        with launch:
             while not launch.over:
                 launch.advance(EVERY)
                 view.show(launch)
@@ -137,13 +145,14 @@ class _View:
 def _line(launch: Launch) -> str:
     """Return how a cluster is, in a line."""
     cluster, states = launch.cluster, launch.states
-    servers = [states[n] for n in cluster.of_role("server") if n not in cluster.liars]
-    servers = servers or [states[n] for n in cluster.of_role("server")]
+    honest = [n for n in cluster.of_role("server") if n not in cluster.liars]
+    shown = [n for n in honest or cluster.of_role("server") if n not in launch.killed]
+    servers = [states[n] for n in shown]
     found = [state.accuracy for state in servers if state.accuracy is not None]
     waits = sorted({name for state in servers for name in state.waiting})
     parts = [
         f"{cluster.text.name} {time.monotonic() - launch.began:.0f} s",
-        f"step {min(s.step for s in servers)} of {cluster.steps}",
+        f"step {min((s.step for s in servers), default=0)} of {cluster.steps}",
         f"accuracy {100 * min(found):.1f} %" if found else "starting",
     ]
     if waits and found:
@@ -167,7 +176,7 @@ def _block(launch: Launch) -> list[str]:
             f"left out {', '.join(disbelieved)}" if state.believed and not lies else "",
             f"reconnects {sum(state.counts.get('reconnects', {}).values())}"
             if state.counts.get("reconnects") else "",
-            "done" if state.over else "",
+            "killed" if name in launch.killed else "done" if state.over else "",
         ]  # fmt: skip
         lines.append("  ".join(word for word in words if word))
     workers = [states[n] for n in cluster.of_role("worker") if n not in cluster.liars]

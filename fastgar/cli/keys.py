@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
         from ..network import make_key
         from ..protocols.cluster import Address
         from ..protocols.file import cluster_of, read_cluster, read_document, to_toml
+        from ..protocols.member import only_here
         from ..train.config import LONGEST_DOCUMENT
 
         try:
@@ -97,11 +98,9 @@ def run(options: argparse.Namespace) -> int:
     print(f"{out / 'cluster.toml'}: for all nodes ({name}, {servers} servers, {workers} workers)")
     for node, (host, port) in zip(cluster.names, addresses, strict=True):
         print(f"{out / node}.pem: for {node} at {host}:{port}, and for nobody else")
-    loopback = [
-        node for node, (host, _) in zip(cluster.names, addresses, strict=True) if _is_loopback(host)
-    ]
-    if loopback and len(loopback) < len(addresses):
-        print(f"{', '.join(loopback)} can be reached from this machine only, the others not")
+    hosts = [host for host, _ in addresses]
+    if here := only_here(dict(zip(cluster.names, hosts, strict=True))):
+        print(f"{', '.join(here)}: reached on their own machine alone, by their addresses")
     print(f"on each machine: fastgar node --cluster {out / 'cluster.toml'} --key {out}/NAME.pem")
     return 0
 
@@ -111,7 +110,3 @@ def _address(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise ValueError(f"an address is HOST:PORT, got {shown(text)}")
     return host.strip("[]"), int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")

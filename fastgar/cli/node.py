@@ -36,9 +36,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the node until all steps are done."""
+    from ..protocols.ending import Ended, ending
+
+    try:
+        with ending():
+            return _run(options)
+    except Ended as end:
+        print(
+            "fastgar node ends: its folder keeps what it has, and the same command goes on",
+            file=sys.stderr,
+        )
+        return 128 + end.number
+
+
+def _run(options: argparse.Namespace) -> int:
     with refusing(extra="train"):
         from ..protocols.file import read_cluster
-        from ..protocols.member import Ended, member, name_of
+        from ..protocols.member import member, name_of, only_here
 
         try:
             cluster = read_cluster(options.cluster)
@@ -49,16 +63,17 @@ def run(options: argparse.Namespace) -> int:
         listen = _listen(options)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     folder = options.out or Path(f"fastgar-node-{name}")
+    here = only_here({node: address.host for node, address in cluster.nodes.items()})
+    if here:
+        print(
+            f"{', '.join(here)}: reached on their own machine alone, by their addresses",
+            file=sys.stderr,
+        )
     try:
         member(
             cluster, key, folder, listen=listen, events=options.events,
             say=lambda sentence: print(sentence, flush=True),
         )  # fmt: skip
-    except Ended as end:
-        print(
-            f"{name} ends: {folder} keeps its state, and the same command goes on", file=sys.stderr
-        )
-        return 128 + end.number
     except (ValueError, RuntimeError) as error:
         print(f"fastgar node: {error}", file=sys.stderr)
         return 1

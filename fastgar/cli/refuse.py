@@ -26,6 +26,8 @@ def refusing(extra: str = "") -> Iterator[None]:
     except ModuleNotFoundError as error:
         if not extra or error.name is None or error.name.startswith("fastgar"):
             raise
+        if "pip install" in str(error):  # it knows better which extra
+            raise Refused(str(error)) from error
         raise Refused(f"{error.name} is not installed: pip install 'fastgar[{extra}]'") from error
     except (ValueError, TypeError) as error:
         raise Refused(str(error)) from error

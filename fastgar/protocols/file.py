@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,9 @@ def cluster_of(document: Mapping[str, Any], text: Text | None = None) -> Cluster
     )
     check_attacks(cluster)
     for line in cluster.perturb:
-        read_perturbation(line, cluster.names)
+        it = read_perturbation(line, cluster.names)
+        if it.step is not None and it.step > cluster.steps:
+            raise ValueError(f"{shown(line)} never comes: the run has {cluster.steps} steps")
     for name in cluster.nodes:
         if name not in cluster.names:
             raise unknown("node", name, cluster.names)
@@ -173,8 +175,11 @@ def to_toml(cluster: Cluster) -> str:
 
 
 def hash_of(cluster: Cluster) -> bytes:
-    """Return what tells a cluster from any other: all nodes must have the same."""
-    return hashlib.sha256(to_toml(cluster).encode()).digest()
+    """Return what tells a cluster from any other: all nodes must have the same.
+
+    Addresses and keys are no part of it: nodes may move, and a run goes on with new keys.
+    """
+    return hashlib.sha256(to_toml(replace(cluster, nodes={})).encode()).digest()
 
 
 def _group(what: str, values: Mapping[str, Any]) -> Group:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,8 @@ class NodeInbox:
         self.cut: frozenset[str] = frozenset()  # peers that are neither heard nor spoken to
         self._reading: dict[str, tuple[int, int, Vector]] = {}
         self._stalled: dict[str, set[str]] = {kind: set() for kind in kinds.values()}
-        self._calls: deque[Callable[[Node], None]] = deque()
+        # By what they are about, of which the newest counts: peers cannot make them many.
+        self._calls: dict[Hashable, Callable[[Node], None]] = {}
         self._changed = threading.Condition()
 
     # From the threads of the network.
@@ -99,9 +99,9 @@ class NodeInbox:
     def arrived(self, peer: str, kind: int, step: int, digest: bytes) -> None:
         """Hand a message to the node."""
         if kind == ASK:
-            self._call(lambda node: node.ask(peer, "model", step))
+            self._call((ASK, peer), lambda node: node.ask(peer, "model", step))
         elif kind == OVER:
-            self._call(lambda node: self.over.add(peer))
+            self._call((OVER, peer), lambda node: self.over.add(peer))
         elif kind not in CONTROL:
             _, _, vector = self._reading.pop(peer)
             name, node = self.kinds[kind], self._node()
@@ -109,7 +109,7 @@ class NodeInbox:
                 if node.verdict(peer, name, step) is not Verdict.TAKE:
                     return
                 node.mailbox.put(peer, name, step, vector)
-            self._call(lambda node: node.look(name))
+            self._call(name, lambda node: node.look(name))
 
     def lost(self, peer: str, kind: int, step: int) -> None:
         """Let go of a message that broke off."""
@@ -119,7 +119,7 @@ class NodeInbox:
         """Tell the node what a peer has heard from it, and where the peer is."""
         at = heard.get(AT, (0, ""))[0]
         known = {self.kinds[kind]: step for kind, (step, _) in heard.items() if kind in self.kinds}
-        self._call(lambda node: node.greet(peer, at, known))
+        self._call((AT, peer), lambda node: node.greet(peer, at, known))
 
     def heard(self, peer: str) -> Heard:
         """Return the newest step of each kind from a peer, and the step of the node itself."""
@@ -136,7 +136,7 @@ class NodeInbox:
 
     def call(self, call: Callable[[Node], None]) -> None:
         """Have something called in the node's thread."""
-        self._call(call)
+        self._call(object(), call)
 
     def wait(self, until: float) -> None:
         """Wait for something to happen, but no longer than to a time of `time.monotonic`."""
@@ -147,12 +147,16 @@ class NodeInbox:
     def work_off(self) -> None:
         """Do what has come in."""
         node = self._node()
-        while self._calls:
-            self._calls.popleft()(node)
+        while True:
+            with self._changed:
+                if not self._calls:
+                    return
+                call = self._calls.pop(next(iter(self._calls)))
+            call(node)
 
-    def _call(self, call: Callable[[Node], None]) -> None:
+    def _call(self, about: Hashable, call: Callable[[Node], None]) -> None:
         with self._changed:
-            self._calls.append(call)
+            self._calls[about] = call
             self._changed.notify_all()
 
     def _node(self) -> Node:

@@ -33,7 +33,7 @@ from .record import traffic_lines
 __all__ = ["Failed", "Launch", "State"]
 
 SLOW = 10.0
-PATIENCE = 8.0  # seconds for processes to end that were told to
+PATIENCE = 4.0  # seconds for processes to end that were told to
 
 
 class Failed(RuntimeError):
@@ -82,6 +82,8 @@ class Launch:
     Attributes
     ----------
     states : dict of str to State
+    killed : set of str
+        Who is dead by wish.
     """
 
     def __init__(
@@ -97,7 +99,8 @@ class Launch:
         self._events: Queue[dict[str, Any]] = Queue()
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._sketches: dict[int, dict[str, list[float]]] = {}
-        self._killed: set[str] = set()
+        self.killed: set[str] = set()
+        self._before: list[dict[str, Any]] = []  # counts of those that were killed
         self._cuts: list[dict[str, int]] = []
         self._keys = tempfile.TemporaryDirectory(prefix="fastgar-keys-")
         keys = Path(self._keys.name)
@@ -126,25 +129,28 @@ class Launch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        alive = [process for process in self._processes.values() if process.poll() is None]
-        for process in alive:
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-        until = time.monotonic() + PATIENCE
-        for process in alive:
-            try:
-                process.wait(max(0.1, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
+        try:
+            for name in self._processes:
+                self._signal(name, signal.SIGCONT)
+                if kind is None and self.states[name].over:
+                    self._tell(name, end=True)
+                else:
+                    self._signal(name, signal.SIGTERM)
+            until = time.monotonic() + PATIENCE
+            for process in self._processes.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, until - time.monotonic()))
+        finally:  # also after a second signal
+            for name, process in self._processes.items():
+                self._signal(name, signal.SIGKILL)
                 process.wait()
-        for process in self._processes.values():
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-        for sock in self._sockets.values():
-            sock.close()
-        self._keys.cleanup()
+                for pipe in (process.stdin, process.stdout):
+                    if pipe is not None:
+                        with contextlib.suppress(OSError):
+                            pipe.close()
+            for sock in self._sockets.values():
+                sock.close()
+            self._keys.cleanup()
 
     @property
     def over(self) -> bool:
@@ -152,7 +158,7 @@ class Launch:
         return all(
             state.over
             for name, state in self.states.items()
-            if name not in self.cluster.liars and not (name in self._killed and not self._todo)
+            if name not in self.cluster.liars and not (name in self.killed and not self._todo)
         )
 
     def advance(self, seconds: float) -> None:
@@ -179,18 +185,20 @@ class Launch:
         cluster = self.cluster
         servers = [n for n in cluster.of_role("server") if n not in cluster.liars]
         models = []
-        for name in servers:
+        reported = [n for n in servers or cluster.of_role("server") if n not in self.killed]
+        for name in reported:
             path = self.folder / name / "model.npy"
             if path.exists():
                 models.append(np.load(path, allow_pickle=False))
         waited: Counter[str] = Counter()
         used: Counter[str] = Counter()
-        for name, state in self.states.items():
+        counts = [*self._before, *(state.counts for state in self.states.values())]
+        for count in counts:
+            name = count.get("from", "")
             if name not in cluster.liars:
-                waited.update(state.counts.get("waited_for", {}))
-                used.update(state.counts.get("used", {}) if name in servers else {})
+                waited.update(count.get("waited_for", {}))
+                used.update(count.get("used", {}) if name in servers else {})
         most = max(used.values(), default=0)
-        counts = [state.counts for state in self.states.values()]
         for line in traffic_lines(cluster, [count.get("traffic", {}) for count in counts]):
             self._line(line)
         return Outcome(
@@ -199,7 +207,7 @@ class Launch:
             {
                 name: state.accuracy
                 for name, state in self.states.items()
-                if state.accuracy is not None and name in (servers or cluster.of_role("server"))
+                if state.accuracy is not None and name in reported
             },
             spread(models) if len(models) > 1 else 0.0,
             sum(count.get("messages", 0) for count in counts),
@@ -232,10 +240,12 @@ class Launch:
                     "--out", str(out), "--listen-fd", str(sock.fileno()), "--events",
                 ],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                pass_fds=[sock.fileno()], env={**os.environ, **limits}, start_new_session=True,
+                # A group of its own hears no Ctrl-C, and is ended by the system if it is stopped
+                # when this process dies; who is not stopped sees that its input is closed.
+                pass_fds=[sock.fileno()], env={**os.environ, **limits}, process_group=0,
             )  # fmt: skip
         self._processes[name] = process
-        self._killed.discard(name)
+        self.killed.discard(name)
         threading.Thread(target=self._read, args=(name, process), daemon=True).start()
 
     def _read(self, name: str, process: subprocess.Popen[str]) -> None:
@@ -261,9 +271,7 @@ class Launch:
     def _look_for_dead(self) -> None:
         for name, process in self._processes.items():
             code = process.poll()
-            if code is None or name in self._killed or self.states[name].over:
-                continue
-            if name in self.cluster.liars and code == 0:
+            if code is None or name in self.killed or self.states[name].over:
                 continue
             log = self.folder / name / "log.txt"
             last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
@@ -279,9 +287,9 @@ class Launch:
         elif kind == "status":
             state.step, state.loss = event["step"], event["loss"]
             state.waiting, state.believed = event["waiting"], event["believed"]
-            state.counts = event
-        elif kind == "ended":
-            state.over, state.step, state.waiting = True, event["step"], []
+        elif kind == "done":
+            state.over, state.step, state.waiting = True, self.cluster.steps, []
+        if kind in ("status", "done", "ended"):
             state.counts = event
         elif kind == "evaluation":
             state.accuracy = event["accuracy"]
@@ -327,12 +335,13 @@ class Launch:
             if it.what in ("kill", "lose"):
                 self._signal(name, signal.SIGKILL)
                 self._processes[name].wait()
-                self._killed.add(name)
+                self.killed.add(name)
+                self._before.append(self.states[name].counts)
+                self.states[name] = State(said=self.states[name].said)
                 self.crashed += 1
                 if it.what == "lose":
                     (self.folder / name / "state").unlink(missing_ok=True)
             elif it.what == "restart" and self._processes[name].poll() is not None:
-                self.states[name].over = False
                 self._start(name)
             elif it.what == "pause":
                 self._signal(name, signal.SIGSTOP)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -30,17 +27,9 @@ from .process import NodeProcess
 from .record import Record
 from .storage import Disk
 
-__all__ = ["Ended", "member", "name_of"]
+__all__ = ["member", "name_of", "only_here"]
 
 EVERY = 0.5  # seconds between two lines about how a node is
-
-
-class Ended(BaseException):
-    """The process was told to end by a signal."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(number)
 
 
 def name_of(cluster: Cluster, key: Path) -> str:
@@ -86,42 +75,75 @@ def member(
 
     Raises
     ------
-    Ended
-        After SIGTERM, SIGINT or SIGHUP: nothing is lost.
     ValueError, OSError, RuntimeError
         What ended the node before its last step, in one sentence.
     """
     name = name_of(cluster, key)
     folder.mkdir(parents=True, exist_ok=True)
     disk = Disk(folder / "state", f"{name} {hash_of(cluster).hex()}")
-    with _signals():
-        learning = Learning(cluster.training)
-        with (folder / "results.jsonl").open("a") as file:
+    found, kept = folder / "model.npy", disk.read()
+    final = None
+    if kept is not None and kept.step >= cluster.steps and found.exists():
+        final = np.load(found, allow_pickle=False)
+    learning = Learning(cluster.training)
+    if cluster.role(name) == "server":  # imports and compiles, before any other thread might
+        cluster.rule([learning.initial] * cluster.q_w, 0)
+    with (folder / "results.jsonl").open("a") as file:
 
-            def write(line: dict[str, Any]) -> None:
-                file.write(as_line(line))
-                file.flush()
-                if events:
-                    print(json.dumps({**line, "from": name}), flush=True)
-
-            watcher = _Watcher(cluster, name, learning, write, say, quiet=events)
-            process = NodeProcess(cluster, name, key, learning, watcher, disk, listen=listen)
-            watcher.process = process
+        def write(line: dict[str, Any]) -> None:
+            file.write(as_line(line))
+            file.flush()
             if events:
-                threading.Thread(target=watcher.report, daemon=True).start()
-                threading.Thread(target=_obey, args=(process,), daemon=True).start()
-            with threads_for(len(learning.initial), cluster.training):
-                model = process.run(say=lambda sentence: watcher.say(f"{name} {sentence}"))
-            watcher.over = True
+                _event({**line, "from": name})
+
+        def done(model: Any) -> None:
             part = folder / "model.npy.part"
             with part.open("wb") as out:
                 np.save(out, model, allow_pickle=False)
-            os.replace(part, folder / "model.npy")
-            counts = {**watcher.counts(), "traffic": watcher.traffic}
-            write({"kind": "ended", "node": name, "step": cluster.steps, **counts})
-            if not events:
+            os.replace(part, found)
+            watcher.over.set()
+            if events:
+                _event({"kind": "done", "from": name, **watcher.state()})
+            else:
                 accuracy = learning.accuracy(model)
-                say(f"{name} is done: {cluster.steps} steps, accuracy {accuracy:.1%}")
+                how = "is done" if final is None else "was done before"
+                say(f"{name} {how}: {cluster.steps} steps, accuracy {accuracy:.1%}")
+
+        watcher = _Watcher(cluster, name, learning, write, say, quiet=events)
+        process = NodeProcess(
+            cluster, name, key, learning, watcher, disk, listen=listen, led=events
+        )
+        watcher.process = process
+        reporter = threading.Thread(target=watcher.report, daemon=True)
+        if events:
+            reporter.start()
+            threading.Thread(target=_obey, args=(process,), daemon=True).start()
+        try:
+            with threads_for(len(learning.initial), cluster.training):
+                process.run(
+                    final=final, say=lambda sentence: watcher.say(f"{name} {sentence}"), done=done
+                )
+        finally:
+            watcher.over.set()
+            if events:
+                reporter.join()  # nothing runs any more when the interpreter ends
+        write({"kind": "ended", "node": name, "step": cluster.steps, **watcher.counts()})
+
+
+def only_here(addresses: Mapping[str, str]) -> list[str]:
+    """Return the nodes that only their own machine reaches, where others are on other machines.
+
+    Parameters
+    ----------
+    addresses : mapping of str to str
+        The host of each node.
+    """
+    found = [
+        name
+        for name, host in addresses.items()
+        if host in ("localhost", "::1") or host.startswith("127.")
+    ]
+    return found if len(found) < len(addresses) else []
 
 
 class _Watcher(Record):
@@ -138,7 +160,7 @@ class _Watcher(Record):
         quiet: bool,
     ) -> None:
         super().__init__(cluster, learning, write)
-        self.name, self._say, self.quiet, self.over = name, say, quiet, False
+        self.name, self._say, self.quiet, self.over = name, say, quiet, threading.Event()
         self.process: NodeProcess | None = None
         self.messages = 0
         self.bytes = 0
@@ -146,7 +168,7 @@ class _Watcher(Record):
     def say(self, sentence: str) -> None:
         """Say a sentence, to a person or as an event."""
         if self.quiet:
-            print(json.dumps({"kind": "said", "from": self.name, "what": sentence}), flush=True)
+            _event({"kind": "said", "from": self.name, "what": sentence})
         else:
             self._say(sentence)
 
@@ -176,6 +198,7 @@ class _Watcher(Record):
         assert self.process is not None
         status = self.process.links.status()
         return {
+            "traffic": self.traffic,
             "messages": self.messages,
             "bytes": self.bytes,
             "skipped": sum(state.skipped for state in status.values()),
@@ -187,27 +210,22 @@ class _Watcher(Record):
 
     def report(self) -> None:
         """Print how the node is, twice a second: for who started this process."""
-        while not self.over:
-            process = self.process
-            if process is not None:
-                node = process.node
-                want = node.waiting
-                print(
-                    json.dumps(
-                        {
-                            "kind": "status",
-                            "from": self.name,
-                            "step": self.cluster.step(node.at),
-                            "done": node.done,
-                            "loss": float(self.learning.losses.mean()),
-                            "waiting": [] if want is None else node.mailbox.lacking(want),
-                            "believed": self._believed(node.collected.get("gradient")),
-                            **self.counts(),
-                        }
-                    ),
-                    flush=True,
-                )
-            time.sleep(EVERY)
+        while not self.over.wait(EVERY):
+            _event({"kind": "status", "from": self.name, **self.state()})
+
+    def state(self) -> dict[str, Any]:
+        """Return how the node is."""
+        assert self.process is not None
+        node = self.process.node
+        want = node.waiting
+        return {
+            "step": self.cluster.step(node.at),
+            "done": node.done,
+            "loss": float(self.learning.losses.mean()),
+            "waiting": [] if want is None else node.mailbox.lacking(want),
+            "believed": self._believed(node.collected.get("gradient")),
+            **self.counts(),
+        }
 
     def _believed(self, got: Received | None) -> list[str]:
         """Return whose gradients had a weight in the last step."""
@@ -221,30 +239,31 @@ class _Watcher(Record):
 
 
 def _obey(process: NodeProcess) -> None:
-    """Do what the process that started this one asks for, a line of JSON each."""
-    for text in sys.stdin:
-        order = json.loads(text)
-        if "cut" in order:
-            process.cut(order["cut"])
-        if "slow" in order:
-            process.slow = order["slow"]
+    """Do what the process that started this one asks for, a line of JSON each, until it is gone.
+
+    Neither this nor `_event` uses Python's own streams, whose locks a thread must not hold while
+    the interpreter ends.
+    """
+    rest = b""
+    while some := os.read(0, 1 << 16):
+        *lines, rest = (rest + some).split(b"\n")
+        for order in map(json.loads, lines):
+            if "cut" in order:
+                process.cut(order["cut"])
+            if "slow" in order:
+                process.slow = order["slow"]
+            if "end" in order:
+                process.release()
+    if not process.released.is_set():
+        os.kill(os.getpid(), signal.SIGHUP)  # nobody is there any more to work for
 
 
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Raise `Ended` on a signal that asks the process to end; a second one ends it at once."""
+_writing = threading.Lock()
 
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        raise Ended(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    before = [signal.signal(number, end) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+def _event(line: dict[str, Any]) -> None:
+    """Write a line for the process that started this one, which may be gone."""
+    with _writing, suppress(BrokenPipeError):
+        text = json.dumps(line).encode() + b"\n"
+        while text:
+            text = text[os.write(1, text) :]

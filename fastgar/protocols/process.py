@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -21,12 +22,14 @@ from .file import hash_of
 from .inbox import ASK, CONTROL, OVER, NodeInbox, Pool
 from .learning import Learning
 from .lies import lie_of, work_of
-from .node import Node
+from .node import GaveUp, Node
 from .storage import Storage
 
 __all__ = ["NodeProcess"]
 
 Vector = NDArray[Any]
+
+SAYS = 2.0  # seconds between two sentences of a node that waits to start
 
 
 class NodeProcess:
@@ -44,6 +47,14 @@ class NodeProcess:
     storage : Storage
     listen : (host, port) or socket, optional
         By default all addresses of this machine, and the port of the node's address.
+    led : bool
+        Whether who started this process says when to end (`released`) after the last step, and
+        nobody will start others later: a start that takes too long is given up.
+
+    Attributes
+    ----------
+    released : threading.Event
+        Set it to have a process that is led end, once it is done.
 
     Raises
     ------
@@ -66,7 +77,9 @@ class NodeProcess:
         *,
         listen: Any = None,
         limits: Limits | None = None,
+        led: bool = False,
     ) -> None:
+        self.led, self.released = led, threading.Event()
         self.cluster, self.name, self.watcher = cluster, name, watcher
         names = dict(enumerate(cluster.kinds))
         self._numbers = {kind: number for number, kind in names.items()}
@@ -101,13 +114,23 @@ class NodeProcess:
         )
         self._asked: dict[tuple[str, str], int] = {}
 
-    def run(self, *, say: Callable[[str], None] = lambda sentence: None) -> Vector:
+    def run(
+        self,
+        *,
+        final: Vector | None = None,
+        say: Callable[[str], None] = lambda sentence: None,
+        done: Callable[[Vector], None] = lambda model: None,
+    ) -> Vector:
         """Run to the end of the last step, then answer the others until they are there, too.
 
         Parameters
         ----------
+        final : array, shape (d,), optional
+            The final model of a node that was done in an earlier life: it only answers.
         say : callable
             Takes sentences about who is waited for.
+        done : callable
+            Takes the final model, before the others are answered.
 
         Returns
         -------
@@ -120,20 +143,33 @@ class NodeProcess:
             What ended the node before its last step.
         """
         node, inbox = self.node, self.inbox
+        if final is not None:
+            node.done, node.result = True, final
         self.links.start()
         try:
-            node.begin()
-            waiting_said = time.monotonic()
+            if final is None:
+                node.begin()
+            else:
+                node.send_again()
+            began = said = time.monotonic()
+            patience = max(self.cluster.give_up, self.cluster.starting_deadline)
             while not node.done:
-                inbox.wait(node.due)
+                inbox.wait(node.due if node.started else min(node.due, said + SAYS))
                 inbox.work_off()
                 node.tick()
-                if not node.started and time.monotonic() - waiting_said > 2.0:
-                    waiting_said = time.monotonic()
+                now = time.monotonic()
+                if not node.started and now - said > SAYS:
+                    said = now
                     say(f"waits to start: {self.lacking()}")
+                    if (self.led or node.at) and now - began > patience:
+                        raise GaveUp(
+                            f"{self.name} waited {now - began:.0f} s to start: {self.lacking()}, "
+                            "and gave up"
+                        )
             if node.error is not None:
                 raise node.error
             assert node.result is not None
+            done(node.result)
             self._linger()
             return node.result
         finally:
@@ -146,6 +182,11 @@ class NodeProcess:
         refused = [f"{name} ({status[name].refused})" for name in gone if status[name].refused]
         return ", ".join(refused or gone[:12]) or "nobody; not enough have greeted"
 
+    def release(self) -> None:
+        """Have a process that is led end, once it is done; from any thread."""
+        self.released.set()
+        self.inbox.call(lambda node: None)
+
     def cut(self, peers: Collection[str]) -> None:
         """Neither hear these peers nor speak to them, until it is called again with others."""
         healed = self.inbox.cut - set(peers)
@@ -155,15 +196,15 @@ class NodeProcess:
             self.inbox.call(lambda node, peer=peer: node.send_again(peer))  # type: ignore[misc]
 
     def _linger(self) -> None:
-        """Answer until all that are there are over, or the linger deadline passes."""
+        """Answer until all others are over or the linger deadline passes, or until released."""
         for peer in self.links.peers:
             self.links.post(peer, OVER, 0, memoryview(bytes(1)))
         until = time.monotonic() + self.cluster.linger
-        while time.monotonic() < until:
-            missing = set(self.links.peers) - self.inbox.over
-            if not missing:
+        while not self.released.is_set():
+            now = time.monotonic()
+            if not self.led and (now >= until or self.inbox.over.issuperset(self.links.peers)):
                 return
-            self.inbox.wait(until)
+            self.inbox.wait(now + 1.0 if self.led else until)
             self.inbox.work_off()
 
     # As the node's transport.
