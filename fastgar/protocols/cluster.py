@@ -77,7 +77,8 @@ class Cluster:
     give_up : float
         Seconds of one wait after which a node ends.
     linger : float
-        Seconds for which a node that is done still answers.
+        Seconds for which a node that is done still answers, if it was started by hand; those of
+        `fastgar cluster` answer until all are done.
 
     Raises
     ------
