@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastgar.protocols.simulate import simulate
 
 import fastgar as fg
 from fastgar.protocols import byzsgd, crash_tolerant
@@ -26,6 +25,7 @@ from fastgar.protocols.registry import PROTOCOLS
 from fastgar.protocols.scenario import LIES, Quadratic, drawn, survive
 from fastgar.protocols.simulated import Simulation
 from fastgar.protocols.storage import Memory, State
+from fastgar.protocols.virtual import simulate
 
 SECONDS = float(os.environ.get("FASTGAR_SCENARIO_SECONDS", "60"))
 
