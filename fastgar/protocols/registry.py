@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
-from ..errors import unknown
+from ..errors import shown, unknown
 from . import aggregathor, byzsgd, crash_tolerant, vanilla
 from .cluster import Cluster
 from .text import Kind, Text
@@ -52,7 +52,7 @@ def _of_aggregathor(c: Cluster) -> str | None:
     ):
         if value not in ways:
             *first, last = map(repr, ways)
-            return f"{what} must be {', '.join(first)} or {last}, got {value!r}"
+            return f"{what} must be {', '.join(first)} or {last}, got {shown(value)}"
     if not 1 <= c.pieces <= MOST_PIECES:
         return f"pieces must lie between 1 and {MOST_PIECES}, got {c.pieces}"
     factor = 2 if c.resilience == "weak" else 4
