@@ -395,8 +395,7 @@ WRITER = textwrap.dedent(
     import sys
     from pathlib import Path
     import numpy as np
-    from fastgar.protocols.results import Results
-from fastgar.protocols.storage import Disk, State
+    from fastgar.protocols.storage import Disk, State
     disk = Disk(Path(sys.argv[1]), "run")
     print("ready", flush=True)
     for step in range(10**9):

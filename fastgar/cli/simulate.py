@@ -87,7 +87,8 @@ def _run(
     if ended:
         print(table_of_seeds(cluster, [summaries[seed] for seed in ended]))
         if results is not None:
-            asked = [line for line in lines if line["seed"] in ended]
+            known = set(ended)
+            asked = [line for line in lines if line["seed"] in known]
             picture = draw(asked, cluster, results, options.command, ended)
             print(f"\n{results.path}, {picture}")
     if broken is not None:
