@@ -1,32 +1,28 @@
 """A configured rule: stages of mixing and one rule, run at the cost of its reads of the data.
 
 ``Rule`` is where the parts meet: `arrays` finds the rows, `primitives` reads them, the stages'
-mathematics decides on n x n numbers, `primitives` applies the decision.
+mathematics decides on n x n numbers (`deciding`), `primitives` applies the decision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import primitives
 from .arrays import Out, Table, reference, table
+from .deciding import Deciding, DistanceOn, on_all
 from .dtypes import ITEMSIZE
-from .errors import TooManyFaults, shown
-from .geometry import Decision, Geometry, rescaling
+from .errors import shown
+from .geometry import Decision
 from .primitives import Refs
-from .spec import GUARANTEES, Guarantee
-from .stages import Stage, argument_for, as_decision, as_mixing, as_statistic, parse, whole
-from .statistic import NNM, Selection, Statistic, tolerated
+from .stages import parse, whole
 
 __all__ = ["Explained", "Rule", "rule"]
 
 Array = NDArray[np.float64]
-DistanceOn = Literal["all"] | Callable[[str], bool]
 
 WITHOUT_MIXTURE = ("finite_mean", "sign", "condense")  # statistics without a fused kernel
 
@@ -53,14 +49,7 @@ class Explained(NamedTuple):
     distances: Array | None
 
 
-class _Plan(NamedTuple):
-    """What is the same in every call with as many rows."""
-
-    statistic: Statistic | None  # where a column rule is last, unless it draws anew each time
-    selection: Selection | None  # what a backend may choose by itself
-
-
-class Rule:
+class Rule(Deciding):
     """A rule, or mixing steps and a rule, configured and ready to aggregate.
 
     Make one with `fastgar.rule`. Calling it aggregates; it counts its calls, so that randomised
@@ -78,143 +67,6 @@ class Rule:
     step : int
         How many times it has aggregated.
     """
-
-    def __init__(self, stages: tuple[Stage, ...], f: Any = None) -> None:
-        self.stages = stages
-        self.f = whole("f", f)
-        self.step = 0
-        for stage in stages[:-1]:
-            if stage.spec.kind != "mixing":
-                raise ValueError(
-                    f"{stage.name} gives one row, so it must be the last stage: only mixing steps "
-                    "may come before another"
-                )
-        if self.f is None:
-            for stage in stages:
-                if stage.spec.f == "required":
-                    raise TypeError(f"{stage.name} needs f: how many rows may hold anything")
-        self._refuse_a_lost_row()
-        named = dict.fromkeys(name for stage in stages for name in stage.spec.references)
-        self._centre = stages[-1].spec.centre
-        if self._centre is not None and len(stages) > 1:
-            raise ValueError(
-                f"{stages[-1].name} looks at the rows themselves, so no mixing step may come before"
-            )
-        self._names = tuple(named)
-        self.refs = tuple(name for name in named if name != "median")
-        self._origins = ("origin",) * len(self.refs)
-        self._last = stages[-1]
-        self._mixing = stages if self._last.spec.kind == "mixing" else stages[:-1]
-        self._columns_only = len(stages) == 1 and self._last.spec.kind == "column"
-        self._inner = any(stage.inner for stage in stages)
-        self._overflow = bool(self._mixing) or self._last.spec.keeps_far
-        self._plans: dict[int, _Plan] = {}
-        self.reads = 1 if self._columns_only else 2
-
-    def _refuse_a_lost_row(self) -> None:
-        renumbering = None
-        for stage in self.stages:
-            if stage.trusts_a_row and renumbering is not None:
-                raise ValueError(
-                    f"{stage.name} trusts one row, and {renumbering.name} gives rows new numbers "
-                    f"at random: leave {renumbering.name} out, or use a rule that trusts no row"
-                )
-            if stage.spec.rows_after is not None:
-                renumbering = stage
-
-    # ------------------------------------------------------------------------------ what it is
-
-    def __str__(self) -> str:
-        return " | ".join(map(str, self.stages))
-
-    def __repr__(self) -> str:
-        f = "" if self.f is None else f", f={self.f}"
-        return f"fastgar.rule({str(self)!r}{f})"
-
-    def _configuration(self) -> tuple[Any, ...]:
-        return self.f, tuple((s.name, tuple(sorted(s.options.items()))) for s in self.stages)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Rule):
-            return NotImplemented
-        return self._configuration() == other._configuration()
-
-    def __hash__(self) -> int:
-        return hash(self._configuration())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Rule, (self.stages, self.f), {"step": self.step}
-
-    def at(self, step: int) -> Rule:
-        """Return a rule like this one that has aggregated `step` times."""
-        other = Rule(self.stages, self.f)
-        other.step = whole("step", step) or 0
-        return other
-
-    def check(self, n: int) -> str | None:
-        """Return None if `n` rows can be aggregated, else the sentence that says what is wrong."""
-        rows, before = whole("n", n) or 0, ""
-        for stage in self.stages:
-            complaint = stage.spec.complaint(rows, tolerated(self.f, rows), stage.options)
-            if complaint is not None:
-                return before + complaint
-            after = stage.rows_after(rows)
-            if after != rows:
-                before += f"{stage} makes {after} of {rows} rows, and "
-                rows = after
-        return None
-
-    @property
-    def guarantee(self) -> Guarantee:
-        """What holds whatever f rows hold: the guarantee of the weakest stage.
-
-        One of "(f, kappa)", "bounded", "trusted" and "none" (see `fastgar.rules.Spec`).
-        """
-        return max((stage.guarantee for stage in self.stages), key=GUARANTEES.index)
-
-    @property
-    def min_n(self) -> int:
-        """The least number of rows that can be aggregated."""
-        high = 1
-        while self.check(high) is not None:
-            high *= 2
-            if high > 1 << 40:
-                raise ValueError(f"{self} with f={self.f} can aggregate no number of rows")
-        low = high // 2  # too few, or 0
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.check(middle) is None else (middle, high)
-        return high
-
-    def waits(self, n: int, dtype: str = "float32") -> bool:
-        """Return whether aggregating n rows on a GPU waits for their distances on the host.
-
-        Such a call cannot be captured in a CUDA graph. With `distance_on` or `check` every rule
-        waits, but for a column rule alone.
-
-        Parameters
-        ----------
-        n : int
-            Number of rows.
-        dtype : str
-            Of the rows, or of one of their leaves: nnm of float64 may need a second look at them.
-
-        Examples
-        --------
-        >>> import fastgar as fg
-        >>> fg.rule("krum", f=2).waits(n=11), fg.rule("geometric_median", f=2).waits(n=11)
-        (False, True)
-        """
-        rows = whole("n", n)
-        if rows is None or dtype not in ITEMSIZE:
-            raise TypeError(f"n must be an integer and dtype one of {', '.join(ITEMSIZE)}")
-        self.require(rows)
-        if self._columns_only:
-            return False
-        selection = self._plan(rows).selection
-        return selection is None or not primitives.selects(selection, rows, (dtype,))
-
-    # ---------------------------------------------------------------------------- what it does
 
     def __call__(
         self,
@@ -271,7 +123,7 @@ class Rule:
             refs: Refs = ()
         else:
             refs, D = self.references(T, start, reference), None
-            plain = _on_all(distance_on) and not _checked(check)
+            plain = on_all(distance_on) and not _checked(check)
             selection = plan.selection if plain else None
             if selection is not None:
                 dtypes = None if T.device == "cpu" else [block.dtype for block in T.blocks]
@@ -312,7 +164,7 @@ class Rule:
         """
         T = table(X, buffers=buffers)
         refs, D, known = self.references(T, start, reference), None, None
-        if not self._columns_only and self._centre is None and _on_all(distance_on):
+        if not self._columns_only and self._centre is None and on_all(distance_on):
             D = primitives.sqdist(T, [*refs, *beside])
             known = np.ascontiguousarray(D[: T.n + len(refs), : T.n + len(refs)])
         decision = self._decide_on(T, refs, distance_on, known)
@@ -324,41 +176,33 @@ class Rule:
         """Count an aggregation, of which the parts were carried out with `apply`."""
         self.step += 1
 
-    def _plan(self, n: int) -> _Plan:
-        """Return what is the same in every call with n rows, if they can be aggregated."""
-        plan = self._plans.get(n)
-        if plan is None:
-            complaint = self.check(n)
-            if complaint is not None:
-                raise ValueError(complaint)
-            spec, rows = self._last.spec, n
-            for stage in self._mixing:
-                rows = stage.rows_after(rows)
-            statistic = None
-            if spec.kind == "column" and not spec.randomised:
-                statistic = self._draw(rows)
-            plan = self._plans[n] = _Plan(statistic, self._choice(n, statistic))
-        return plan
+    def waits(self, n: int, dtype: str = "float32") -> bool:
+        """Return whether aggregating n rows on a GPU waits for their distances on the host.
 
-    def _choice(self, n: int, statistic: Statistic | None) -> Selection | None:
-        """Return what a backend may choose among n rows, or None if `decide` must."""
-        first, last = self.stages[0], self._last
-        if len(self.stages) > 2 or first.spec.selection is None:
-            return None
-        selection: Selection | None = first.spec.selection(n, tolerated(self.f, n), first.options)
-        if selection is None or first.spec.kind != "mixing":
-            return selection
-        if len(self.stages) == 1 or not isinstance(selection, NNM):
-            return None
-        if last.spec.kind == "column":
-            ordered = statistic is not None and statistic.kind == "order"
-            return replace(selection, statistic=statistic) if ordered else None
-        if last.spec.randomised or last.spec.kind == "mixing" or last.spec.selection is None:
-            return None
-        if self.refs or self._inner:
-            return None
-        then: Selection | None = last.spec.selection(n, tolerated(self.f, n), last.options)
-        return None if then is None else replace(selection, statistic=then.statistic, then=then)
+        Such a call cannot be captured in a CUDA graph. With `distance_on` or `check` every rule
+        waits, but for a column rule alone.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+        dtype : str
+            Of the rows, or of one of their leaves: nnm of float64 may need a second look at them.
+
+        Examples
+        --------
+        >>> import fastgar as fg
+        >>> fg.rule("krum", f=2).waits(n=11), fg.rule("geometric_median", f=2).waits(n=11)
+        (False, True)
+        """
+        rows = whole("n", n)
+        if rows is None or dtype not in ITEMSIZE:
+            raise TypeError(f"n must be an integer and dtype one of {', '.join(ITEMSIZE)}")
+        self.require(rows)
+        if self._columns_only:
+            return False
+        selection = self._plan(rows).selection
+        return selection is None or not primitives.selects(selection, rows, (dtype,))
 
     def references(self, T: Table, start: Any = None, reference_: Any = None) -> Refs:
         """Check a call's rows and references; return what `primitives` takes as `refs`."""
@@ -375,168 +219,6 @@ class Rule:
             "origin" if passed.get(name) is None else reference(T, passed[name], name)
             for name in self.refs
         )
-
-    def require(self, n: int) -> None:
-        """Raise a ValueError with the sentence of `check` unless `n` rows can be aggregated."""
-        if n not in self._plans:
-            self._plan(n)
-
-    def _draw(self, n: int) -> Statistic:
-        """Return what the column rule takes of each column of n rows, at this step."""
-        stage = self._last
-        f = tolerated(self.f, n)
-        return as_statistic(stage, n, f, stage.run(n, f, self.step))
-
-    def _decide_on(
-        self, T: Table, refs: Refs, distance_on: DistanceOn = "all", D: Array | None = None
-    ) -> Decision:
-        """Return the decision for these rows; `D`: the distances, where they are known."""
-        if self._columns_only:
-            return self.decide(n=T.n)
-        if _on_all(distance_on):
-            part, near = T, refs
-        else:
-            assert callable(distance_on)
-            part = T.select(distance_on)
-            near = tuple(p if isinstance(p, str) else p.select(distance_on) for p in refs)
-        if D is None:
-            D = self.measure(part, near)
-        assert D is not None
-        if part is not T and part.columns < T.columns:
-            _add_faults(D, T, refs, part.paths)
-        return self.conclude(D, [(part, near)])
-
-    def conclude(
-        self,
-        D: Array,
-        parts: Iterable[tuple[Table, Refs]],
-        total: Callable[[Array], Array] = lambda partial: partial,
-    ) -> Decision:
-        """Return the decision that follows from the distances, with another read where needed.
-
-        Parameters
-        ----------
-        D : (points, points) array
-            What `measure` gave for all columns.
-        parts : iterable of (Table, references)
-            All ranges of columns that are here, to read once more if some row is very long.
-        total : callable, optional
-            Adds to what these ranges gave what other ranges did.
-
-        Raises
-        ------
-        TooManyFaults, ValueError
-            As for `decide`.
-        """
-        rescale, inner = self.wants_inner(D), None
-        if rescale is not None:
-            for T, refs in parts:
-                inner = primitives.inner(T, refs, *rescale, start=inner)
-            assert inner is not None
-            inner = total(inner)
-        return self.decide(D, inner)
-
-    def measure(self, T: Table, refs: Refs = (), start: Array | None = None) -> Array | None:
-        """Return what the decision needs of a range of columns; the ranges' results add up.
-
-        That is the squared distances between all points; None for a column rule. For a rule that
-        looks at the distances to a statistic of the columns, that statistic is the last point.
-
-        Parameters
-        ----------
-        T : Table
-            The range of columns, in which row i is a part of row i.
-        refs : tuple
-            From `references`, for the same range.
-        start : array, optional
-            The result for the columns before these: adding up in order gives the bits of the whole.
-        """
-        if self._columns_only:
-            return None
-        if self._centre is None:
-            return primitives.sqdist(T, refs, start=start)
-        centre = self._centre(T.n, tolerated(self.f, T.n), self._last.options)
-        return primitives.sqdist_to(T, centre, start)
-
-    def wants_inner(self, D: Array | None) -> tuple[int, Array] | None:
-        """Return the pivot and scales of a third read (`primitives.inner`), or None.
-
-        It is needed when some row is far longer than the others and the algebra on D that the
-        rule does would lose the others beside it.
-        """
-        if D is None or not (self._inner or self._overflow) or self._centre is not None:
-            return None
-        if not self._inner and np.isfinite(D).all():
-            return None
-        n = D.shape[0] - len(self._names)
-        if self._too_many(D.diagonal()[:n]):
-            return None  # which `decide` will say
-        if not self._inner:
-            sound = D.diagonal() == 0
-            if np.isfinite(D[np.ix_(sound, sound)]).all():
-                return None
-        return rescaling(D, n)
-
-    def decide(
-        self, D: Array | None = None, inner: Array | None = None, *, n: int | None = None
-    ) -> Decision:
-        """Return the decision that follows from the distances: no data is read.
-
-        Parameters
-        ----------
-        D : (points, points) array
-            What `measure` gave for all columns; not needed for a column rule alone.
-        inner : (points, points) array, optional
-            What `primitives.inner` gave for all columns, if `wants_inner` asked for it.
-        n : int, optional
-            The number of rows, where there is no D.
-
-        Returns
-        -------
-        Decision
-            Over the n rows and then `refs`.
-
-        Raises
-        ------
-        TooManyFaults
-            More than f rows are faulty.
-        ValueError
-            A start or reference is not finite.
-        """
-        if D is None:
-            if not self._columns_only or n is None:
-                raise ValueError(f"{self} needs the distances (a column rule alone needs n)")
-            return Decision(statistic=self._plan(n).statistic or self._draw(n))
-        rescale = None if inner is None else rescaling(D, D.shape[0] - len(self._names))
-        read = None if inner is None or rescale is None else (inner, rescale[1])
-        g = Geometry(D, self._names, read)
-        self.require(g.n)
-        faulty = g.faulty
-        if g.any_faulty and self._too_many(faulty):
-            raise TooManyFaults(np.flatnonzero(faulty).tolist(), tolerated(self.f, g.n))
-        if self._names:
-            for name, infinite in zip(self._names, D.diagonal()[g.n :], strict=True):
-                if infinite != 0 and name != "median":
-                    raise ValueError(f"{name} holds NaN or infinity")
-        for stage in self._mixing:
-            W = stage.run(argument_for(stage, g), tolerated(self.f, g.n), self.step)
-            g = g.mix(as_mixing(stage, g, W))
-        last = self._last
-        if last.spec.kind == "mixing":
-            decision = Decision(mix=g.rows_over_original())
-        elif last.spec.kind == "column":
-            statistic = self._plan(len(faulty)).statistic or self._draw(g.n)
-            decision = Decision(mix=g.rows_over_original(), statistic=statistic)
-        else:
-            given = last.run(argument_for(last, g), tolerated(self.f, g.n), self.step)
-            decision = _over_original(g, as_decision(last, g, given))
-        if self._centre is not None and decision.weights is not None:
-            decision.weights = decision.weights[: g.n]  # the median is no point to be read
-        decision.faulty = faulty
-        return decision
-
-    def _too_many(self, faulty: NDArray[Any]) -> bool:
-        return int(np.count_nonzero(faulty)) > tolerated(self.f, len(faulty))
 
     def apply(
         self,
@@ -570,45 +252,11 @@ class Rule:
         return out
 
 
-def _add_faults(D: Array, T: Table, refs: Refs, seen: tuple[str, ...]) -> None:
-    """Mark rows that are faulty in leaves that do not enter distances."""
-    rest = T.select(lambda path: path not in seen)
-    others = tuple(
-        p if isinstance(p, str) else p.select(lambda path: path not in seen) for p in refs
-    )
-    faulty = np.flatnonzero(primitives.sqdist(rest, others).diagonal())
-    faulty = faulty[faulty < len(D)]
-    D[faulty] = D[:, faulty] = np.inf
-
-
-def _on_all(distance_on: DistanceOn) -> bool:
-    """Return whether distances are those of all leaves."""
-    if isinstance(distance_on, str) and distance_on == "all":
-        return True
-    if callable(distance_on):
-        return False
-    raise TypeError(
-        f"distance_on must be 'all' or a function of a leaf's path, got {shown(distance_on)}"
-    )
-
-
 def _checked(check: bool) -> bool:
     """Return whether faults are to be looked for on the host."""
     if isinstance(check, bool | np.bool_):
         return bool(check)
     raise TypeError(f"check must be True or False, got {shown(check)}")
-
-
-def _over_original(g: Geometry, decision: Decision) -> Decision:
-    """Return a decision over current points as one over the original points."""
-    if not g.is_mixed:
-        return decision
-    if decision.weights is not None:
-        return Decision(g.over_original(decision.weights), scores=decision.scores)
-    assert decision.mix is not None
-    return Decision(
-        mix=g.over_original(decision.mix), statistic=decision.statistic, scores=decision.scores
-    )
 
 
 def rule(spec: str | Rule, f: int | None = None) -> Rule:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
-__all__ = ["Estimate", "Kind", "Progress", "duration", "passing"]
+__all__ = ["Estimate", "Kind", "Progress", "Scene", "duration", "passing"]
 
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's, without its own estimate
 ENOUGH = 4  # pieces of work that were timed, before anything is said
+PLAIN = 5.0  # seconds between two lines of a scene, where there is no terminal
 
 
 class Kind(NamedTuple):
@@ -169,6 +172,32 @@ class Progress:
 
     def _and_left(self, words: str) -> str:
         return "; ".join(filter(None, (words, self.estimate.words())))
+
+
+class Scene:
+    """How things are that go on side by side: drawn again and again on a terminal.
+
+    Elsewhere a line every few seconds; nothing, if quiet.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet, self._live = quiet, sys.stderr.isatty()
+        self._drawn, self._said = 0, 0.0
+
+    def show(self, line: str, drawn: Sequence[str], *, last: bool = False) -> None:
+        """Show how things are, in a line or drawn; the last time in any case."""
+        now = time.monotonic()
+        if self._quiet or (not self._live and not last and now - self._said < PLAIN):
+            return
+        self._said = now
+        if not self._live:
+            print(line, file=sys.stderr, flush=True)
+            return
+        width = shutil.get_terminal_size().columns - 1
+        above = f"\x1b[{self._drawn}A\x1b[J" if self._drawn else ""
+        sys.stderr.write(above + "".join(f"{each[:width]}\n" for each in drawn))
+        sys.stderr.flush()
+        self._drawn = len(drawn)
 
 
 def passing(text: str) -> None:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from . import primitives
 from .arrays import Table
+from .deciding import DistanceOn
 from .geometry import Decision
-from .pipeline import DistanceOn, Rule, rule
+from .pipeline import Rule, rule
 from .primitives import Refs
 from .statistic import Statistic
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastgar as fg
+from fastgar.cli.cluster_out import open_results
+from fastgar.cli.refuse import Refused
 from fastgar.protocols.aggregathor import filled
 from fastgar.protocols.crash_tolerant import later, number_of, stamped
 from fastgar.protocols.file import cluster_of, hash_of, read_cluster, to_toml
@@ -25,6 +28,7 @@ from fastgar.protocols.inbox import Pool
 from fastgar.protocols.mailbox import Mailbox, Verdict, Want
 from fastgar.protocols.pace import Pace
 from fastgar.protocols.perturb import read_perturbation
+from fastgar.protocols.results import Results
 from fastgar.protocols.storage import Damaged, Disk, State, pack, unpack
 
 SMALL: dict[str, Any] = {
@@ -444,3 +448,54 @@ def test_what_is_renamed_was_synced_before(tmp_path: Path, monkeypatch: pytest.M
 def test_toml_of_every_default_is_read_again() -> None:
     cluster = cluster_of(SMALL)
     assert cluster_of(tomllib.loads(to_toml(cluster))) == cluster
+
+
+def test_results_go_on_behind_the_last_whole_line(tmp_path: Path) -> None:
+    cluster = cluster_of(SMALL)
+    summary = {"kind": "summary", "accuracy": {"ps0": 0.5}, "virtual_seconds": 2.0}
+    with Results(tmp_path / "run", cluster) as results:
+        assert results.one_code and results.of_seeds() == []
+        for seed in range(3):
+            results.append({"kind": "spread", "step": 1, "spread": float("nan"), "seed": seed})
+            results.append({**summary, "seed": seed})
+    path = tmp_path / "run" / "results.jsonl"
+    path.write_bytes(path.read_bytes()[:-4])
+    with Results(tmp_path / "run", cluster) as results:
+        assert results.one_code
+        kept = results.of_seeds()
+        assert [(line["kind"], line["seed"]) for line in kept] == [
+            ("spread", 0), ("summary", 0), ("spread", 1), ("summary", 1), ("spread", 2)
+        ]  # fmt: skip
+        assert kept[0]["spread"] is None
+        results.append({**summary, "seed": 2})
+    lines = path.read_text().splitlines()
+    path.write_text(
+        "\n".join([*lines[:3], lines[3][:9], '{"kind":"summary","seed":"1"}', lines[5]])
+    )
+    with path.open("a") as file:
+        file.write("\n")
+    with Results(tmp_path / "run", cluster) as results:  # what is damaged can be run again
+        assert [line["seed"] for line in results.of_seeds()] == [0, 0, 1, 2]
+    assert path.read_text().splitlines()[3] == lines[3][:9]
+
+
+def test_results_of_another_run_or_of_other_code_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = cluster_of(SMALL)
+    with open_results(tmp_path, cluster) as results:
+        results.append({"kind": "traffic", "step": 1, "seed": 0})
+    open_results(tmp_path, cluster).close()
+    assert capsys.readouterr().err == ""
+    file = tmp_path / "cluster.toml"
+    assert cluster_of(tomllib.loads(file.read_text())) == cluster
+    file.write_text(re.sub("code .*", "code 0123456789", file.read_text(), count=1))
+    with open_results(tmp_path, cluster) as results:
+        assert not results.one_code
+    assert "was begun by other code" in capsys.readouterr().err
+    with pytest.raises(Refused, match="holds another run: take another --out, or delete it"):
+        open_results(tmp_path, cluster_of({**SMALL, "protocol": {"gather_every": 3}}))
+    file.unlink()
+    with pytest.raises(Refused, match=r"has results.jsonl but no cluster.toml: take another"):
+        open_results(tmp_path, cluster)
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 pytest.importorskip("torch")  # of the package that it is in
 pytest.importorskip("tqdm")
 
-from fastgar.progress import Estimate, Kind, Progress, duration
+from fastgar.progress import Estimate, Kind, Progress, Scene, duration
 from fastgar.train.reproduce.grids import momentum, resilience
 from fastgar.train.reproduce.setting import Grid, Run
 
@@ -93,3 +94,20 @@ def test_nothing_is_said_before_something_is_known() -> None:
     estimate.done(slow, 99)
     estimate.done(fast, 95)
     assert estimate.words() == ""
+
+
+def test_a_scene_is_drawn_over_itself_on_a_terminal_and_said_now_and_then_elsewhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "9")
+    for terminal, text in (
+        (True, "a1\na2 is lo\n\x1b[2A\x1b[Jb1\n\x1b[1A\x1b[Jc1\n"),
+        (False, "a\nc\n"),  # b comes too soon
+    ):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        for quiet in (False, True):
+            scene = Scene(quiet=quiet)
+            scene.show("a", ["a1", "a2 is long"])
+            scene.show("b", ["b1"])
+            scene.show("c", ["c1"], last=True)
+            assert capsys.readouterr().err == ("" if quiet else text)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 import fastgar as fg
 from fastgar.cli import node as node_command
@@ -152,7 +153,6 @@ def test_the_slurm_script_makes_keys_and_passes_signals_on(tmp_path: Path) -> No
 
 def test_the_kubernetes_manifest_fits_its_keys(tmp_path: Path) -> None:
     """Sets, services, addresses and the names of keys, as its first lines make them."""
-    yaml = pytest.importorskip("yaml")
     pytest.importorskip("cryptography")
     text = (EXAMPLES / "cluster.yaml").read_text()
     things = list(yaml.safe_load_all(text))

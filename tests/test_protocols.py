@@ -36,6 +36,7 @@ from fastgar.protocols import (
 from fastgar.protocols.file import TABLES, to_toml
 from fastgar.protocols.lies import SERVER_ATTACKS
 from fastgar.protocols.record import traffic_lines
+from fastgar.train.origin import Origin, changed
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -240,13 +241,28 @@ def test_a_folder_of_results_holds_cluster_lines_and_picture(
     assert (out / "cluster.png").read_bytes().startswith(b"\x89PNG")
     facts = json.loads((out / "cluster.json").read_text())
     assert facts["seeds"] == [0, 1] and facts["command"].startswith("fastgar simulate")
+    assert {"Properties", "Draws", "Record"} <= facts["sources"].keys()
+    assert "plot_run" in facts["drawing"] and changed(out / "cluster.png") == []
     cluster = read_cluster(out / "cluster.toml")
     assert (cluster.servers.count, cluster.workers.count, cluster.steps) == (5, 4, 10)
     lines = lines_of(out)
     assert lines[-1]["kind"] == "summary"
     before = (out / "results.jsonl").read_bytes()
+    (out / "results.jsonl").write_bytes(before + b'{"kind":"summ')  # as if it had been killed
     assert cli.main([*ASKED.split(), str(out), "--seeds", "0:2"]) == 0  # nothing is left to do
     assert (out / "results.jsonl").read_bytes() == before
+
+
+def test_a_picture_leaves_out_what_is_not_finite(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    lines = [
+        {"kind": "spread", "step": step, "spread": spread, "seed": 0}
+        for step, spread in enumerate((1.0, None, float("inf"), 2.0))
+    ]
+    origin = Origin("title", "fastgar simulate", (0,))
+    cluster = cluster_of({**SEVEN, "protocol": {"name": "vanilla"}})
+    protocols.plot.plot_run(lines, cluster, tmp_path / "cluster.png", origin)
+    assert (tmp_path / "cluster.png").exists()
 
 
 def test_what_a_step_sends_adds_up() -> None:

@@ -768,6 +768,9 @@ def test_code_that_only_moves_is_no_other_code(tmp_path: Path) -> None:
     twice = package(tmp_path / "c", rules__one=FIRST, rules__two=half)
     assert sources(drawing=False, package=twice)["rule"] == before["rule"]
     assert sources(drawing=False, package=twice)["HALF"] == " ".join([before["HALF"]] * 2)
+    mine = package(tmp_path / "d", rules__one=FIRST, protocols__mine="async def server(me): t = 1")
+    assert sources(drawing=False, package=mine) == before
+    assert sources(drawing=False, cluster=True, package=mine).keys() - before.keys() == {"server"}
 
 
 def test_of_a_grid_s_file_the_runs_rest_on_what_they_need(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from .refuse import Refused
 if TYPE_CHECKING:
     from ..protocols.cluster import Cluster
 
-__all__ = ["add_flags", "asked_for_nothing", "cluster_from", "headline"]
+__all__ = ["add_flags", "asked_for_nothing", "cluster_from"]
 
 # The table and the setting of each flag.
 PLACES = {
@@ -110,13 +110,3 @@ def cluster_from(options: argparse.Namespace, protocol: str | None = None) -> Cl
     if options.perturb:
         document["perturb"] = [*document.get("perturb", []), *options.perturb]
     return cluster_of(document)
-
-
-def headline(cluster: Cluster) -> str:
-    """Return what a cluster is, in a line."""
-    groups = []
-    for what, group in (("server", cluster.servers), ("worker", cluster.workers)):
-        lies = f" ({group.byzantine} lie{'s' * (group.byzantine == 1)}: {group.attack})"
-        plural = "s" * (group.count > 1)
-        groups.append(f"{group.count} {what}{plural}{lies if group.byzantine else ''}")
-    return f"{cluster.text.name}: {', '.join(groups)}, {cluster.steps} steps"

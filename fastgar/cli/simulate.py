@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shlex
-import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import shown
-from .cluster_flags import add_flags, cluster_from, headline
-from .refuse import Refused, refusing
-from .tables import text_table
+from ..progress import passing
+from .cluster_flags import add_flags, cluster_from
+from .cluster_out import draw, open_results
+from .cluster_report import table_of_seeds
+from .refuse import refusing
 
 if TYPE_CHECKING:
     from ..protocols.cluster import Cluster
+    from ..protocols.results import Results
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
@@ -48,43 +47,53 @@ def run(options: argparse.Namespace) -> int:
         seeds = _seeds(options.seeds)
         if options.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
-        from ..protocols.file import to_toml
+        if options.out is not None:
+            from ..protocols import plot  # noqa: F401  (a missing extra is told before the work)
+    if options.out is None:
+        return _run(options, cluster, seeds)
+    with open_results(options.out, cluster) as results:
+        return _run(options, cluster, seeds, results)
 
-        text = to_toml(cluster)
-        folder: Path | None = options.out
-        if folder is not None:
-            from ..protocols.plot import plot_run  # a missing extra is to be told before the work
-        done = {} if folder is None else _open(folder, text)
-    missing = [seed for seed in seeds if seed not in done]
-    summaries = [done[seed] for seed in seeds if seed in done]
-    broken = None
+
+def _run(
+    options: argparse.Namespace, cluster: Cluster, seeds: Sequence[int],
+    results: Results | None = None,
+) -> int:  # fmt: skip
+    """Run the seeds that the results lack, and say what has come of all."""
+    from ..protocols.seeds import run_seeds
+
+    lines = [] if results is None else results.of_seeds()
+    summaries = {line["seed"]: line for line in lines if line["kind"] == "summary"}
+    missing = [seed for seed in seeds if seed not in summaries]
+    tell = len(missing) > 1 and not options.quiet
+    broken, done = None, len(seeds) - len(missing)
     try:
-        for seed, result in _results(text, missing, options.jobs):
-            lines = result["lines"]
-            if folder is not None:
-                with (folder / "results.jsonl").open("a") as file:
-                    file.write("".join(json.dumps({**line, "seed": seed}) + "\n" for line in lines))
-            if result["broken"] is not None:
-                broken = seed, result["broken"]
+        for ran in run_seeds(cluster, missing, options.jobs):
+            if results is not None:
+                lines += ran.lines
+                for line in ran.lines:
+                    results.append(line)
+            if ran.broken is not None:
+                broken = ran
                 break
-            summaries.append({**lines[-1], "seed": seed})
-            if not options.quiet and len(missing) > 1 and sys.stderr.isatty():
-                print(f"\r{len(summaries)} of {len(seeds)} seeds", end="", file=sys.stderr)
+            summaries[ran.seed] = ran.lines[-1]
+            done += 1
+            if tell:
+                passing(f"{done} of {len(seeds)} seeds")
     finally:
-        if not options.quiet and len(missing) > 1 and sys.stderr.isatty():
-            print(file=sys.stderr)
-    if summaries:
-        print(_table(cluster, summaries))
-        if folder is not None:
-            from ..train.origin import Origin
-
-            origin = Origin(headline(cluster), options.command, tuple(s["seed"] for s in summaries))
-            asked = [line for line in _lines(folder) if line["seed"] in origin.seeds]
-            plot_run(asked, cluster, folder / "cluster.png", origin)
-            print(f"\n{folder / 'results.jsonl'}, {folder / 'cluster.png'}")
+        if tell:
+            passing("")
+    ended = [seed for seed in seeds if seed in summaries]
+    if ended:
+        print(table_of_seeds(cluster, [summaries[seed] for seed in ended]))
+        if results is not None:
+            known = set(ended)
+            asked = [line for line in lines if line["seed"] in known]
+            picture = draw(asked, cluster, results, options.command, ended)
+            print(f"\n{results.path}, {picture}")
     if broken is not None:
-        seed, sentence = broken
-        print(f"\nseed {seed} breaks it: {sentence}\nagain: {_again(options.command, seed)}")
+        again = _again(options.command, broken.seed)
+        print(f"\nseed {broken.seed} breaks it: {broken.broken}\nagain: {again}")
         return 1
     return 0
 
@@ -98,92 +107,6 @@ def _seeds(text: str) -> range:
     if last <= first:
         raise ValueError(f"--seeds A:B are those from A to below B, got {text}")
     return range(first, last)
-
-
-def _open(folder: Path, text: str) -> dict[int, dict[str, Any]]:
-    """Make the folder, or take it up: return the summaries of the seeds that it has."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        about = folder / "cluster.toml"
-        if about.exists() and about.read_text() != text:
-            raise Refused(f"{folder} holds runs of another cluster: take another --out")
-        about.write_text(text)
-        lines = _lines(folder)
-    except OSError as error:
-        raise Refused(f"cannot write to --out {folder}: {error.strerror}") from error
-    return {line["seed"]: line for line in lines if line["kind"] == "summary"}
-
-
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of the results that are there."""
-    path = folder / "results.jsonl"
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # a line that was cut off
-        if isinstance(record, dict) and {"kind", "seed"} <= record.keys():
-            found.append(record)
-    return found
-
-
-def _results(text: str, seeds: Iterable[int], jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Return what comes of each seed, in order."""
-    seeds = list(seeds)
-    work = [(text, seed) for seed in seeds]
-    if jobs == 1 or len(seeds) < 2:
-        yield from zip(seeds, map(_simulated, work), strict=True)
-        return
-    with ProcessPoolExecutor(min(jobs, len(seeds)), get_context("spawn")) as pool:
-        try:
-            yield from zip(seeds, pool.map(_simulated, work), strict=True)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _simulated(work: tuple[str, int]) -> dict[str, Any]:
-    """Run one seed; the last of the lines is the summary, unless something broke."""
-    import tomllib
-
-    from ..protocols.file import cluster_of
-    from ..protocols.properties import Broken
-    from ..protocols.virtual import simulate
-
-    text, seed = work
-    lines: list[dict[str, Any]] = []
-    try:
-        outcome = simulate(cluster_of(tomllib.loads(text)), seed, write=lines.append)
-    except Broken as broken:
-        return {"lines": lines, "broken": str(broken)}
-    return {"lines": [*lines, outcome.summary()], "broken": None}
-
-
-def _table(cluster: Cluster, summaries: list[dict[str, Any]]) -> str:
-    """Return what has come of the seeds, as a table."""
-
-    def row(name: str, values: list[float], show: str = "{:.4g}") -> list[str]:
-        ordered = sorted(values)
-        middle = ordered[len(ordered) // 2]
-        return [name, *(show.format(value) for value in (ordered[0], middle, ordered[-1]))]
-
-    steps = cluster.steps
-    worst = [min(s["accuracy"].values()) for s in summaries]
-    rows = [
-        row("accuracy of the worst honest server (%)", [100 * a for a in worst], "{:.1f}"),
-        row("spread of the honest servers", [s["spread"] or 0.0 for s in summaries]),
-        row("virtual seconds a step", [s["virtual_seconds"] / steps for s in summaries]),
-        row("messages a step", [s["messages"] / steps for s in summaries], "{:.0f}"),
-        row("kilobytes a step", [s["bytes"] / steps / 1e3 for s in summaries], "{:.0f}"),
-        row("messages lost", [s["dropped"]["lost"] for s in summaries], "{:.0f}"),
-        row("nodes killed", [s["crashed"] for s in summaries], "{:.0f}"),
-    ]
-    head = f"{headline(cluster)}, {len(summaries)} seed{'s' if len(summaries) > 1 else ''}"
-    if len(summaries) == 1:
-        table = text_table(("", "value"), [r[:2] for r in rows], right=(1,))
-    else:
-        table = text_table(("", "least", "middle", "most"), rows, right=(1, 2, 3))
-    return f"{head}\n\n{table}"
 
 
 def _again(command: str, seed: int) -> str:

@@ -6,11 +6,9 @@ of tables or of a file. A protocol is a `Text`: two coroutines, and the `Kind` o
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ..errors import of_extra
+from ..later import later
 
 if TYPE_CHECKING:
     from .cluster import Address, Cluster, Group
@@ -36,12 +34,7 @@ LATER = {  # where to find what needs torch: `import fastgar` must not import it
 
 def __getattr__(name: str) -> Any:
     """Import what is imported when it is first asked for."""
-    module = f"{__name__}.{LATER.get(name, name)}"
-    if find_spec(module) is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with of_extra("train"):
-        found = import_module(module)
-    return getattr(found, name) if name in LATER else found
+    return later(__name__, name, LATER, extra="train")
 
 
 def __dir__() -> list[str]:

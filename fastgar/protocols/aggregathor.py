@@ -6,6 +6,9 @@ robust gradient aggregation", MLSys 2019. Multi-Krum is its weak resilience, Bul
 The server waits for all gradients until the deadline, and then for as many whole ones as it needs.
 What has not come by then is a hole. So f_w counts the workers that lie and those that are gone or
 late in the same step: the rule copes with f_w rows of both sorts together.
+
+A worker does what it does for any trusted server (`vanilla`): take the model, send a gradient at
+it. That the gradient goes in pieces is a matter of how it is sent.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 
 from .cluster import Cluster
 from .node import Node
+from .vanilla import worker
 
 __all__ = ["filled", "server", "worker"]
 
@@ -36,19 +40,6 @@ async def server(me: Node, net: Node, c: Cluster) -> Any:
         me.save(t, theta=theta)
     net.send(c.of_role("worker"), "model", t, theta)
     return theta
-
-
-async def worker(me: Node, net: Node, c: Cluster) -> Any:
-    """Take the model, and send a gradient at it, in pieces."""
-    t = me.restore()
-    while True:
-        t, (theta,) = await net.latest("model", t, 1)
-        if t == c.steps:
-            return theta
-        gradient = await me.gradient(t, theta)
-        me.save(t + 1)
-        net.send(c.of_role("server"), "gradient", t, gradient)
-        t += 1
 
 
 def filled(row: Vector, before: Vector, holes: str) -> Vector:

@@ -27,12 +27,11 @@ from .cluster import Address, Cluster
 from .file import to_toml
 from .learning import spread
 from .outcome import Outcome
-from .perturb import Perturbation, read_perturbation
+from .perturb import SLOW, Perturbation, read_perturbation
 from .record import traffic_lines
 
 __all__ = ["Failed", "Launch", "State"]
 
-SLOW = 10.0
 PATIENCE = 4.0  # seconds for processes to end that were told to
 
 

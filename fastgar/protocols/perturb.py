@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from ..errors import nearest, shown
 
-__all__ = ["Perturbation", "killed_for_good", "read_perturbation"]
+__all__ = ["SLOW", "Perturbation", "killed_for_good", "read_perturbation"]
 
+SLOW = 10.0  # times, if a node is said to be slow
 WAYS = ("kill", "restart", "pause", "partition", "lose", "slow")
 LINE = re.compile(
     r"\s*(?P<what>\w+)\s+(?P<whom>[^@]+?)\s*@\s*(?:step\s+(?P<step>\d+)|(?P<time>[\d.]+)\s*s)"

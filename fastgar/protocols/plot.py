@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def plot_run(lines: Sequence[Line], cluster: Cluster, path: Path, origin: Origin
         Where to, as PNG.
     origin : Origin
     """
+    lines = [line for line in lines if _has_its_numbers(line)]
     servers = cluster.of_role("server")
     looks = look(servers)
     seeds = sorted({line.get("seed", 0) for line in lines})
@@ -71,6 +73,14 @@ def plot_run(lines: Sequence[Line], cluster: Cluster, path: Path, origin: Origin
     legend_below(figure, handles)
     figure.suptitle(origin.title, fontsize=11)
     origin.save(figure, path, "one run each")
+
+
+def _has_its_numbers(line: Line) -> bool:
+    """Say whether all that a line says is finite; in a file, what is not is null."""
+    return all(
+        value is not None and (not isinstance(value, float) or math.isfinite(value))
+        for value in line.values()
+    )
 
 
 def _draw(panel: Any, lines: Iterable[Line], what: str, unit: float, **style: Any) -> Any:

@@ -13,12 +13,11 @@ from ..network.laws import Draws, Laws
 from .cluster import Cluster
 from .mailbox import Verdict
 from .node import Node
-from .perturb import Perturbation, read_perturbation
+from .perturb import SLOW, Perturbation, read_perturbation
 from .storage import Memory
 
 __all__ = ["Port", "Simulation"]
 
-SLOW = 10.0  # times, if a node is said to be slow
 HELLO = 64  # bytes of a message without a vector
 HEADER = 96  # bytes before a vector
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ..errors import of_extra
+from ..later import later
 from .config import Config
 
 if TYPE_CHECKING:
@@ -25,12 +23,7 @@ LATER = {  # where to find what needs torch, which the settings do not: the comm
 
 def __getattr__(name: str) -> Any:
     """Import what is imported when it is first asked for."""
-    module = f"{__name__}.{LATER.get(name, name)}"
-    if find_spec(module) is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with of_extra("train"):
-        found = import_module(module)
-    return getattr(found, name) if name in LATER else found
+    return later(__name__, name, LATER, extra="train")
 
 
 def __dir__() -> list[str]:

@@ -86,8 +86,19 @@ def or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
-def records(content: bytes, path: Path, kinds: Kinds) -> list[dict[str, Any]]:
+def records(
+    content: bytes, path: Path, kinds: Kinds, *, skip: bool = False
+) -> list[dict[str, Any]]:
     """Return the records of a file, of which a last line that was cut off is dropped.
+
+    Parameters
+    ----------
+    content : bytes
+    path : Path
+        Where it is from, for the error.
+    kinds : mapping
+    skip : bool
+        Whether lines that are no such records are passed over, as they can be done without.
 
     Raises
     ------
@@ -106,6 +117,8 @@ def records(content: bytes, path: Path, kinds: Kinds) -> list[dict[str, Any]]:
             if not all(fits(record[name]) for name, fits in fields.items()):
                 raise ValueError("a value that cannot be")
         except (ValueError, TypeError, KeyError, RecursionError):
+            if skip:
+                continue
             words = " or ".join(kinds)
             raise Mismatch(f"line {number} of {path} is no record of a {words}") from None
         found.append(record)
@@ -189,6 +202,10 @@ class Lines:
         """Return how many bytes it has; all of them are on the disk then."""
         os.fsync(self._file.fileno())
         return self._file.tell()
+
+    def mend(self) -> bytes:
+        """Drop a last line that was cut off, and return what is left."""
+        return self.cut(self.path.read_bytes().rfind(b"\n") + 1)
 
     def cut(self, length: int) -> bytes:
         """Drop what is beyond a length, and return what is left.

@@ -41,12 +41,15 @@ class Origin(NamedTuple):
         Of the runs that are in it.
     sources : dict, optional
         What `sources` gave when they were made; None: they have been made just now.
+    cluster : bool
+        Whether they are runs of a cluster.
     """
 
     title: str
     command: str
     seeds: tuple[int, ...]
     sources: dict[str, str] | None = None
+    cluster: bool = False
 
     def caption(self, spread: str) -> str:
         """Return the line below the picture."""
@@ -66,7 +69,7 @@ class Origin(NamedTuple):
         """
         figure.savefig(picture, dpi=DPI)
         _write_below(picture, self.caption(spread))
-        ran = sources(drawing=False) if self.sources is None else self.sources
+        now = sources(drawing=False, cluster=self.cluster)
         facts = {
             "command": self.command,
             "fastgar": fg.__version__,
@@ -74,8 +77,9 @@ class Origin(NamedTuple):
             "date": date.today().isoformat(),
             "seeds": list(self.seeds),
             "picture": digest(picture.read_bytes()),
-            "sources": ran,
-            "drawing": sources(drawing=True),
+            "sources": now if self.sources is None else self.sources,
+            "drawing": sources(drawing=True, cluster=self.cluster),
+            **({"cluster": True} if self.cluster else {}),
         }
         _beside(picture).write_text(json.dumps(facts, indent=1) + "\n")
 
@@ -89,7 +93,8 @@ def holds(picture: Path) -> bool:
 def changed(picture: Path) -> list[str]:
     """Return the definitions that are not what they were when a picture was drawn."""
     facts, found = _facts(picture) or {}, set()
-    for key, now in ("sources", sources(drawing=False)), ("drawing", sources(drawing=True)):
+    for key, drawing in ("sources", False), ("drawing", True):
+        now = sources(drawing=drawing, cluster=facts.get("cluster", False))
         then = facts.get(key, {})
         found |= {name for name in then.keys() | now.keys() if then.get(name) != now.get(name)}
     return sorted(found)

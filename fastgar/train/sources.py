@@ -24,6 +24,7 @@ DECIDING = (
     "attacks/**/*.py", "rules/*.py", "train/**/*.py", "calls.py", "options.py", "registry.py",
     "spec.py",
 )  # fmt: skip
+OF_CLUSTERS = ("protocols/*.py", "network/laws.py")  # what besides, if it is one of a cluster
 SHOWING = {"figures", "momentum_figures", "momentum_tables", "origin", "plot", "sources"}  # files
 # In the file of a grid, what does a run, and what is made of results. All else serves one of them.
 RUNNING, SHOWN = {"grid", "search", "execute"}, {"tables", "figures", "words", "finish"}
@@ -38,13 +39,15 @@ class Definition(NamedTuple):
 
 
 @cache
-def sources(*, drawing: bool, package: Path = PACKAGE) -> dict[str, str]:
+def sources(*, drawing: bool, cluster: bool = False, package: Path = PACKAGE) -> dict[str, str]:
     """Return digests by name of the definitions that draw, or of those that results rest on.
 
-    A name that several files define has the digests of all, in order.
+    Those of a cluster rest on the protocols, too. A name that several files define has the digests
+    of all, in order.
     """
     found: dict[str, list[str]] = {}
-    for path in (path for pattern in DECIDING for path in package.glob(pattern)):
+    patterns = (*DECIDING, *OF_CLUSTERS) if cluster else DECIDING
+    for path in (path for pattern in patterns for path in package.glob(pattern)):
         parts = list(_definitions(path.read_text()))
         showing = path.stem in SHOWING
         running = _reached(parts) if path.parent.name == "grids" else {each.name for each in parts}
@@ -63,7 +66,7 @@ def _definitions(text: str) -> Iterator[Definition]:
     """Yield what a file has at its top, but for imports, its docstring and `__all__`."""
     lines = text.splitlines()
     for node in ast.parse(text).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             name = node.name
             first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
         elif _passed_over(node):
