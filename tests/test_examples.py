@@ -46,7 +46,7 @@ NEEDS = {
 def run(name: str, folder: Path, *arguments: str) -> str:
     result = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments], cwd=folder, capture_output=True,
-        text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(PACKAGE)},
+        text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(PACKAGE)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -184,7 +184,7 @@ def test_the_kubernetes_manifest_fits_its_keys(tmp_path: Path) -> None:
     fake(commands, "kubectl", 'printf "%s\\n" "$@"')
     done = subprocess.run(
         ["bash", "-c", f"{made}\n{secret}".replace("\n#", "\n")], cwd=tmp_path,
-        capture_output=True, text=True, check=True, timeout=120,
+        capture_output=True, text=True, check=True, timeout=300,
         env={
             **os.environ, "PYTHONPATH": str(PACKAGE), "PATH": f"{commands}:{os.environ['PATH']}"
         },
