@@ -677,7 +677,7 @@ def test_the_heat_map_has_the_worst_case_in_its_margin(tmp_path: Path) -> None:
     assert cells["mean"] == ["0 ± 0 (nan)"] * 2
     assert "Could not run, and do not count: median under nan, nnm | krum under nan." in table.note
     png, svg, _, whole = drawn(grid, records, tmp_path)
-    for label in ("worst", "nnm | krum", "sign_flip", "f = 2, extreme", "77", "15", "grey could"):
+    for label in ("worst", "nnm | krum", "sign_flip", "f = 2, extreme", "77", "15", "grey: not"):
         assert label in text_of(whole)
     for label in ("worst attack by f = 2 of 20", "no attack", "nnm | krum", "extreme"):
         assert label in text_of(svg)
