@@ -274,10 +274,10 @@ def growth(pairs: Sequence[tuple[Vector, Vector]], wire: str) -> tuple[float, fl
     Notes
     -----
     A server computes theta' = fl(theta - fl(fl(lr) g)) in float32, where each fl errs by at most
-    u = 2**-24 of its result, or by 2**-150 where that is subnormal. So theta' is off theta - lr g by
-    at most u |theta'| + (2 u + u^2) lr |g| in each coordinate, and in norm by as much of the norms;
-    3 u is more than 2 u + u^2. On a wire of bfloat16 what is seen of theta and theta' is off, too, by at most 2**-8 of
-    it, and by 2**-134 where it is subnormal. The norms are of d squares in float64, which err by
+    u = 2**-24 of its result, or by 2**-150 where that is subnormal. So in each coordinate theta' is
+    off theta - lr g by at most u |theta'| + (2 u + u^2) lr |g|, in norm by as much of norms;
+    3 u is more than 2 u + u^2. Of theta and theta' bfloat16 shows each number but for 2**-8 of it,
+    or for 2**-134 where it is subnormal. The norms are of d squares in float64, which err by
     at most d + 4 roundings.
     """
     d, seen, u = len(pairs[0][0]), ROUNDING[wire], 2.0**-24
