@@ -113,7 +113,7 @@ class Inbox:
     def wait(self, step):
         """Wait until the message of this step is there from every peer."""
         with self.cond:
-            self.cond.wait_for(lambda: [*self.newest.values()].count(step) == len(self.buffers))
+            self.cond.wait_for(lambda: [*self.newest.values()].count(step) == len(self.vectors))
 
 
 def links_of(rank, store, folder, columns):
