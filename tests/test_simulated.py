@@ -482,6 +482,23 @@ def longer_steps(names: str) -> Any:
     return patched(Node, "first", wrong)
 
 
+def own_unrounded() -> Any:
+    """What a node says it has sent is what it was to send."""
+    send = Node.send
+
+    def wrong(self: Node, peers: Any, kind: str, step: int, vector: Any) -> Any:
+        send(self, peers, kind, step, vector)
+        return vector
+
+    return patched(Node, "send", wrong)
+
+
+def test_a_gather_with_a_model_of_ones_own_that_others_do_not_get_is_found() -> None:
+    with own_unrounded(), pytest.raises(Broken, match="took as gather of step"):
+        for seed in range(20):
+            survive(seed)
+
+
 @pytest.mark.parametrize("names", ["ps0", "ps"])
 def test_another_learning_rate_at_a_server_and_an_update_applied_twice_are_found(
     names: str,

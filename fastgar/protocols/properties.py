@@ -7,8 +7,9 @@ P2   a gather does not widen the spread of the honest servers, in no coordinate
 P4   between gathers the distance of two honest servers grows in a step by at most the learning
      rate times the distance of what the rule made of their gradients, but for rounding (`growth`)
 P5   after the last fault every honest node ends
-P6   what a quorum holds is of the step that it is for, and was sent by whom it names; no honest
-     node is past a step that a quorum has not reached
+P6   what a quorum holds is of the step that it is for, and was sent by whom it names (in a gather
+     a server's own model, too: as others get it); no honest node is past a step that a quorum has
+     not reached
 P7   one message of a kind, step and peer is accepted in a life of a node
 P8   a node holds at most two messages of each kind and peer
 P10  an honest node never sends two different messages of a kind and step
@@ -115,7 +116,7 @@ class Properties:
         if step != want.step and not (want.later and step > want.step):
             raise Broken(f"P6: {node.name} took {kind} of step {step} for {want.step}")
         for name, row in zip(names, received.rows, strict=True):
-            if name in self.honest and name != node.name:
+            if name in self.honest and (name != node.name or kind == "gather"):
                 self._as_sent(node, kind, step, name, row, name in received.holes)
         if node.name in self.honest:
             self._quorums[node.name, kind, step] = received
@@ -220,6 +221,8 @@ class Properties:
             piece, sent = row[start:stop], self._sent.get((part, step), {}).get(name)
             if (part, step) in self._forgotten or (holes and np.isnan(piece).all()):
                 continue
+            if sent is None and name == node.name:
+                continue  # it is silent
             if sent is None or sent.tobytes() != piece.tobytes():
                 raise Broken(
                     f"P6: {node.name} took as {part} of step {step} from {name} what it never sent"
