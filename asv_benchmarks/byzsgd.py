@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import median
 
 STEPS, TARGET, SEEDS = 40, 0.85, (0, 1, 2)
-SERVERS = ("none", "random", "reverse", "equivocate", "silence", "little", "empire(k=10)")
+SERVERS = ("none", "random", "reverse", "equivocate", "silence", "twins", "little",
+           "empire(k=10)")  # fmt: skip
 WORKERS = ("none", "little", "empire", "empire(k=10)", "sign_flip", "mimic", "nan", "label_flip")
 GATHERS = (1, 10, STEPS)  # steps between two; the last is never, but for the end
 
@@ -120,7 +121,7 @@ def main():
             *SERVERS,
             *(a for a in list_attacks() if a not in SERVERS and not attack(a).poisons),
         )
-        workers = (*WORKERS, *(a for a in list_attacks() if a not in WORKERS))
+        workers = (*WORKERS, *(a for a in list_attacks() if a not in WORKERS), "twins")
     before = [steps_to(run(protocol="vanilla", seed=seed)) for seed in SEEDS]
     print(f"plain SGD takes {before} steps to {TARGET:.0%}\n")
     print(f"| server \\ workers | {' | '.join(workers)} |")

@@ -1,7 +1,8 @@
 """One server and four peers over links of TLS, against gloo's broadcast and gather, in processes.
 
-    python -m asv_benchmarks.network            16 MB to each of four peers and back: both ratios
+    python -m asv_benchmarks.network            16 MB to each of four peers and back: all ratios
 
+Links carry float32, and bfloat16 in half the bytes, with what it takes to round and to widen again.
 Every turn takes each way once, one after the other, between barriers. Wall is the server's time
 from the first byte to the last; CPU is that of all processes together. Medians of many turns count.
 """
@@ -21,7 +22,8 @@ from .profiles import FULL
 
 RANKS, COLUMNS = 5, 4_000_000
 TURNS = 45 if FULL else 15
-MODEL, GRADIENT = 0, 1
+CODES = {"float32": (0, 1), "bfloat16": (2, 3)}  # of models and of gradients
+WAYS = {"gloo": None, "links": "float32", "halves": "bfloat16"}  # as what numbers travel
 
 
 def measured(*options):
@@ -57,10 +59,17 @@ class Network:
     def track_cpu_ratio(self, seconds):
         return seconds["links"]["cpu"] / seconds["gloo"]["cpu"]
 
+    def track_halves_wall_ratio(self, seconds):
+        return seconds["halves"]["wall"] / seconds["links"]["wall"]
+
+    def track_halves_cpu_ratio(self, seconds):
+        return seconds["halves"]["cpu"] / seconds["links"]["cpu"]
+
     def track_cpu_milliseconds(self, seconds):
         return 1000 * seconds["links"]["cpu"]
 
     track_wall_ratio.unit = track_cpu_ratio.unit = "x"
+    track_halves_wall_ratio.unit = track_halves_cpu_ratio.unit = "x"
     track_cpu_milliseconds.unit = "ms"
 
 
@@ -68,17 +77,26 @@ class Network:
 
 
 class Inbox:
-    """One buffer for each peer, which the messages of all steps fill in turn."""
+    """One vector for each peer, which the messages of all steps fill in turn."""
 
-    def __init__(self, peers, size):
-        self.buffers = {peer: memoryview(bytearray(size)) for peer in peers}
+    def __init__(self, peers, columns):
+        import numpy as np
+
+        self.vectors = {peer: np.empty(columns, np.float32) for peer in peers}
         self.newest = {}
         self.cond = threading.Condition()
 
     def slot(self, peer, kind, step):
-        return self.buffers[peer]
+        from fastgar.protocols.encoding import landing
+
+        vector = self.vectors[peer]
+        return memoryview((landing(vector) if kind in CODES["bfloat16"] else vector).data)
 
     def arrived(self, peer, kind, step, digest):
+        from fastgar.protocols.encoding import land
+
+        if kind in CODES["bfloat16"]:
+            land(self.vectors[peer])
         with self.cond:
             self.newest[peer] = step
             self.cond.notify_all()
@@ -95,13 +113,14 @@ class Inbox:
     def wait(self, step):
         """Wait until the message of this step is there from every peer."""
         with self.cond:
-            self.cond.wait_for(lambda: [*self.newest.values()].count(step) == len(self.buffers))
+            self.cond.wait_for(lambda: [*self.newest.values()].count(step) == len(self.vectors))
 
 
-def links_of(rank, store, folder, size):
+def links_of(rank, store, folder, columns):
     """Return the links of a rank, connected, and its inbox."""
     import socket
 
+    from fastgar.dtypes import ITEMSIZE
     from fastgar.network import Address, Kind, Links, make_key
 
     pin = make_key(Path(folder) / f"{rank}.pem", f"node {rank}")
@@ -109,46 +128,53 @@ def links_of(rank, store, folder, size):
     store.set(f"node {rank}", json.dumps(["127.0.0.1", own.getsockname()[1], pin]))
     others = range(1, RANKS) if rank == 0 else [0]
     peers = {f"node {each}": Address(*json.loads(store.get(f"node {each}"))) for each in others}
-    inbox = Inbox(peers, size)
+    inbox = Inbox(peers, columns)
     links = Links(
         f"node {rank}", peers, Path(folder) / f"{rank}.pem", identity=b"benchmark", about={},
-        kinds={MODEL: Kind(size), GRADIENT: Kind(size)}, inbox=inbox, listen=own,
+        kinds={code: Kind(ITEMSIZE[dtype] * columns, dtype)
+               for dtype, codes in CODES.items() for code in codes},
+        inbox=inbox, listen=own,
     )  # fmt: skip
     links.start()
     return links, inbox
 
 
 def rounds(rank, folder, columns):
-    """Return median wall and CPU seconds of a round over links and over gloo."""
+    """Return median wall and CPU seconds of a round over gloo and over links."""
     import torch
     import torch.distributed as dist
+
+    from fastgar.protocols.encoding import encoded
 
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", RANKS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
-    links, inbox = links_of(rank, store, folder, 4 * columns)
+    links, inbox = links_of(rank, store, folder, columns)
     model, gradient = torch.randn(columns), torch.randn(columns)
     gathered = [torch.empty(columns) for _ in range(RANKS)] if rank == 0 else None
 
-    def over_gloo(step):
+    def over_gloo(step, dtype):
         dist.broadcast(model, 0)
         dist.gather(gradient, gathered, 0)
 
-    def over_links(step):
+    def over_links(step, dtype):
+        to, back = CODES[dtype]
         if rank == 0:
+            payload = encoded(model.numpy(), dtype).data
             for peer in links.peers:
-                links.post(peer, MODEL, step, memoryview(model.numpy()).cast("B"))
+                links.post(peer, to, step, payload)
             inbox.wait(step)
         else:
             inbox.wait(step)
-            links.post("node 0", GRADIENT, step, memoryview(gradient.numpy()).cast("B"))
+            links.post("node 0", back, step, encoded(gradient.numpy(), dtype).data)
 
-    found = {name: {"wall": [], "cpu": []} for name in ("gloo", "links")}
+    found = {name: {"wall": [], "cpu": []} for name in WAYS}
     for step in range(TURNS + 2):
-        for name, call in (("gloo", over_gloo), ("links", over_links)):
+        for number, (name, dtype) in enumerate(WAYS.items()):
+            call = over_gloo if dtype is None else over_links
             dist.barrier()
             cpu, wall = process_time(), perf_counter()
-            call(step)
+            call(len(WAYS) * step + number, dtype)
             wall = perf_counter() - wall
             dist.barrier()
             cpu = torch.tensor(process_time() - cpu)
@@ -175,8 +201,9 @@ def main():
         return
     seconds = measured("--columns", str(options.columns))
     for key in ("wall", "cpu"):
-        links, gloo = seconds["links"][key], seconds["gloo"][key]
+        gloo, links, halves = (seconds[name][key] for name in WAYS)
         print(f"{key:5} links {links:.3f} s, gloo {gloo:.3f} s: {links / gloo:.2f} times")
+        print(f"{key:5} links {links:.3f} s, bfloat16 {halves:.3f} s: {halves / links:.2f} times")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from fastgar.cli.cluster_out import open_results
 from fastgar.cli.refuse import Refused
 from fastgar.protocols.aggregathor import filled
 from fastgar.protocols.crash_tolerant import later, number_of, stamped
+from fastgar.protocols.encoding import BLOCK, encoded, land, landing, numbers
 from fastgar.protocols.file import cluster_of, hash_of, read_cluster, to_toml
 from fastgar.protocols.inbox import Pool
 from fastgar.protocols.mailbox import Mailbox, Verdict, Want
@@ -109,6 +110,9 @@ WRONG = {
     "quorum_workers must lie between 1 and 3, got 4": {
         "protocol": {"name": "crash_tolerant", "quorum_workers": 4},
     },
+    "unknown wire of [protocol] 'bfloat61': did you mean 'bfloat16'": {
+        "protocol": {"wire": "bfloat61"},
+    },
     "mda needs n >= 2f + 1": {
         "protocol": {"name": "vanilla", "rule": "mda"},
         "servers": {"count": 1},
@@ -133,8 +137,8 @@ def test_a_file_says_again_what_it_was_read_from(tmp_path: Path) -> None:
     path.write_text(to_toml(cluster))
     assert read_cluster(path) == cluster
     assert hash_of(read_cluster(path)) == hash_of(cluster)
-    other = cluster_of({**SMALL, "protocol": {"gather_every": 3}})
-    assert hash_of(other) != hash_of(cluster)
+    for change in ({"gather_every": 3}, {"wire": "bfloat16"}):
+        assert hash_of(cluster_of({**SMALL, "protocol": change})) != hash_of(cluster)
     thor = {"name": "aggregathor", "resilience": "strong", "holes": "previous", "pieces": 3}
     groups = {"servers": {"count": 1}, "workers": {"count": 7, "f": 1}}
     path.write_text(to_toml(cluster_of({"protocol": thor, **groups})))
@@ -499,3 +503,57 @@ def test_results_of_another_run_or_of_other_code_are_told(
     with pytest.raises(Refused, match=r"has results.jsonl but no cluster.toml: take another"):
         open_results(tmp_path, cluster)
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+
+
+# How numbers travel.
+
+
+def test_bfloat16_is_the_nearest_of_two_the_even_one() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    values = numbers(bits)
+    nan = np.isnan(values)
+    assert nan.sum() == 2 * 127 and np.isnan(numbers(encoded(values, "bfloat16"))[nan]).all()
+    assert (encoded(values, "bfloat16")[~nan] == bits[~nan]).all()
+    for sign in (0, 0x8000):  # between each two, up to the largest
+        low = np.arange(sign, sign + 0x7F7F, dtype=np.uint16)
+        half = (low.astype(np.uint32) << 16) + 0x8000
+        for below in (-1, 0, 1):
+            near = (half.astype(np.int64) + below).astype(np.uint32)
+            found = encoded(near.view(np.float32), "bfloat16")
+            assert (found == low + ((low & 1) if below == 0 else below == 1)).all()
+    ends = np.array([3.4e38, -3.4e38, np.inf, -np.inf, -0.0], np.float32)
+    ends.flags.writeable = False
+    assert encoded(ends, "bfloat16").tolist() == [0x7F80, 0xFF80, 0x7F80, 0xFF80, 0x8000]
+
+
+def test_what_travels_is_sent_as_it_is() -> None:
+    """A second time, too: as float32 the same array, of other numbers float32."""
+    vector = np.ones(3, np.float32)
+    assert encoded(vector, "float32") is vector is numbers(vector)
+    assert encoded(np.ones(3), "float32").dtype == np.float32
+    bits = encoded(vector, "bfloat16")
+    assert encoded(bits, "bfloat16") is bits
+    state = unpack(
+        b"".join(map(bytes, pack(State(1, {}, {"model": {1: (bits, ("w0",))}}), "r"))), "r"
+    )
+    assert state.kept["model"][1][0].tobytes() == bits.tobytes()
+
+
+@pytest.mark.parametrize("d", [0, 1, 2, 3, 37, 2 * BLOCK + 1])
+def test_what_arrives_as_bfloat16_becomes_numbers_in_place(d: int) -> None:
+    bits = np.random.default_rng(d).integers(0, 1 << 16, d, dtype=np.uint16)
+    vector = np.full(d, np.nan, np.float32)
+    assert landing(vector).nbytes == 2 * d
+    landing(vector)[:] = bits
+    land(vector)
+    assert vector.tobytes() == numbers(bits).tobytes()
+
+
+def test_only_models_and_gradients_are_rounded() -> None:
+    """The marks of a model that a server stands with are no numbers of a model."""
+    for name, exact in (("byzsgd", set()), ("crash_tolerant", {"stored", "stand"})):
+        cluster = cluster_of({**SMALL, "protocol": {"name": name, "wire": "bfloat16"}})
+        assert {kind for kind in cluster.kinds if cluster.dtype(kind) == "float32"} == exact
+    thor = {"name": "aggregathor", "wire": "bfloat16"}
+    groups = {"servers": {"count": 1}, "workers": {"count": 5, "f": 1}}
+    assert cluster_of({"protocol": thor, **groups}).dtype("gradient/7") == "bfloat16"

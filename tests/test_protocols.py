@@ -21,6 +21,7 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 from fastgar import cli, protocols
+from fastgar.attacks import attack, list_attacks
 from fastgar.cli import node
 from fastgar.protocols import (
     PROTOCOLS,
@@ -33,6 +34,7 @@ from fastgar.protocols import (
     registry,
     simulate,
 )
+from fastgar.protocols.cluster import TWINS
 from fastgar.protocols.file import TABLES, to_toml
 from fastgar.protocols.lies import SERVER_ATTACKS
 from fastgar.protocols.record import traffic_lines
@@ -40,10 +42,15 @@ from fastgar.train.origin import Origin, changed
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-STEPS = 60
+STEPS, EVERY = 40, 5
+PLAIN = [*SERVER_ATTACKS, TWINS]
+SERVERS = [*PLAIN, *(a for a in list_attacks() if a not in PLAIN and not attack(a).poisons)]
+WORKERS = [*list_attacks(), "empire(k=10)", TWINS]
 
 
-def learned(server: str, worker: str, protocol: str = "byzsgd", seed: int = 0) -> Outcome:
+def learned(
+    server: str, worker: str, protocol: str = "byzsgd", seed: int = 0, wire: str = "float32"
+) -> Outcome:
     """Run logistic regression on the digits: 5 servers of which 1 lies, 10 workers, 3 lie."""
     groups: dict[str, Any] = {
         "servers": {"count": 5, "f": 1, "byzantine": 1, "attack": server},
@@ -54,42 +61,56 @@ def learned(server: str, worker: str, protocol: str = "byzsgd", seed: int = 0) -
         groups["workers"].update(f=0)
     return simulate(
         {
-            "protocol": {"name": protocol, "gather_every": 5},
-            "training": {"model": "logistic", "steps": STEPS, "lr": 0.1, "evaluate_every": STEPS},
+            "protocol": {"name": protocol, "gather_every": 5, "wire": wire},
+            "training": {
+                "model": "logistic", "steps": STEPS, "lr": 0.3, "batch": 64, "evaluate_every": EVERY
+            },
             **groups,
         },
         seed,
-    )
+    )  # fmt: skip
+
+
+def final(outcome: Outcome) -> float:
+    """Return the accuracy of the worst honest server: the mean of three, as it goes up and down."""
+    found = [
+        min(
+            line["accuracy"] for line in outcome.lines if line.get("accuracy") and line["step"] == t
+        )
+        for t in range(STEPS - 2 * EVERY, STEPS + 1, EVERY)
+    ]
+    return sum(found) / len(found)
 
 
 @pytest.fixture(scope="module")
-def clean() -> float:
-    return learned("none", "none").lowest
+def honest() -> Outcome:
+    return learned("none", "none")
 
 
-@pytest.mark.parametrize("attack", [*SERVER_ATTACKS, "little", "empire(k=10)", "sign_flip"])
-def test_a_lying_server_costs_at_most_five_points(attack: str, clean: float) -> None:
-    assert clean > 0.85
-    assert learned(attack, "none").lowest > clean - 0.05
+@pytest.fixture(scope="module")
+def clean(honest: Outcome) -> float:
+    return final(honest)
 
 
 @pytest.mark.parametrize(
     ("server", "worker"),
     [
-        ("reverse", "little"), ("equivocate", "empire"), ("random", "empire(k=10)"),
-        ("silence", "sign_flip"), ("equivocate", "nan"), ("little", "label_flip"),
+        *((server, "empire") for server in SERVERS),
+        *(("equivocate", worker) for worker in WORKERS),
     ],
-)  # fmt: skip
+)
 def test_lying_servers_and_workers_cost_at_most_five_points(
     server: str, worker: str, clean: float
 ) -> None:
-    assert learned(server, worker).lowest > clean - 0.05
+    """Every attack of servers with one of workers, and the other way round: P11."""
+    assert clean > 0.9
+    assert final(learned(server, worker)) > clean - 0.05
 
 
-@pytest.mark.parametrize("attack", ["random", "reverse", "empire(k=10)"])
-def test_one_lying_server_is_enough_where_it_is_trusted(attack: str, clean: float) -> None:
-    assert learned("none", "none", "vanilla").lowest > clean - 0.05
-    assert learned(attack, "none", "vanilla").lowest < 0.5
+@pytest.mark.parametrize("lie", ["random", "reverse", "empire(k=10)"])
+def test_one_lying_server_is_enough_where_it_is_trusted(lie: str, clean: float) -> None:
+    assert final(learned("none", "none", "vanilla")) > clean - 0.05
+    assert learned(lie, "none", "vanilla").lowest < 0.5
 
 
 def test_public_names_are_there_and_import_nothing_heavy() -> None:
@@ -281,6 +302,15 @@ def test_what_a_step_sends_adds_up() -> None:
     for line in traffic[1:]:  # at the start nodes send again to whom they meet
         assert line["messages"] == 5 * 4 + 4 * 5 + 5 * 4 / 5
         assert line["bytes"] == 4 * d * line["messages"]
+
+
+def test_bfloat16_halves_the_bytes_and_costs_at_most_a_point(honest: Outcome) -> None:
+    def sent(outcome: Outcome) -> float:
+        return sum(line["bytes"] for line in outcome.lines if line["kind"] == "traffic")
+
+    halves = learned("none", "none", wire="bfloat16")
+    assert sent(halves) == sent(honest) / 2
+    assert final(halves) > final(honest) - 0.01
 
 
 def test_what_nodes_sent_is_added_and_divided_by_steps() -> None:

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,19 @@ pytest.importorskip("torch")
 pytest.importorskip("cryptography")
 
 from fastgar.cli.main import main
-from fastgar.network import Address, Kind, Links
+from fastgar.network import Address, Kind, Links, make_key
+from fastgar.protocols.cluster import Address as Place
+from fastgar.protocols.cluster import Group
 from fastgar.protocols.file import cluster_of, hash_of, read_cluster, to_toml
 from fastgar.protocols.inbox import ASK, CONTROL, NodeInbox, Pool
 from fastgar.protocols.launch import Launch
 from fastgar.protocols.learning import Learning
 from fastgar.protocols.lies import work_of
 from fastgar.protocols.one_process import in_one_process
-from fastgar.protocols.process import _about
+from fastgar.protocols.process import NodeProcess, _about
 from fastgar.protocols.record import Record
 from fastgar.protocols.simulated import Simulation
-from fastgar.protocols.storage import Disk
+from fastgar.protocols.storage import Disk, Memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -144,6 +148,36 @@ def test_the_same_bytes_in_one_process_simulated_real_and_stopped_in_the_middle(
     found = {name: np.load(tmp_path / name / "model.npy").tobytes() for name in cluster.names}
     assert found == want
     assert not processes(tmp_path)
+
+
+def test_the_same_bytes_in_one_process_and_as_bfloat16_over_links(tmp_path: Path) -> None:
+    """Two servers and two workers, each in a thread of this process."""
+    cluster = cluster_of(
+        {
+            "protocol": {"gather_every": 3, "wire": "bfloat16"},
+            "servers": {"count": 2},
+            "workers": {"count": 2},
+            "training": {"model": "logistic", "steps": 10},
+        }
+    )
+    nodes = {
+        name: Place("127.0.0.1", port, make_key(tmp_path / f"{name}.pem", name))
+        for name, port in zip(cluster.names, ports(4), strict=True)
+    }
+    cluster = replace(cluster, nodes=nodes)
+    learning = [Learning(cluster.training) for _ in cluster.names]
+    one = in_one_process(cluster, work_of(cluster, learning[0])("w0"))
+    processes = []
+    for name, own in zip(cluster.names, learning, strict=True):
+        key, record = tmp_path / f"{name}.pem", Record(cluster, own)
+        processes.append(NodeProcess(cluster, name, key, own, record, Memory()))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(NodeProcess.run, processes))
+    assert {model.tobytes() for model in found} == {one.tobytes()}
+    d = len(one)
+    for process in processes:
+        assert set(process.links.format.kinds.values()) == {(2 * d, "bfloat16"), (1, "bytes")}
+        assert sum(count for _, count in process.watcher.traffic.values()) % (2 * d) == 0
 
 
 # How it ends.
@@ -319,6 +353,10 @@ def test_what_a_node_cannot_use_is_refused_in_a_sentence(
     open_key.chmod(0o644)
     blank = tmp_path / "blank.toml"
     blank.write_text(to_toml(cluster_of(VANILLA)))
+    twins = tmp_path / "twins.toml"
+    twins.write_text(
+        to_toml(replace(read_cluster(file), workers=Group(2, byzantine=1, attack="twins")))
+    )
     cases = {
         "cannot be read: No such file": node(file, "ps0", key=tmp_path / "none.pem"),
         "others may read the key": node(file, "ps0", key=open_key),
@@ -331,6 +369,8 @@ def test_what_a_node_cannot_use_is_refused_in_a_sentence(
         'pip install "fastgar[cluster]"': [
             "keys", "127.0.0.1:1", "127.0.0.1:2", "--out", tmp_path / "bare",
         ],
+        "twins are for fastgar simulate": ["cluster", "--server-attack", "twins"],
+        "refuse a second process with a key": node(twins, "ps0", key=key),
         "never comes: the run has 5 steps": [
             "cluster", "--steps", 5, "--perturb", "kill ps0 @ step 6",
         ],
@@ -413,7 +453,7 @@ def test_a_worker_that_floods_its_server_stops_nobody_and_fills_nothing(tmp_path
             {"ps0": Address(*(getattr(cluster.nodes["ps0"], k) for k in ADDRESS))},
             file.parent / "w3.pem",
             identity=hash_of(cluster),
-            about=_about(d, learning),
+            about=_about(d, "float32", learning),
             kinds={
                 **{number: Kind(4 * d, "float32") for number in names},
                 **dict.fromkeys(CONTROL, Kind(1, "bytes")),

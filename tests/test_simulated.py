@@ -15,16 +15,18 @@ import pytest
 
 import fastgar as fg
 from fastgar.protocols import byzsgd, crash_tolerant
-from fastgar.protocols.cluster import Cluster
+from fastgar.protocols.cluster import TWINS, Cluster
+from fastgar.protocols.encoding import WIRES, encoded, numbers
 from fastgar.protocols.mailbox import Mailbox, Received, Verdict, Want
 from fastgar.protocols.node import Node
 from fastgar.protocols.one_process import in_one_process
-from fastgar.protocols.properties import Broken, Properties
+from fastgar.protocols.properties import Broken, Properties, growth
 from fastgar.protocols.record import Record
 from fastgar.protocols.registry import PROTOCOLS
 from fastgar.protocols.scenario import LIES, Quadratic, drawn, survive
 from fastgar.protocols.simulated import Simulation
 from fastgar.protocols.storage import Memory, State
+from fastgar.protocols.twins import Split
 from fastgar.protocols.virtual import simulate
 
 SECONDS = float(os.environ.get("FASTGAR_SCENARIO_SECONDS", "15"))
@@ -79,7 +81,7 @@ def clean(cluster: Cluster) -> Cluster:
 
 def agree_with_one_process(seed: int, protocol: str = "byzsgd") -> None:
     """Raise Broken unless every node ends with the bytes of one process: P9."""
-    cluster = clean(drawn(seed, protocol=protocol)[0])
+    cluster = replace(clean(drawn(seed, protocol=protocol)[0]), wire=WIRES[seed % 2])
     work = Quadratic(cluster)
     record = Record(cluster, work)  # type: ignore[arg-type]
     network = Simulation(cluster, seed, lambda name: work, record)
@@ -129,7 +131,7 @@ def test_the_mean_contraction_is_at_most_six_tenths() -> None:
         cluster = replace(
             cluster,
             servers=replace(cluster.servers, count=5, f=1, byzantine=1),
-            quorum_servers=4, gather_every=2, perturb=(),
+            quorum_servers=4, gather_every=2, perturb=(), wire="float32",
             simulated={**cluster.simulated, "jitter": 1.0, "latency": 0.02, "bandwidth": 1e9},
         )  # fmt: skip
         work = Quadratic(cluster)
@@ -143,6 +145,96 @@ def test_the_mean_contraction_is_at_most_six_tenths() -> None:
         factors += [factor for _, factor in checked.gathers]
     assert len(factors) > 200
     assert np.mean(factors) <= 0.6
+
+
+def test_rounding_is_no_growth_and_a_longer_step_is() -> None:
+    """P4 allows for what float32, and the wire, round, and for little more."""
+    draw = np.random.default_rng(0)
+    for seed in range(300):
+        wire, lr, d = WIRES[seed % 2], float(10.0 ** draw.uniform(-6, 1)), int(draw.integers(1, 40))
+        scales = 10.0 ** draw.uniform(-30, 30, 3)
+        thetas = [(s * draw.standard_normal(d)).astype(np.float32) for s in scales[:2]]
+        aggregates = [(scales[2] * draw.standard_normal(d)).astype(np.float32) for _ in "ij"]
+        ends = [theta - lr * agg for theta, agg in zip(thetas, aggregates, strict=True)]
+        pairs = [
+            tuple(numbers(encoded(theta, wire)) for theta in thetas),
+            tuple(lr * agg.astype(float) for agg in aggregates),
+            tuple(numbers(encoded(theta, wire)) for theta in ends),
+        ]
+        if np.isfinite(pairs).all():
+            grown, most = growth(pairs, wire)  # type: ignore[arg-type]
+            assert grown <= most
+    one = np.ones(3, np.float32)
+    for longer in (1.000001, 2.0):
+        ends = [(one - 0.5 * longer * agg).astype(np.float32) for agg in (one, -one)]
+        grown, most = growth([(one, one), (0.5 * one, -0.5 * one), (ends[0], ends[1])], "float32")
+        assert grown > most
+
+
+# Twins.
+
+
+def test_a_split_gives_each_instance_a_half_that_changes() -> None:
+    others = [f"w{i}" for i in range(9)]
+    seen = []
+    for turn in range(50):
+        split = Split(others, 3, 0.02)
+        halves = [split.heard(name, (turn + 0.5) * split.span) for name in others]
+        assert sum(halves) in (4, 5)
+        again = [split.heard(name, (turn + 0.9) * split.span) for name in others]
+        assert halves == again
+        seen.append(tuple(halves))
+    assert len(set(seen)) > 25
+    assert all({halves[i] for halves in seen} == {0, 1} for i in range(9))
+    assert Split(others, 4, 0.02).span != split.span
+
+
+def test_twins_equivocate_and_forget_and_harm_nobody() -> None:
+    """Of servers and of workers: two messages of one step, and now this, now that to one peer."""
+    cluster = replace(drawn(11)[0], wire="float32")
+    cluster = replace(
+        cluster,
+        servers=replace(cluster.servers, count=5, f=1, byzantine=1, attack=TWINS),
+        workers=replace(cluster.workers, count=7, f=2, byzantine=2, attack=TWINS),
+        quorum_servers=0, quorum_workers=0, gather_every=5, perturb=("kill ps4 @ 0.4 s",),
+        simulated={},
+    )  # fmt: skip
+    assert cluster.twins == {"ps4", "w5", "w6"}
+    work = Quadratic(cluster)
+    record = Record(cluster, work)  # type: ignore[arg-type]
+    checked = Properties(cluster, record)
+    network = Simulation(cluster, 5, lambda name: work, checked)
+    said: dict[tuple[str, str, int], set[bytes]] = {}
+    heard: dict[tuple[str, str], set[int]] = {}
+    post, take = network.post, checked.taken
+
+    def posted(port: Any, peer: str, kind: str, step: int, vector: Any) -> None:
+        said.setdefault((port.name, kind, step), set()).add(vector.tobytes())
+        post(port, peer, kind, step, vector)
+
+    def taken(node: Node, peer: str, kind: str, step: int, vector: Any) -> None:
+        kept = [network.nodes[instance].kept for instance in network.instances[peer]
+                if instance in network.nodes]  # fmt: skip
+        of_step = [steps.get(kind, {}).get(step) for steps in kept]
+        who = [i for i, it in enumerate(of_step) if it and it[0].tobytes() == vector.tobytes()]
+        if len(who) == 1:
+            heard.setdefault((peer, node.name), set()).update(who)
+        take(node, peer, kind, step, vector)
+
+    network.post, checked.taken = posted, taken  # type: ignore[method-assign]
+    assert network.run(record.finished, 1000.0)
+    for name in cluster.names:
+        two = [key for key, vectors in said.items() if key[0] == name and len(vectors) > 1]
+        assert (len(two) > 2) == (name in cluster.twins)
+    for name in cluster.twins:
+        assert any(len(who) == 2 for (twin, _), who in heard.items() if twin == name)
+    assert network.crashes == 1 and not {"ps4", "ps4'"} & network.nodes.keys()
+
+
+def test_twins_are_part_of_what_is_drawn() -> None:
+    clusters = [drawn(seed)[0] for seed in range(60)]
+    assert any(cluster.twins for cluster in clusters)
+    assert {cluster.wire for cluster in clusters} == set(WIRES)
 
 
 # Bugs that are put in, and must be found.
@@ -229,7 +321,7 @@ def counted_twice() -> Any:
 
 
 def no_deadline() -> Any:
-    return patched(Node, "tick", lambda self: None)
+    return patched(Node, "tick", lambda self: setattr(self, "due", np.inf))
 
 
 def lies_of_all() -> Any:
@@ -375,6 +467,45 @@ def test_the_leader_is_succeeded_and_follows_when_it_is_back() -> None:
         assert outcome.lowest > 0.85
         assert len(outcome.accuracy) == 2 + (len(perturb) > 1 or "kill" not in perturb[0])
         assert len(set(outcome.accuracy.values())) == 1
+
+
+def longer_steps(names: str) -> Any:
+    """Nodes whose names begin so go twice as far along what they made of gradients."""
+    first = Node.first
+
+    async def wrong(self: Node, *wants: Want) -> Received:
+        got = await first(self, *wants)
+        if got.kind == "gradient" and self.name.startswith(names):
+            return replace(got, rows=[2 * row for row in got.rows])
+        return got
+
+    return patched(Node, "first", wrong)
+
+
+def own_unrounded() -> Any:
+    """What a node says it has sent is what it was to send."""
+    send = Node.send
+
+    def wrong(self: Node, peers: Any, kind: str, step: int, vector: Any) -> Any:
+        send(self, peers, kind, step, vector)
+        return vector
+
+    return patched(Node, "send", wrong)
+
+
+def test_a_gather_with_a_model_of_ones_own_that_others_do_not_get_is_found() -> None:
+    with own_unrounded(), pytest.raises(Broken, match="took as gather of step"):
+        for seed in range(20):
+            survive(seed)
+
+
+@pytest.mark.parametrize("names", ["ps0", "ps"])
+def test_another_learning_rate_at_a_server_and_an_update_applied_twice_are_found(
+    names: str,
+) -> None:
+    with longer_steps(names), pytest.raises(Broken, match="P4: in step"):
+        for seed in range(5):
+            survive(seed)
 
 
 @pytest.mark.parametrize("bug", PLANTED)

@@ -57,11 +57,13 @@ def _run_all(options: argparse.Namespace) -> int:
     with refusing(extra="train"):
         from ..protocols import plot  # noqa: F401  (a missing extra is to be told before the work)
         from ..protocols.launch import Failed
+        from ..protocols.lies import check_machines
         from ..protocols.registry import PROTOCOLS
 
         names = [name for name in SIDE_BY_SIDE if name in PROTOCOLS]
         asked = names if asked_for_nothing(options) else [None]
         clusters = [cluster_from(options, name) for name in asked]
+        any(map(check_machines, clusters))
     outcomes = []
     try:
         with ExitStack() as stack:

@@ -18,6 +18,7 @@ PLACES = {
     "protocol": ("protocol", "name"), "rule": ("protocol", "rule"),
     "gather_every": ("protocol", "gather_every"), "resilience": ("protocol", "resilience"),
     "holes": ("protocol", "holes"), "pieces": ("protocol", "pieces"),
+    "wire": ("protocol", "wire"),
     "servers": ("servers", "count"), "f_servers": ("servers", "f"),
     "byzantine_servers": ("servers", "byzantine"), "server_attack": ("servers", "attack"),
     "workers": ("workers", "count"), "f_workers": ("workers", "f"),
@@ -53,6 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--resilience", help="aggregathor: weak (Multi-Krum) or strong (Bulyan; default: weak)")
     add("--holes", help="aggregathor: what has not come is nan, zero or previous (default: nan)")
     add("--pieces", type=int, metavar="N", help="aggregathor: of a gradient (default: 8)")
+    add("--wire", help="models and gradients travel as float32 or bfloat16 (default: float32)")
     add("--model", help="as in fastgar train (default: mlp)")
     add("--data", help="as in fastgar train (default: digits)")
     add("--split", help="as in fastgar train (default: iid)")

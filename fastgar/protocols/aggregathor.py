@@ -38,8 +38,7 @@ async def server(me: Node, net: Node, c: Cluster) -> Any:
         theta = theta - c.lr(t) * c.rule(rows, t)
         t += 1
         me.save(t, theta=theta)
-    net.send(c.of_role("worker"), "model", t, theta)
-    return theta
+    return net.send(c.of_role("worker"), "model", t, theta)
 
 
 def filled(row: Vector, before: Vector, holes: str) -> Vector:

@@ -34,8 +34,7 @@ async def server(me: Node, net: Node, c: Cluster) -> Any:
             theta = fg.median(got.rows, f=c.f_s)
         t = got.step if got.kind == "model" else t + 1
         me.save(t, theta=theta)
-    net.send(c.of_role("worker"), "model", t, theta)
-    return theta
+    return net.send(c.of_role("worker"), "model", t, theta)
 
 
 async def worker(me: Node, net: Node, c: Cluster) -> Any:

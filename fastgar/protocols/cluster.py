@@ -9,14 +9,16 @@ from typing import Any
 
 import fastgar as fg
 
-from ..errors import shown
+from ..errors import require_name, shown
 from ..train.config import Config
 from ..train.rates import schedule
+from .encoding import WIRES, encoded
 from .mailbox import Want
 from .text import Kind, Text
 
-__all__ = ["Address", "Cluster", "Group"]
+__all__ = ["TWINS", "Address", "Cluster", "Group"]
 
+TWINS = "twins"  # the attack that is none: see `fastgar.protocols.twins`
 PREFIXES = {"server": "ps", "worker": "w"}
 
 
@@ -70,6 +72,9 @@ class Cluster:
         Of aggregathor: what stands where a piece of a gradient has not come by the deadline.
     pieces : int
         Of aggregathor: in how many a gradient goes.
+    wire : {"float32", "bfloat16"}
+        As what models and gradients travel. What is not sent, such as a server's model between two
+        gathers, is float32.
     deadline_floor, deadline_ceiling : float
         Seconds between which the adaptive deadlines lie.
     starting_deadline : float
@@ -96,6 +101,7 @@ class Cluster:
     resilience: str = "weak"
     holes: str = "nan"
     pieces: int = 8
+    wire: str = "float32"
     deadline_floor: float = 0.2
     deadline_ceiling: float = 10.0
     starting_deadline: float = 30.0
@@ -119,6 +125,7 @@ class Cluster:
                 raise ValueError(f"f of the {what} must be at least 0, got {group.f}")
         if self.gather_every < 1:
             raise ValueError(f"gather_every must be at least 1, got {self.gather_every}")
+        require_name("wire of [protocol]", self.wire, WIRES)
         if self.training.momentum and self.training.momentum_at != "worker":
             raise ValueError(
                 "momentum is accumulated at the workers, as a server that catches up has no past: "
@@ -164,6 +171,13 @@ class Cluster:
         )
 
     @cached_property
+    def twins(self) -> frozenset[str]:
+        """Return the names of the liars of which each is two correct instances."""
+        return frozenset(
+            name for name in self.liars if self.groups[self.role(name)].attack == TWINS
+        )
+
+    @cached_property
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Return, for each kind that goes in pieces, the kinds of the pieces."""
         return {
@@ -189,6 +203,15 @@ class Cluster:
             return stop - start
         way = self.text.kinds[whole]
         return d * way.model + way.more
+
+    def dtype(self, kind: str) -> str:
+        """Return as what the numbers of a kind travel: what is no model or gradient as float32."""
+        way = self.text.kinds[kind.partition("/")[0]]
+        return self.wire if way.model and not way.more else "float32"
+
+    def encoded(self, kind: str, vector: Any) -> Any:
+        """Return a vector as it travels in a message of a kind."""
+        return encoded(vector, self.dtype(kind))
 
     def ends(self, d: int) -> list[tuple[int, int]]:
         """Return where each piece of d numbers begins and ends."""

@@ -46,8 +46,7 @@ async def server(me: Node, net: Node, c: Cluster) -> Any:
         part = _lead if c.leader(n) == me.name else _follow
         n, stored, over = await part(me, net, c, n, stored)
     me.save(n, stored=stored)
-    net.send(c.names, "final", n, stored[:-2])
-    return stored[:-2]
+    return net.send(c.names, "final", n, stored[:-2])
 
 
 async def _follow(me: Node, net: Node, c: Cluster, n: int, stored: Vector) -> Turn:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..network import LATER, Heard, Later
+from .encoding import land, landing
 from .mailbox import Verdict
 from .node import Node
 
@@ -59,10 +60,14 @@ class NodeInbox:
         The names of a protocol's kinds.
     pools : mapping of str to Pool
         By kind: of vectors of its length.
+    halves : collection of str
+        The kinds whose numbers come as bfloat16.
     """
 
-    def __init__(self, kinds: Mapping[int, str], pools: Mapping[str, Pool]) -> None:
-        self.kinds, self.pools = dict(kinds), pools
+    def __init__(
+        self, kinds: Mapping[int, str], pools: Mapping[str, Pool], halves: Collection[str] = ()
+    ) -> None:
+        self.kinds, self.pools, self.halves = dict(kinds), pools, frozenset(halves)
         self.node: Node | None = None  # set before links start
         self.over: set[str] = set()
         self.cut: frozenset[str] = frozenset()  # peers that are neither heard nor spoken to
@@ -94,7 +99,7 @@ class NodeInbox:
             return self.slot(peer, kind, step)
         vector = self.pools[name].take()
         self._reading[peer] = kind, step, vector
-        return memoryview(vector.data)
+        return memoryview((landing(vector) if name in self.halves else vector).data)
 
     def arrived(self, peer: str, kind: int, step: int, digest: bytes) -> None:
         """Hand a message to the node."""
@@ -105,6 +110,8 @@ class NodeInbox:
         elif kind not in CONTROL:
             _, _, vector = self._reading.pop(peer)
             name, node = self.kinds[kind], self._node()
+            if name in self.halves:
+                land(vector)
             with node.mailbox.lock:
                 if node.verdict(peer, name, step) is not Verdict.TAKE:
                     return

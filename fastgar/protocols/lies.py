@@ -2,7 +2,8 @@
 
 A liar runs the honest text. A lying worker computes what all honest workers would send at the model
 that it has, which it can as it knows data and seed, and sends what the attack makes of that. A
-lying server says something else than it computed, perhaps something else to everybody.
+lying server says something else than it computed, perhaps something else to everybody. Twins, of
+servers or of workers, do none of this: each is two correct instances (`fastgar.protocols.twins`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 from ..attacks import View, attack, list_attacks
 from ..errors import unknown
 from ..statistic import hash_key
-from .cluster import Cluster
+from .cluster import TWINS, Cluster
 from .learning import Learning
 from .node import Node
 
-__all__ = ["SERVER_ATTACKS", "Adversary", "Honest", "check_attacks", "lie_of", "work_of"]
+__all__ = [
+    "SERVER_ATTACKS", "Adversary", "Honest", "check_attacks", "check_machines", "lie_of", "work_of"
+]  # fmt: skip
 
 Vector = NDArray[Any]
 Lie = Callable[[Node, str, int, Vector, str], "Vector | None"]
@@ -169,8 +172,8 @@ class _Drift:
 
 
 def lie_of(cluster: Cluster, name: str) -> Lie | None:
-    """Return what a lying server makes of what it has to say; None for honest nodes and workers."""
-    if name not in cluster.liars or cluster.role(name) == "worker":
+    """Return what a lying server makes of what it has to say; None for all other nodes."""
+    if name not in cluster.liars - cluster.twins or cluster.role(name) == "worker":
         return None
     how = cluster.servers.attack
     return SERVER_ATTACKS[how] if how in SERVER_ATTACKS else _Drift(cluster)
@@ -178,24 +181,33 @@ def lie_of(cluster: Cluster, name: str) -> Lie | None:
 
 def check_attacks(cluster: Cluster) -> None:
     """Raise the error that a lying node would, if there is no such attack."""
-    if cluster.workers.attack != "none":
+    if cluster.workers.attack not in ("none", TWINS):
         attack(cluster.workers.attack)
     how = cluster.servers.attack
-    if how in ("none", *SERVER_ATTACKS):
+    if how in ("none", TWINS, *SERVER_ATTACKS):
         return
     if how.split("(")[0].strip() not in list_attacks():
-        raise unknown("attack of a server", how, {*SERVER_ATTACKS, *list_attacks()})
+        raise unknown("attack of a server", how, {TWINS, *SERVER_ATTACKS, *list_attacks()})
     if attack(how).poisons:
         raise ValueError(f"{how} changes labels, of which a server has none")
+
+
+def check_machines(cluster: Cluster) -> None:
+    """Raise ValueError if a cluster can be simulated only."""
+    if cluster.twins:
+        raise ValueError(
+            "twins are for fastgar simulate: on machines nodes refuse a second process with a key "
+            "that another one uses"
+        )
 
 
 def work_of(cluster: Cluster, learning: Learning) -> Callable[[str], Any]:
     """Return the function from a node's name to its work."""
     honest = Honest(cluster, learning)
-    lying = any(cluster.role(name) == "worker" for name in cluster.liars)
+    lying = {name for name in cluster.of_role("worker") if name in cluster.liars - cluster.twins}
     adversary = Adversary(cluster, learning) if lying else None
 
     def work(name: str) -> Any:
-        return adversary if name in cluster.liars and cluster.role(name) == "worker" else honest
+        return adversary if name in lying else honest
 
     return work

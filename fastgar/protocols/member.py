@@ -21,6 +21,7 @@ from ..train.threads import threads_for
 from .cluster import Cluster
 from .file import hash_of
 from .learning import Learning, sketch
+from .lies import check_machines
 from .mailbox import Received, Want
 from .node import Node
 from .process import NodeProcess
@@ -78,6 +79,7 @@ def member(
     ValueError, OSError, RuntimeError
         What ended the node before its last step, in one sentence.
     """
+    check_machines(cluster)
     name = name_of(cluster, key)
     folder.mkdir(parents=True, exist_ok=True)
     disk = Disk(folder / "state", f"{name} {hash_of(cluster).hex()}")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import TooManyFaults
 from .cluster import Cluster
+from .encoding import numbers
 from .mailbox import WINDOW, Mailbox, Received, Verdict, Want
 from .pace import Pace
 from .storage import State, Storage
@@ -54,7 +55,7 @@ class Transport(Protocol):
         """Return seconds on a clock that never jumps."""
 
     def post(self, node: Node, peer: str, kind: str, step: int, vector: Vector) -> None:
-        """Send a vector at some time; a newer one of its kind may replace it."""
+        """Send a vector at some time, as it is encoded; a newer one may replace it."""
 
     def ask(self, node: Node, peer: str, kind: str, step: int) -> None:
         """Ask a peer for its vectors of a kind from a step on."""
@@ -273,11 +274,13 @@ class Node:
         """Send a vector to peers, and return what was sent.
 
         That is another one if a vector was sent for this step before, perhaps in an earlier life:
-        nobody ever hears two.
+        nobody ever hears two. And it is rounded as the cluster's `wire` says: the numbers returned
+        are those that others get.
         """
         kept = self.kept.setdefault(kind, {})
         if step not in kept:
-            kept[step] = (vector, tuple(peer for peer in peers if peer != self.name))
+            others = tuple(peer for peer in peers if peer != self.name)
+            kept[step] = (self.cluster.encoded(kind, vector), others)
             while len(kept) > WINDOW:
                 del kept[min(kept)]
             self.storage.write(State(self.at, self.arrays, self.kept))
@@ -288,7 +291,7 @@ class Node:
             if what == kind and until >= step
         ]
         self._post(kind, step, vector, [*peers, *(f for f in followers if f not in peers)])
-        return vector
+        return numbers(vector)
 
     async def first(self, *wants: Want) -> Received:
         """Wait for the first of some wants."""
@@ -355,12 +358,15 @@ class Node:
         if step <= self.muted:
             return
         for peer in peers:
-            said = vector if self.lie is None else self.lie(self, kind, step, vector, peer)
+            said = vector
+            if self.lie is not None:
+                said = self.lie(self, kind, step, numbers(vector), peer)
             if said is not None:
                 self.post(peer, kind, step, said)
 
     def post(self, peer: str, kind: str, step: int, vector: Vector) -> None:
         """Post what goes to a peer; each node begins with another piece of what goes in pieces."""
+        vector = self.cluster.encoded(kind, vector)
         parts = self.cluster.parts.get(kind)
         if parts is None:
             self.transport.post(self, peer, kind, step, vector)

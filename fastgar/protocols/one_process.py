@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 import fastgar as fg
 
 from .cluster import Cluster
+from .encoding import numbers
 
 __all__ = ["in_one_process"]
 
@@ -34,8 +35,16 @@ def in_one_process(cluster: Cluster, work: Any) -> Vector:
     """
     workers = [_Worker(name) for name in cluster.of_role("worker")]
     theta: Vector = work.initial
+
+    def sent(kind: str, vector: Vector) -> Vector:
+        return numbers(cluster.encoded(kind, vector))
+
     for t in range(cluster.steps):
-        seen = theta if cluster.servers.count == 1 else fg.median([theta] * cluster.servers.count)
-        gradients = [work(worker, t, seen) for worker in workers]
+        seen = sent("model", theta)
+        if cluster.servers.count > 1:
+            seen = fg.median([seen] * cluster.servers.count)
+        gradients = [sent("gradient", work(worker, t, seen)) for worker in workers]
         theta = theta - cluster.lr(t) * cluster.rule(gradients, t)
-    return theta
+        if "gather" in cluster.text.kinds and (t + 1) % cluster.gather_every == 0:
+            theta = sent("gather", theta)
+    return sent("model", theta)

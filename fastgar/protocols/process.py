@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import fastgar as fg
 
+from ..dtypes import ITEMSIZE
 from ..network import Address, Kind, Limits, Links
 from .cluster import Cluster
 from .file import hash_of
@@ -86,7 +87,11 @@ class NodeProcess:
         d = len(learning.initial)
         lengths = {kind: cluster.length(kind, d) for kind in cluster.kinds}
         pools = {length: Pool(length) for length in lengths.values()}
-        self.inbox = NodeInbox(names, {kind: pools[lengths[kind]] for kind in lengths})
+        self.inbox = NodeInbox(
+            names,
+            {kind: pools[lengths[kind]] for kind in lengths},
+            [kind for kind in cluster.kinds if cluster.dtype(kind) == "bfloat16"],
+        )
         own = cluster.nodes[name]
         self.slow = 1.0  # times that its work takes
         work = work_of(cluster, learning)(name)
@@ -102,9 +107,12 @@ class NodeProcess:
             },
             key,
             identity=hash_of(cluster),
-            about=_about(d, learning),
+            about=_about(d, cluster.wire, learning),
             kinds={
-                **{number: Kind(4 * lengths[kind], "float32") for number, kind in names.items()},
+                **{
+                    number: Kind(ITEMSIZE[cluster.dtype(kind)] * lengths[kind], cluster.dtype(kind))
+                    for number, kind in names.items()
+                },
                 **dict.fromkeys(CONTROL, Kind(1, "bytes")),
             },
             inbox=self.inbox,
@@ -218,8 +226,7 @@ class NodeProcess:
         if peer in self.inbox.cut:
             return
         self.watcher.posted(self.name, peer, kind, step, vector)
-        payload = np.ascontiguousarray(vector, np.float32).data
-        self.links.post(peer, self._numbers[kind], step, payload)
+        self.links.post(peer, self._numbers[kind], step, np.ascontiguousarray(vector).data)
 
     def ask(self, node: Node, peer: str, kind: str, step: int) -> None:
         """Ask a peer for models from a step on."""
@@ -253,13 +260,13 @@ class _Slowed:
         return found
 
 
-def _about(d: int, learning: Learning) -> dict[str, Any]:
+def _about(d: int, wire: str, learning: Learning) -> dict[str, Any]:
     """Return what must be alike at all nodes, or is told if it is not."""
     gradient = learning.gradient(0, 0, learning.initial)
     return {
         "fastgar": fg.__version__,
         "d": d,
-        "dtype": "float32",
+        "dtype": wire,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "machine": platform.machine(),

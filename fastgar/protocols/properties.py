@@ -4,9 +4,12 @@
 P1   after a gather each coordinate of an honest server lies within the honest servers' range
      before it; of a server that caught up, within their models of that step
 P2   a gather does not widen the spread of the honest servers, in no coordinate
+P4   between gathers the distance of two honest servers grows in a step by at most the learning
+     rate times the distance of what the rule made of their gradients, but for rounding (`growth`)
 P5   after the last fault every honest node ends
-P6   what a quorum holds is of the step that it is for, and was sent by whom it names; no honest
-     node is past a step that a quorum has not reached
+P6   what a quorum holds is of the step that it is for, and was sent by whom it names (in a gather
+     a server's own model, too: as others get it); no honest node is past a step that a quorum has
+     not reached
 P7   one message of a kind, step and peer is accepted in a life of a node
 P8   a node holds at most two messages of each kind and peer
 P10  an honest node never sends two different messages of a kind and step
@@ -27,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cluster import Cluster
+from .encoding import ROUNDING, numbers
 from .mailbox import WINDOW, Received, Want
 from .node import Node
 from .registry import PROTOCOLS
@@ -70,6 +74,7 @@ class Properties:
         }
         self._ours = PROTOCOLS.get(cluster.text.name) is cluster.text
         self._history: dict[int, Vector] = {}  # by step, what workers were shown
+        self._moves: dict[int, dict[str, Vector]] = {}  # by step, what servers subtract
         self.gathers: list[tuple[int, float]] = []  # step, and the factor of the spread
         self._sent: dict[tuple[str, int], dict[str, Vector]] = {}
         self._forgotten: set[tuple[str, int]] = set()  # as late ones still send it again
@@ -78,14 +83,14 @@ class Properties:
         self._quorums: dict[tuple[str, str, int], Received] = {}
 
     def posted(self, sender: str, peer: str, kind: str, step: int, vector: Vector) -> None:
-        """Check a message that is sent: P1, P6, P10."""
+        """Check a message that is sent: P1, P2, P4, P6, P10."""
         if sender in self.honest and (kind, step) not in self._forgotten:
             sent = self._sent.setdefault((kind, step), {})
-            before = sent.get(sender)
+            before, said = sent.get(sender), numbers(vector)
             if before is None:
-                sent[sender] = vector
-                self._first(sender, kind, step, vector)
-            elif before is not vector and before.tobytes() != vector.tobytes():
+                sent[sender] = said
+                self._first(sender, kind, step, said)
+            elif before is not said and before.tobytes() != said.tobytes():
                 raise Broken(f"P10: {sender} sent two different vectors as {kind} of step {step}")
         self.watcher.posted(sender, peer, kind, step, vector)
 
@@ -111,7 +116,7 @@ class Properties:
         if step != want.step and not (want.later and step > want.step):
             raise Broken(f"P6: {node.name} took {kind} of step {step} for {want.step}")
         for name, row in zip(names, received.rows, strict=True):
-            if name in self.honest and name != node.name:
+            if name in self.honest and (name != node.name or kind == "gather"):
                 self._as_sent(node, kind, step, name, row, name in received.holes)
         if node.name in self.honest:
             self._quorums[node.name, kind, step] = received
@@ -167,6 +172,8 @@ class Properties:
         if kind.partition("/")[0] == "gradient":
             self._reached("model", step, self.cluster.q_s, sender)
             return
+        if kind == "gather":
+            self._grows(sender, kind, step, step)
         if kind != "model" or step == 0:
             return
         gathered = self._quorums.get((sender, "gather", step - 1))
@@ -176,8 +183,26 @@ class Properties:
             self._within(sender, what, at, vector)
         elif (sender, "gradient", step - 1) in self._quorums:
             self._reached("gradient", step - 1, self.cluster.q_w, sender)
+            self._grows(sender, kind, step, step - 1)
         else:
             raise Broken(f"P6: {sender} came to step {step} without a quorum")
+
+    def _grows(self, sender: str, kind: str, step: int, t: int) -> None:
+        """Check how far a server is from others after its step t: P4."""
+        before, after = self._sent.get(("model", t), {}), self._sent[kind, step]
+        quorum = self._quorums.get((sender, "gradient", t))
+        if quorum is None or sender not in before:
+            return  # it was silent for the step, as it had lost its disk
+        moves = self._moves.setdefault(t, {})
+        moves[sender] = self.cluster.lr(t) * np.asarray(self.cluster.rule(quorum.rows, t), float)
+        for other in moves.keys() & after.keys() - {sender}:
+            pairs = [(each[sender], each[other]) for each in (before, moves, after)]
+            grown, most = growth(pairs, self.cluster.dtype(kind))
+            if grown > most:
+                raise Broken(
+                    f"P4: in step {t} {sender} and {other} went apart by {grown:.6g}, and what "
+                    f"they made of gradients only by {most:.6g}"
+                )
 
     def _reached(self, kind: str, step: int, q: int, who: str) -> None:
         first, *_ = self.cluster.parts.get(kind, (kind,))
@@ -196,6 +221,8 @@ class Properties:
             piece, sent = row[start:stop], self._sent.get((part, step), {}).get(name)
             if (part, step) in self._forgotten or (holes and np.isnan(piece).all()):
                 continue
+            if sent is None and name == node.name:
+                continue  # it is silent
             if sent is None or sent.tobytes() != piece.tobytes():
                 raise Broken(
                     f"P6: {node.name} took as {part} of step {step} from {name} what it never sent"
@@ -232,3 +259,34 @@ class Properties:
             self._forgotten.add(key)
         for quorum in [key for key in self._quorums if key[2] < alive]:
             del self._quorums[quorum]
+        for t in [t for t in self._moves if t < alive]:
+            del self._moves[t]
+
+
+def growth(pairs: Sequence[tuple[Vector, Vector]], wire: str) -> tuple[float, float]:
+    """Return by how much the distance of two servers has grown in a step, and the most it may: P4.
+
+    Parameters
+    ----------
+    pairs : sequence of (array, array)
+        Of the two servers: what they sent before the step, what they subtracted (learning rate
+        times aggregate, in float64), and what they sent after it.
+    wire : {"float32", "bfloat16"}
+        As what it was sent.
+
+    Notes
+    -----
+    A server computes theta' = fl(theta - fl(fl(lr) g)) in float32, where each fl errs by at most
+    u = 2**-24 of its result, or by 2**-150 where that is subnormal. So in each coordinate theta' is
+    off theta - lr g by at most u |theta'| + (2 u + u^2) lr |g|, in norm by as much of norms;
+    3 u is more than 2 u + u^2. Of theta and theta' bfloat16 shows each number but for 2**-8 of it,
+    or for 2**-134 where it is subnormal. The norms are of d squares in float64, which err by
+    at most d + 4 roundings.
+    """
+    d, seen, u = len(pairs[0][0]), ROUNDING[wire], 2.0**-24
+    before, moved, after = ([np.asarray(each, float) for each in pair] for pair in pairs)
+    apart = [float(np.linalg.norm(a - b)) for a, b in (before, moved, after)]
+    was, move, now = (sum(map(float, map(np.linalg.norm, pair))) for pair in (before, moved, after))
+    rounding = seen * was + 3 * u * move + (seen + u * (1 + seen)) * now + d**0.5 * 2.0**-130
+    computed = (d + 4) * 2.0**-52 * (was + move + now)
+    return apart[2] - apart[0], apart[1] + rounding + computed

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cluster import Cluster
+from .encoding import numbers
 from .learning import Learning, spread
 from .mailbox import Received, Want
 from .node import Node
@@ -81,7 +82,7 @@ class Record:
             return
         models = self._models.setdefault(step, {})
         if sender not in models:
-            models[sender] = vector
+            vector = models[sender] = numbers(vector)
             self.accuracy[sender] = self._accuracy(vector)
             line = {"kind": "evaluation", "node": sender, "step": step}
             self._write({**line, "accuracy": self.accuracy[sender]})

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..statistic import hash_key
 from ..train.config import Config
-from .cluster import Cluster, Group
+from .cluster import TWINS, Cluster, Group
 from .lies import SERVER_ATTACKS
 from .node import Node
 from .properties import Broken, Properties
@@ -78,6 +78,7 @@ def _flood(node: Node, kind: str, step: int, vector: Vector, peer: str) -> Vecto
 
 
 LIES = {**SERVER_ATTACKS, "garbage": _garbage, "far": _far, "flood": _flood}
+HALVES, TWINNED = 0.25, 0.15  # shares of the clusters: on a wire of bfloat16, with twins
 
 
 def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Cluster, str]:
@@ -92,15 +93,18 @@ def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Clus
     elif not liars:
         servers -= f_s + 1
     own: dict[str, Any] = {}
+    other = random.Random(~seed)  # for what was not drawn at first: the rest stays as it was
     rule = PROTOCOLS[protocol].rule
     if protocol == "aggregathor":
-        other = random.Random(~seed)
         own["resilience"] = other.choice(("weak", "strong"))
         own["holes"] = other.choice(("nan", "zero", "previous"))
         own["pieces"] = other.choice((1, 2, 3, 8))  # of six numbers
         rule = rule if own["resilience"] == "weak" else PROTOCOLS[protocol].strong
         workers = max(workers, (2 if own["resilience"] == "weak" else 4) * f_w + 3)
     lie = draw.choice(sorted(LIES))
+    wire = "bfloat16" if other.random() < HALVES else "float32"
+    if other.random() < TWINNED:
+        lie = TWINS
     bad = {"server": draw.randint(0, f_s), "worker": draw.randint(0, f_w)}
     if protocol == "vanilla" or not liars:
         bad = dict.fromkeys(bad, 0)
@@ -121,6 +125,7 @@ def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Clus
         ),
         quorum_workers=0 if full or own else draw.randint(2 * f_w + 1, workers - f_w),
         **own,
+        wire=wire,
         give_up=LIMIT,
         linger=LIMIT,
         simulated={
@@ -180,7 +185,7 @@ def survive(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> Simulati
     checked = Properties(cluster, record)
 
     def lie_of(name: str) -> Any:
-        return LIES[lie] if name in cluster.liars else None
+        return LIES[lie] if name in cluster.liars - cluster.twins else None
 
     try:
         simulation = Simulation(cluster, seed, lambda name: work, checked, lie_of)

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..network.laws import Draws, Laws
+from ..statistic import hash_key
 from .cluster import Cluster
+from .encoding import numbers
 from .mailbox import Verdict
 from .node import Node
 from .perturb import SLOW, Perturbation, read_perturbation
 from .storage import Memory
+from .twins import Split
 
 __all__ = ["Port", "Simulation"]
 
@@ -23,12 +26,15 @@ HEADER = 96  # bytes before a vector
 
 
 class Port:
-    """What one life of a node sees of the network."""
+    """What one life of a node sees of the network: of twins, of the instance of this number."""
 
     lossy = True
 
-    def __init__(self, network: Simulation, name: str, rate: float, offset: float) -> None:
+    def __init__(
+        self, network: Simulation, name: str, number: int, rate: float, offset: float
+    ) -> None:
         self.network, self.name, self.rate, self.offset = network, name, rate, offset
+        self.number, self.instance = number, network.instances[name][number]
         self.tick_at = float("inf")  # on the network's clock
 
     def now(self) -> float:
@@ -37,12 +43,12 @@ class Port:
 
     def post(self, node: Node, peer: str, kind: str, step: int, vector: Any) -> None:
         """Send a vector."""
-        self.network.post(self.name, peer, kind, step, vector)
+        self.network.post(self, peer, kind, step, vector)
 
     def ask(self, node: Node, peer: str, kind: str, step: int) -> None:
         """Ask a peer for vectors."""
         network = self.network
-        network.carry(self.name, peer, HELLO, lambda other: other.ask(self.name, kind, step))
+        network.carry(self, peer, HELLO, lambda other: other.ask(self.name, kind, step))
 
     def hello(self, node: Node) -> None:
         """Tell everybody the step that the node is in, and hear theirs."""
@@ -52,7 +58,7 @@ class Port:
 
     def windows_moved(self, node: Node, kind: str) -> None:
         """Hand over what was to come later."""
-        for peer, (step, vector) in self.network.stalled.pop((self.name, kind), {}).items():
+        for peer, (step, vector) in self.network.stalled.pop((self.instance, kind), {}).items():
             self.network.arrive(node, peer, kind, step, vector)
 
     def computes(self, node: Node) -> bool:
@@ -83,7 +89,7 @@ class Simulation:
     lost, skipped : int
         Messages that never came, and that came too late or twice.
     nodes : dict of str to Node
-        Those that are alive.
+        Those that are alive, by instance: the first of a name has that name.
     """
 
     def __init__(
@@ -101,11 +107,15 @@ class Simulation:
         self.now = 0.0
         self.messages = self.bytes = self.lost = self.skipped = self.crashes = 0
         self.nodes: dict[str, Node] = {}
-        self.disks = {name: Memory() for name in cluster.names}
+        self.instances = {
+            name: (name, f"{name}'") if name in cluster.twins else (name,) for name in cluster.names
+        }
+        every = [instance for instances in self.instances.values() for instance in instances]
+        self.disks = {instance: Memory() for instance in every}
         self.stalled: dict[tuple[str, str], dict[str, tuple[int, Any]]] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
-        self._free = dict.fromkeys(cluster.names, 0.0)
+        self._free = dict.fromkeys(every, 0.0)
         self._paused: dict[str, list[Callable[[], None]]] = {}
         self._cuts: list[dict[str, int]] = []
         self._slow: set[str] = set()
@@ -114,6 +124,15 @@ class Simulation:
         self._clocks = {
             name: (1 + skew * (2 * self.draws.uniform() - 1), 1e6 * self.draws.uniform())
             for name in cluster.names
+        }
+        self._splits = {
+            name: Split(
+                [other for other in cluster.names if other != name],
+                hash_key(seed, number),
+                self.laws.latency + self.laws.compute,
+            )
+            for number, name in enumerate(cluster.names)
+            if name in cluster.twins
         }
         for line in cluster.perturb:
             perturbation = read_perturbation(line, cluster.names)
@@ -146,42 +165,44 @@ class Simulation:
 
     # What nodes do.
 
-    def post(self, sender: str, peer: str, kind: str, step: int, vector: Any) -> None:
+    def post(self, port: Port, peer: str, kind: str, step: int, vector: Any) -> None:
         """Send a vector."""
+        sender = port.name
         self.watcher.posted(sender, peer, kind, step, vector)
         size = HEADER + vector.nbytes
-        self.carry(sender, peer, size, lambda node: self.arrive(node, sender, kind, step, vector))
+        self.carry(port, peer, size, lambda node: self.arrive(node, sender, kind, step, vector))
         if kind == "model" and self._on_step and sender not in self.cluster.liars:
             self._reached(self.cluster.step(step))
 
-    def carry(self, sender: str, peer: str, size: int, call: Callable[[Node], None]) -> None:
+    def carry(self, port: Port, peer: str, size: int, call: Callable[[Node], None]) -> None:
         """Have something called with the peer's node when it gets there, if it does."""
-        laws, draws = self.laws, self.draws
+        laws, draws, sender = self.laws, self.draws, port.name
         self.messages += 1
         self.bytes += size
-        free = max(self.now, self._free[sender]) + size / laws.bandwidth
-        self._free[sender] = free
+        free = max(self.now, self._free[port.instance]) + size / laws.bandwidth
+        self._free[port.instance] = free
         times = 1
         if laws.loss and draws.uniform() < laws.loss:
             self.lost += 1
             return
         if laws.duplicate and draws.uniform() < laws.duplicate:
             times = 2
-        for _ in range(times):
+        for instance in times * self.instances[peer]:
             slow = SLOW if sender in self._slow or peer in self._slow else 1.0
             latency = slow * draws.lognormal(laws.latency, laws.jitter)
-            self.at(free + latency, lambda: self._deliver(sender, peer, call))
+            self.at(free + latency, lambda to=instance: self._deliver(port, peer, to, call))  # type: ignore[misc]
 
     def arrive(self, node: Node, peer: str, kind: str, step: int, vector: Any) -> None:
         """Give a vector to a node, now or when it will take it."""
         verdict = node.verdict(peer, kind, step)
         if verdict is Verdict.TAKE:
+            vector = numbers(vector)
             self.watcher.taken(node, peer, kind, step, vector)
             node.receive(peer, kind, step, vector)
         elif verdict is Verdict.SKIP:
             self.skipped += 1
         else:
-            waiting = self.stalled.setdefault((node.name, kind), {})
+            waiting = self.stalled.setdefault((port_of(node).instance, kind), {})
             if peer not in waiting or waiting[peer][0] < step:
                 waiting[peer] = step, vector
 
@@ -195,7 +216,7 @@ class Simulation:
                 self.hello(other, name, answer=False)
                 other.send_again(name)
 
-        self.carry(name, peer, HELLO, call)
+        self.carry(port_of(node), peer, HELLO, call)
 
     def compute(self, node: Node) -> bool:
         """Let a computation take its time."""
@@ -210,22 +231,24 @@ class Simulation:
 
     def start(self, name: str) -> None:
         """Start a node, or start it again from its disk."""
-        if name in self.nodes:
-            return
-        port = Port(self, name, *self._clocks[name])
-        node = Node(name, self.cluster, self._work(name), self.disks[name], port, self.watcher)
-        node.lie = self._lie_of(name)
-        self.nodes[name] = node
-        node.begin()
-        self._plan(node)
+        for number, instance in enumerate(self.instances[name]):
+            if instance in self.nodes:
+                continue
+            port, disk = Port(self, name, number, *self._clocks[name]), self.disks[instance]
+            node = Node(name, self.cluster, self._work(name), disk, port, self.watcher)
+            node.lie = self._lie_of(name)
+            self.nodes[instance] = node
+            node.begin()
+            self._plan(node)
 
     def kill(self, name: str) -> None:
         """End a node at once: what is in its memory is lost, what it has sent is on its way."""
-        if self.nodes.pop(name, None) is not None:
-            self.crashes += 1
+        self.crashes += name in self.nodes
         self._paused.pop(name, None)
-        for key in [key for key in self.stalled if key[0] == name]:
-            del self.stalled[key]
+        for instance in self.instances[name]:
+            self.nodes.pop(instance, None)
+            for key in [key for key in self.stalled if key[0] == instance]:
+                del self.stalled[key]
 
     def perturb(self, it: Perturbation) -> None:
         """Do what a perturbation says."""
@@ -234,7 +257,8 @@ class Simulation:
             for name in names:
                 self.kill(name)
                 if it.what == "lose":
-                    self.disks[name].lose()
+                    for instance in self.instances[name]:
+                        self.disks[instance].lose()
         elif it.what == "restart":
             for name in names:
                 self.start(name)
@@ -256,19 +280,19 @@ class Simulation:
             self._on_step.remove(it)
             self.at(self.now, lambda it=it: self.perturb(it))  # type: ignore[misc]
 
-    def _deliver(self, sender: str, peer: str, call: Callable[[Node], None]) -> None:
-        if any(cut.get(sender) != cut.get(peer) for cut in self._cuts):
+    def _deliver(self, port: Port, peer: str, to: str, call: Callable[[Node], None]) -> None:
+        if any(cut.get(port.name) != cut.get(peer) for cut in self._cuts):
             self.lost += 1
             return
-        node = self.nodes.get(peer)
-        if node is None:
+        split, node = self._splits.get(port.name), self.nodes.get(to)
+        if node is None or (split is not None and split.heard(peer, self.now) != port.number):
             self.lost += 1
             return
         self._awake(node, lambda: call(node))
 
     def _awake(self, node: Node, call: Callable[[], None]) -> None:
         """Call something of a node that is alive and awake; later, if it sleeps."""
-        if self.nodes.get(node.name) is not node:
+        if self.nodes.get(port_of(node).instance) is not node:
             return
         if node.name in self._paused:
             self._paused[node.name].append(lambda: self._awake(node, call))
@@ -283,17 +307,22 @@ class Simulation:
 
     def _plan(self, node: Node) -> None:
         """See to it that a node's tick comes when it is due."""
-        port = node.transport
-        assert isinstance(port, Port)
+        port = port_of(node)
         due = (node.due - port.offset) / port.rate
         if due < port.tick_at:
             port.tick_at = due
             self.at(max(due, self.now), lambda: self._tick(node, port))
 
     def _tick(self, node: Node, port: Port) -> None:
-        if self.nodes.get(node.name) is not node:
+        if self.nodes.get(port.instance) is not node:
             return
         port.tick_at = float("inf")
         if node.done and port.now() - self.watcher.ended_at(node) > self.cluster.linger:
             return
         self._awake(node, node.tick)
+
+
+def port_of(node: Node) -> Port:
+    """Return what a node on this network sends through."""
+    assert isinstance(node.transport, Port)
+    return node.transport

@@ -18,8 +18,7 @@ async def server(me: Node, net: Node, c: Cluster) -> Any:
         theta = theta - c.lr(t) * c.rule(await net.collect("gradient", t, c.q_w, c.f_w), t)
         t += 1
         me.save(t, theta=theta)
-    net.send(c.of_role("worker"), "model", t, theta)
-    return theta
+    return net.send(c.of_role("worker"), "model", t, theta)
 
 
 async def worker(me: Node, net: Node, c: Cluster) -> Any:

@@ -1,0 +1,76 @@
+"""How numbers travel: as float32, or as the bits of bfloat16, which are half as many bytes.
+
+Nodes compute with float32. What they send is rounded once, before it is saved and sent, so that
+all who hear it, and the sender itself, go on from the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..dtypes import widened
+
+__all__ = ["ROUNDING", "WIRES", "encoded", "land", "landing", "numbers"]
+
+Vector = NDArray[Any]
+
+WIRES = ("float32", "bfloat16")
+ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8}  # relative to what was rounded, at most
+BITS = np.dtype(np.uint16)  # of bfloat16, which numpy does not have
+BLOCK = 1 << 15  # numbers: those of a block stay in the cache
+
+
+def encoded(vector: Vector, dtype: str) -> Vector:
+    """Return a vector as it travels, itself if it does so already.
+
+    Parameters
+    ----------
+    vector : array, shape (d,)
+        Numbers, or the bits of bfloat16.
+    dtype : {"float32", "bfloat16"}
+
+    Returns
+    -------
+    array, shape (d,)
+        float32, or as bits in uint16 the nearest bfloat16, of two the even one. NaN stays NaN;
+        what is larger than all bfloat16 becomes infinite.
+
+    Notes
+    -----
+    Torch rounds as fast as memory is read, and needs no memory but the result's.
+    """
+    if dtype == "float32":
+        return np.asarray(vector, np.float32)
+    if vector.dtype == BITS:
+        return vector
+    vector = np.require(vector, np.float32, ("C", "W"))
+    bits: Vector = torch.from_numpy(vector).to(torch.bfloat16).view(torch.int16).numpy().view(BITS)
+    return bits
+
+
+def numbers(vector: Vector) -> Vector:
+    """Return the numbers of a vector that travels: float32, itself if it is."""
+    return widened(vector, "bfloat16") if vector.dtype == BITS else vector
+
+
+def landing(vector: Vector) -> Vector:
+    """Return the second half of a float32 vector's memory, where bits of bfloat16 may arrive."""
+    return vector.view(BITS)[len(vector) :]
+
+
+def land(vector: Vector) -> None:
+    """Make numbers of the bits that are in the second half of a vector, in place.
+
+    From the front on, and never further than to where what is still to be read begins: so it takes
+    no memory. By NumPy, as it runs in threads of which each would have Torch start more.
+    """
+    wide, bits, done = vector.view(np.uint32), landing(vector), 0
+    while done < len(wide):
+        until = min(max((len(wide) + done) // 2, done + 1), done + BLOCK)
+        wide[done:until] = bits[done:until]
+        wide[done:until] <<= 16
+        done = until
