@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..network.laws import Draws, Laws
 from .cluster import Cluster
-from .mailbox import Verdict
+from .mailbox import WINDOW, Verdict
 from .node import Node
 from .perturb import Perturbation, read_perturbation
 from .storage import Memory
@@ -21,6 +21,15 @@ __all__ = ["Port", "Simulation"]
 SLOW = 10.0  # times, if a node is said to be slow
 HELLO = 64  # bytes of a message without a vector
 HEADER = 96  # bytes before a vector
+ASKED = "?"  # the kind of a question
+
+
+class Sent(NamedTuple):
+    """What a node is to read of a peer; `take` says whether it is ready for it."""
+
+    kind: str
+    step: int
+    take: Callable[[], bool]
 
 
 class Port:
@@ -42,8 +51,16 @@ class Port:
 
     def ask(self, node: Node, peer: str, kind: str, step: int) -> None:
         """Ask a peer for vectors."""
-        network = self.network
-        network.carry(self.name, peer, HELLO, lambda other: other.ask(self.name, kind, step))
+        network, name = self.network, self.name
+
+        def asked(other: Node) -> None:
+            def take() -> bool:
+                other.ask(name, kind, step)
+                return True
+
+            network.read(other, name, Sent(ASKED, step, take))
+
+        network.carry(name, peer, HELLO, asked)
 
     def hello(self, node: Node) -> None:
         """Tell everybody the step that the node is in, and hear theirs."""
@@ -53,8 +70,15 @@ class Port:
 
     def windows_moved(self, node: Node, kind: str) -> None:
         """Hand over what was to come later."""
-        for peer, (step, vector) in self.network.stalled.pop((self.name, kind), {}).items():
-            self.network.arrive(node, peer, kind, step, vector)
+        stalled = self.network.stalled
+        for key in [key for key in stalled if key[0] == node.name]:
+            waiting = stalled.get(key)  # not if another was let speak by the one before it
+            if waiting is not None and waiting[0].kind == kind:
+                del stalled[key]
+                while waiting and waiting[0].take():
+                    del waiting[0]
+                if waiting:
+                    stalled[key] = waiting
 
     def computes(self, node: Node) -> bool:
         """Let a computation take its time."""
@@ -103,7 +127,7 @@ class Simulation:
         self.messages = self.bytes = self.lost = self.skipped = self.crashes = 0
         self.nodes: dict[str, Node] = {}
         self.disks = {name: Memory() for name in cluster.names}
-        self.stalled: dict[tuple[str, str], dict[str, tuple[int, Any]]] = {}
+        self.stalled: dict[tuple[str, str], list[Sent]] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self._free = dict.fromkeys(cluster.names, 0.0)
@@ -175,16 +199,34 @@ class Simulation:
 
     def arrive(self, node: Node, peer: str, kind: str, step: int, vector: Any) -> None:
         """Give a vector to a node, now or when it will take it."""
-        verdict = node.verdict(peer, kind, step)
-        if verdict is Verdict.TAKE:
-            self.watcher.taken(node, peer, kind, step, vector)
-            node.receive(peer, kind, step, vector)
-        elif verdict is Verdict.SKIP:
-            self.skipped += 1
-        else:
-            waiting = self.stalled.setdefault((node.name, kind), {})
-            if peer not in waiting or waiting[peer][0] < step:
-                waiting[peer] = step, vector
+
+        def take() -> bool:
+            verdict = node.verdict(peer, kind, step)
+            if verdict is Verdict.TAKE:
+                self.watcher.taken(node, peer, kind, step, vector)
+                node.receive(peer, kind, step, vector)
+            elif verdict is Verdict.SKIP:
+                self.skipped += 1
+            return verdict is not Verdict.LATER
+
+        self.read(node, peer, Sent(kind, step, take))
+
+    def read(self, node: Node, peer: str, sent: Sent) -> None:
+        """Have a node read what a peer sent, behind what it has not read of it.
+
+        So a message that is to come later holds up all that its sender says after it, as on one
+        connection. Of each kind the two newest steps wait there.
+        """
+        waiting = self.stalled.get((node.name, peer))
+        if waiting is None:
+            if not sent.take():
+                self.stalled[node.name, peer] = [sent]
+            return
+        same = [each for each in waiting[1:] if each.kind == sent.kind]
+        if all(each.step != sent.step for each in same):
+            waiting.append(sent)
+            if len(same) == WINDOW:
+                waiting.remove(min(*same, sent, key=lambda each: each.step))
 
     def hello(self, node: Node, peer: str, *, answer: bool) -> None:
         """Tell a peer the step that a node is in, and what it has heard from it."""
@@ -225,7 +267,7 @@ class Simulation:
         if self.nodes.pop(name, None) is not None:
             self.crashes += 1
         self._paused.pop(name, None)
-        for key in [key for key in self.stalled if key[0] == name]:
+        for key in [key for key in self.stalled if name in key]:  # connections break
             del self.stalled[key]
 
     def perturb(self, it: Perturbation) -> None:
