@@ -29,6 +29,7 @@ from .learning import spread
 from .outcome import Outcome
 from .perturb import Perturbation, read_perturbation
 from .record import traffic_lines
+from .room import cores_allowed
 
 __all__ = ["Failed", "Launch", "State"]
 
@@ -192,11 +193,13 @@ class Launch:
                 models.append(np.load(path, allow_pickle=False))
         waited: Counter[str] = Counter()
         used: Counter[str] = Counter()
+        not_finite: Counter[str] = Counter()
         counts = [*self._before, *(state.counts for state in self.states.values())]
         for count in counts:
             name = count.get("from", "")
             if name not in cluster.liars:
                 waited.update(count.get("waited_for", {}))
+                not_finite.update(count.get("not_finite", {}))
                 used.update(count.get("used", {}) if name in servers else {})
         most = max(used.values(), default=0)
         for line in traffic_lines(cluster, [count.get("traffic", {}) for count in counts]):
@@ -218,6 +221,7 @@ class Launch:
             self.crashed,
             dict(waited),
             {name: used[name] / most for name in cluster.of_role("worker")} if most else {},
+            dict(not_finite),
             self.lines,
         )
 
@@ -227,7 +231,7 @@ class Launch:
         sock = self._sockets[name]
         out = self.folder / name
         out.mkdir(parents=True, exist_ok=True)
-        threads = str(max(1, len(os.sched_getaffinity(0)) // len(self.cluster.names)))
+        threads = str(max(1, int(cores_allowed() // len(self.cluster.names))))
         limits = dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"),
             threads,

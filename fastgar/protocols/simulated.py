@@ -7,82 +7,22 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from itertools import permutations
+from typing import Any
 
 from ..network.laws import Draws, Laws
 from .cluster import Cluster
 from .mailbox import WINDOW, Verdict
 from .node import Node
 from .perturb import Perturbation, read_perturbation
+from .port import HELLO, Port, Sent
 from .storage import Memory
 
-__all__ = ["Port", "Simulation"]
+__all__ = ["Simulation"]
 
 SLOW = 10.0  # times, if a node is said to be slow
-HELLO = 64  # bytes of a message without a vector
 HEADER = 96  # bytes before a vector
-ASKED = "?"  # the kind of a question
-
-
-class Sent(NamedTuple):
-    """What a node is to read of a peer; `take` says whether it is ready for it."""
-
-    kind: str
-    step: int
-    take: Callable[[], bool]
-
-
-class Port:
-    """What one life of a node sees of the network."""
-
-    lossy = True
-
-    def __init__(self, network: Simulation, name: str, rate: float, offset: float) -> None:
-        self.network, self.name, self.rate, self.offset = network, name, rate, offset
-        self.tick_at = float("inf")  # on the network's clock
-
-    def now(self) -> float:
-        """Return the seconds on the node's own clock."""
-        return self.network.now * self.rate + self.offset
-
-    def post(self, node: Node, peer: str, kind: str, step: int, vector: Any) -> None:
-        """Send a vector."""
-        self.network.post(self.name, peer, kind, step, vector)
-
-    def ask(self, node: Node, peer: str, kind: str, step: int) -> None:
-        """Ask a peer for vectors."""
-        network, name = self.network, self.name
-
-        def asked(other: Node) -> None:
-            def take() -> bool:
-                other.ask(name, kind, step)
-                return True
-
-            network.read(other, name, Sent(ASKED, step, take))
-
-        network.carry(name, peer, HELLO, asked)
-
-    def hello(self, node: Node) -> None:
-        """Tell everybody the step that the node is in, and hear theirs."""
-        for peer in self.network.cluster.names:
-            if peer != self.name:
-                self.network.hello(node, peer, answer=True)
-
-    def windows_moved(self, node: Node, kind: str) -> None:
-        """Hand over what was to come later."""
-        stalled = self.network.stalled
-        for key in [key for key in stalled if key[0] == node.name]:
-            waiting = stalled.get(key)  # not if another was let speak by the one before it
-            if waiting is not None and waiting[0].kind == kind:
-                del stalled[key]
-                while waiting and waiting[0].take():
-                    del waiting[0]
-                if waiting:
-                    stalled[key] = waiting
-
-    def computes(self, node: Node) -> bool:
-        """Let a computation take its time."""
-        return self.network.compute(node)
+REDIAL = 4.0  # seconds until who did not hear each other do again, at most
 
 
 class Simulation:
@@ -291,7 +231,19 @@ class Simulation:
         else:
             cut = {name: i for i, group in enumerate(it.groups) for name in group}
             self._cuts.append(cut)
-            self.at(self.now + it.span, lambda: self._cuts.remove(cut))
+            self.at(self.now + it.span, lambda: self._heal(cut))
+
+    def _heal(self, cut: dict[str, int]) -> None:
+        """Let those hear each other again who did not, once they have dialled again."""
+        self._cuts.remove(cut)
+        for name, peer in permutations(self.cluster.names, 2):
+            if cut.get(name) != cut.get(peer):
+
+                def dial(name: str = name, peer: str = peer) -> None:
+                    if name in self.nodes:
+                        self.hello(self.nodes[name], peer, answer=True)
+
+                self.at(self.now + REDIAL * self.draws.uniform(), dial)
 
     def _reached(self, step: int) -> None:
         due = [it for it in self._on_step if it.step is not None and it.step <= step]
