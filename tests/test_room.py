@@ -75,11 +75,10 @@ def test_the_processes_of_a_cluster_share_the_cores_of_the_quota(
         started.append(env)
         raise OSError("not in this test")
 
-    monkeypatch.setattr("fastgar.protocols.launch.subprocess.Popen", popen)
     monkeypatch.setattr(room, "cores", lambda: range(64))
     for quota, threads in (("max 100000", "12"), ("1100000 100000", "2"), ("50000 100000", "1")):
         groups(tmp_path, monkeypatch, "0::/\n", cpu_DOT_max=quota)
-        with pytest.raises(OSError), Launch(cluster_of(TWO), tmp_path / "nodes"):
+        with pytest.raises(OSError), Launch(cluster_of(TWO), tmp_path / "nodes", popen=popen):
             pass
         assert started.pop()["OMP_NUM_THREADS"] == threads
 

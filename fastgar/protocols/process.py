@@ -230,7 +230,7 @@ class NodeProcess:
             ]
             if len(say) > group.f:
                 raise RuntimeError(
-                    f"another process uses the key of {self.name}, say {', '.join(say[:12])}: "
+                    f"another process uses the key of {self.name}, says {', '.join(say[:12])}: "
                     "end it first"
                 )
 
