@@ -248,6 +248,7 @@ def test_the_same_key_twice_the_second_is_refused_and_the_first_told(
         until(lambda: second.status()["b"].refused)
         sentence = "b refused: b has a link with another process that uses the key of a"
         assert second.status()["b"].refused == sentence
+        assert second.status()["b"].second and not a.status()["b"].second
         until(lambda: a.status()["b"].twins == 1)
         until(lambda: "b refused another process with the key of a" in caplog.text)
         posted(a, "b", MODEL, 2)

@@ -226,7 +226,7 @@ class NodeProcess:
             say = [
                 name
                 for name in self.cluster.of_role(role)
-                if name in status and not status[name].connected and status[name].closed.get("twin")
+                if name in status and status[name].second
             ]
             if len(say) > group.f:
                 raise RuntimeError(
