@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,19 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("cryptography")
 
+from liar import Liar, header
 from nursery import Forked, Nursery, nursery
 
 from fastgar.cli.main import main
-from fastgar.protocols.file import cluster_of, to_toml
+from fastgar.network import Address, wire
+from fastgar.network.hello import Hello, agree, exchange
+from fastgar.protocols.file import cluster_of, hash_of, read_cluster, to_toml
+from fastgar.protocols.inbox import ASK, CONTROL
 from fastgar.protocols.launch import Launch
 from fastgar.protocols.learning import Learning
 from fastgar.protocols.lies import work_of
 from fastgar.protocols.one_process import in_one_process
+from fastgar.protocols.process import _about
 from fastgar.train.threads import threads_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and passes files on")
@@ -118,14 +125,15 @@ def test_who_was_stopped_for_longer_than_it_waits_gives_nobody_up(
 # Nodes by hand.
 
 
-def keys(folder: Path, steps: int) -> Path:
-    """Make keys and the file of a cluster of three, and return the file."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+def keys(folder: Path, steps: int, count: int = 2, **tables: Any) -> Path:
+    """Make keys and the file of a cluster of one server, and return the file."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(1 + count)]
     addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in held]
     for sock in held:
         sock.close()
-    training = {"model": "logistic", "steps": steps, "evaluate_every": 10**6}
-    (folder / "draft.toml").write_text(to_toml(cluster_of({**PLAIN, "training": training})))
+    training = {"model": "logistic", "steps": steps, "evaluate_every": 50}
+    document = {**PLAIN, "training": training, "workers": {"count": count}, **tables}
+    (folder / "draft.toml").write_text(to_toml(cluster_of(document)))
     command = ["keys", *addresses, "--cluster", str(folder / "draft.toml")]
     assert main([*command, "--out", str(folder / "keys")]) == 0
     return folder / "keys" / "cluster.toml"
@@ -137,6 +145,14 @@ def start(forks: Nursery, file: Path, name: str, *more: str) -> Forked:
     command = ["node", "--cluster", str(file), "--key", str(file.parent / f"{name}.pem")]
     with (file.parent.parent / f"{name}.log").open("a") as log:
         return forks.popen(["", "", "", *command, "--out", str(folder), *more], stderr=log)
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
 
 
 def said(forked: Forked, words: str) -> str:
@@ -169,9 +185,7 @@ def test_who_leaves_is_waited_for_and_goes_on_and_a_second_one_ends(
         assert "another process uses the key of w1, says ps0: end it first" in log
         w0 = start(forks, file, "w0")
         started.append(w0)
-        state, end = tmp_path / "w1" / "state", time.monotonic() + PATIENCE
-        while not state.exists() and time.monotonic() < end:
-            time.sleep(0.01)
+        until((tmp_path / "w1" / "state").exists, "w1 did not begin")
         w1.send_signal(signal.SIGTERM)
         assert w1.wait(PATIENCE) == 143
         line = said(ps0, "ps0 waits for gradient of step")
@@ -189,3 +203,58 @@ def test_who_leaves_is_waited_for_and_goes_on_and_a_second_one_ends(
         learned = in_one_process(cluster, work_of(cluster, learning)("w0"))
     for name in ("ps0", "w0", "w1"):
         assert np.load(tmp_path / name / "model.npy").tobytes() == learned.tobytes()
+
+
+def memory(pid: int) -> int:
+    """Return the bytes that a process has in memory."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_server_under_a_flood_goes_on_and_its_memory_stays(
+    tmp_path: Path, forks: Nursery
+) -> None:
+    """Of 20,000 gradients that it had or cannot use, as fast as it reads them, and questions."""
+    rule = {"name": "vanilla", "rule": "median"}
+    file = keys(tmp_path, 10**6, 4, protocol=rule, workers={"count": 4, "f": 1})
+    cluster = read_cluster(file)
+    learning = Learning(cluster.training)
+    d, run = len(learning.initial), wire.run_id(hash_of(cluster))
+    results = tmp_path / "ps0" / "results.jsonl"
+
+    def step() -> int:
+        lines = results.read_text().splitlines() if results.exists() else []
+        return int(json.loads(lines[-1])["step"]) if lines else -1
+
+    started = [start(forks, file, name) for name in ("ps0", "w0", "w1", "w2")]
+    try:
+        until(lambda: step() >= 50, "the run did not begin")
+        ps0 = cluster.nodes["ps0"]
+        liar = Liar(file.parent, "w3", "ps0", Address(ps0.host, ps0.port, ps0.fingerprint))
+        hello = Hello("w3", "ps0", run.hex(), "1" * 32, _about(d, learning))
+        exchange(liar.channel, hello, [*range(len(cluster.kinds)), *CONTROL])
+        agree(liar.channel, "ps0", None)
+        gradient = list(cluster.kinds).index("gradient")
+        asks = header(kind=ASK, dtype=0, run=run, length=1) + b"?"
+        batch = b"".join(
+            header(kind=gradient, run=run, step=at, length=4 * d) + poison + asks
+            for at in range(25)
+            for poison in (
+                np.full(d, np.nan, np.float32).tobytes(), np.full(d, 3e38, np.float32).tobytes(),
+            )
+        )  # fmt: skip
+        before = after = 0
+        for turn in range(400):
+            liar.send(batch)
+            if turn == 40:
+                before = memory(started[0].pid)
+        after, at = memory(started[0].pid), step()
+        assert not liar.is_closed(0.5)
+        assert after - before < before // 10, (before, after)
+        until(lambda: step() > at, "the run stands still")
+        assert json.loads(results.read_text().splitlines()[-1])["accuracy"] > 0.5
+        assert started[0].poll() is None
+        liar.close()
+    finally:
+        for each in started:
+            each.kill()

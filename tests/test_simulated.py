@@ -229,7 +229,7 @@ def counted_twice() -> Any:
 
 
 def no_deadline() -> Any:
-    return patched(Node, "tick", lambda self: None)
+    return patched(Simulation, "_tick", lambda self, node, port: None)
 
 
 def lies_of_all() -> Any:
@@ -246,6 +246,15 @@ def not_asked() -> Any:
     return patched(Node, "_ask_if_behind", lambda self, want: None)
 
 
+@contextmanager
+def all_gathers_wait() -> Iterator[None]:
+    """A server that is behind reads no further than its third gather from each other."""
+    kinds: Any = PROTOCOLS["byzsgd"].kinds
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(kinds, "gather", replace(kinds["gather"], latest=False))
+        yield
+
+
 PLANTED: dict[str, tuple[Callable[[], Any], int]] = {
     "one message too few": (one_too_few, 5),
     "2f models instead of 2f + 1": (f_for_f_plus_1, 20),
@@ -257,6 +266,7 @@ PLANTED: dict[str, tuple[Callable[[], Any], int]] = {
     "a deadline that never fires": (no_deadline, 20),
     "the attack is applied to honest nodes": (lies_of_all, 5),
     "nobody asks when behind": (not_asked, 20),
+    "a gather holds up what comes after it": (all_gathers_wait, 20),
 }
 
 
