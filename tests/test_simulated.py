@@ -104,7 +104,8 @@ def mirror(seed: int) -> None:
         work.initial, work.points = sign * work.initial, sign * work.points
         record = Record(cluster, work)  # type: ignore[arg-type]
         network = Simulation(cluster, seed, lambda name, work=work: work, record)  # type: ignore[misc]
-        assert network.run(record.finished, 2000.0)
+        if not network.run(record.finished, 2000.0):
+            raise Broken("a run without faults does not end")
         ends.append({name: sign * end.result for name, end in record.ended_nodes.items()})
     if any((ends[0][name] != ends[1][name]).any() for name in ends[0]):
         raise Broken("the models of a problem with all signs changed are others")
