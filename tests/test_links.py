@@ -437,9 +437,9 @@ def test_many_nodes_come_back_to_one_that_was_restarted(tmp_path: Path) -> None:
         workers = [it.start(name, {"server": it.addresses["server"]}) for name in names]
         connected(server, *workers)
         server.close()
-        server = it.start("server")
+        server = it.start("server", limits=Limits(handshakes=8))  # fewer than come at once
         connected(server, *workers)
-        assert server.strangers() == {}
+        assert {*server.strangers()} <= {"slow"}
         for worker in workers:
             posted(worker, "server", GRADIENT, 1)
         for name in names:

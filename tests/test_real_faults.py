@@ -109,6 +109,18 @@ def test_a_leader_that_is_killed_is_succeeded(tmp_path: Path, forks: Nursery) ->
     assert len(set(models)) == 1 and outcome.crashed == 1
 
 
+def test_aggregathor_goes_on_without_a_worker(tmp_path: Path, forks: Nursery) -> None:
+    document = {
+        "protocol": {"name": "aggregathor"},
+        "servers": {"count": 1},
+        "workers": {"count": 5, "f": 1},
+        "training": {"model": "logistic", "steps": 30, "evaluate_every": 10},
+        "perturb": ["kill w0 @ step 10"],
+    }
+    outcome = finish(Launch(cluster_of(document), tmp_path, popen=forks.popen))
+    assert outcome.lowest > 0.85 and outcome.shares["w0"] < 1
+
+
 def test_who_was_stopped_for_longer_than_it_waits_gives_nobody_up(
     tmp_path: Path, forks: Nursery
 ) -> None:

@@ -94,7 +94,8 @@ def member(
         held = in_megabytes(memory_held(cluster, name, d))
         say(f"{name} holds at most {held} of messages, and is certified until {expiry(key)}")
     if cluster.role(name) == "server":  # imports and compiles, before any other thread might
-        cluster.rule([learning.initial] * (cluster.n_w if cluster.text.everybody else cluster.q_w), 0)
+        rows = cluster.n_w if cluster.text.everybody else cluster.q_w
+        cluster.rule([learning.initial] * rows, 0)
     with (folder / "results.jsonl").open("a") as file:
 
         def write(line: dict[str, Any]) -> None:
