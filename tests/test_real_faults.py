@@ -181,8 +181,8 @@ def test_who_leaves_is_waited_for_and_goes_on_and_a_second_one_ends(
     tmp_path: Path, forks: Nursery
 ) -> None:
     """One that is there is no obstacle to the end of the other, and all is as if none had left."""
-    steps = 400
-    file = keys(tmp_path, steps)
+    steps = 150
+    file = keys(tmp_path, steps, protocol={"name": "vanilla", "deadline_ceiling": 1.0})
     ps0, w1 = (start(forks, file, name) for name in ("ps0", "w1"))
     started = [ps0, w1]
     try:
