@@ -248,6 +248,7 @@ def test_the_same_key_twice_the_second_is_refused_and_the_first_told(
         until(lambda: second.status()["b"].refused)
         sentence = "b refused: b has a link with another process that uses the key of a"
         assert second.status()["b"].refused == sentence
+        assert second.status()["b"].second and not a.status()["b"].second
         until(lambda: a.status()["b"].twins == 1)
         until(lambda: "b refused another process with the key of a" in caplog.text)
         posted(a, "b", MODEL, 2)
@@ -436,9 +437,9 @@ def test_many_nodes_come_back_to_one_that_was_restarted(tmp_path: Path) -> None:
         workers = [it.start(name, {"server": it.addresses["server"]}) for name in names]
         connected(server, *workers)
         server.close()
-        server = it.start("server")
+        server = it.start("server", limits=Limits(handshakes=8))  # fewer than come at once
         connected(server, *workers)
-        assert server.strangers() == {}
+        assert {*server.strangers()} <= {"slow"}
         for worker in workers:
             posted(worker, "server", GRADIENT, 1)
         for name in names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -24,16 +23,16 @@ pytest.importorskip("torch")
 pytest.importorskip("cryptography")
 
 from fastgar.cli.main import main
-from fastgar.network import Address, Kind, Links, make_key
+from fastgar.network import make_key
 from fastgar.protocols.cluster import Address as Place
 from fastgar.protocols.cluster import Group
 from fastgar.protocols.file import cluster_of, hash_of, read_cluster, to_toml
-from fastgar.protocols.inbox import ASK, CONTROL, NodeInbox, Pool
+from fastgar.protocols.inbox import ASK, NodeInbox, Pool
 from fastgar.protocols.launch import Launch
 from fastgar.protocols.learning import Learning
 from fastgar.protocols.lies import work_of
 from fastgar.protocols.one_process import in_one_process
-from fastgar.protocols.process import NodeProcess, _about
+from fastgar.protocols.process import NodeProcess
 from fastgar.protocols.record import Record
 from fastgar.protocols.simulated import Simulation
 from fastgar.protocols.storage import Disk, Memory
@@ -413,109 +412,7 @@ def test_another_run_in_the_folder_is_refused(
     assert (tmp_path / "cluster.toml").read_text() == to_toml(cluster_of(VANILLA))
 
 
-# Liars with a key.
-
-
-def memory(pid: int) -> int:
-    """Return the bytes that a process has in memory."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_a_worker_that_floods_its_server_stops_nobody_and_fills_nothing(tmp_path: Path) -> None:
-    file = keys(
-        tmp_path,
-        5,
-        protocol={"name": "vanilla", "rule": "median", "linger": 1.0},
-        workers={"count": 4, "f": 1},
-        training={"model": "logistic", "steps": 10**6, "evaluate_every": 100},
-    )
-    cluster = read_cluster(file)
-    learning = Learning(cluster.training)
-    d = len(learning.initial)
-    with (
-        started(*node(file, "ps0")) as ps0,
-        started(*node(file, "w0")) as w0,
-        started(*node(file, "w1")) as w1,
-        started(*node(file, "w2")) as w2,
-    ):
-        results = tmp_path / "ps0" / "results.jsonl"
-
-        def step() -> int:
-            lines = results.read_text().splitlines() if results.exists() else []
-            return json.loads(lines[-1])["step"] if lines else -1
-
-        until(lambda: step() > 0, "the run did not begin")
-        names = dict(enumerate(cluster.text.kinds))
-        gradient = next(number for number, kind in names.items() if kind == "gradient")
-        links = Links(
-            "w3",
-            {"ps0": Address(*(getattr(cluster.nodes["ps0"], k) for k in ADDRESS))},
-            file.parent / "w3.pem",
-            identity=hash_of(cluster),
-            about=_about(d, "float32", learning),
-            kinds={
-                **{number: Kind(4 * d, "float32") for number in names},
-                **dict.fromkeys(CONTROL, Kind(1, "bytes")),
-            },
-            inbox=_Deaf(),
-            listen=None,
-            tolerated=("torch", "numpy", "machine", "gradient"),
-        )
-        links.start()
-        try:
-            until(lambda: links.status()["ps0"].connected, "not let in")
-            draw = np.random.default_rng(0)
-            poison = [
-                np.full(d, np.nan, np.float32).data,
-                np.full(d, 3e38, np.float32).data,
-                np.frombuffer(draw.bytes(4 * d), np.float32).data,
-            ]
-            before, at, sent = 0, step(), 0
-            began = time.monotonic()
-            while time.monotonic() - began < 4:
-                if not before and time.monotonic() - began > 1:
-                    before = memory(ps0.pid)
-                now = step()
-                for i in range(100):
-                    links.post("ps0", gradient, max(0, now + i % 50 - 25), poison[i % 3])
-                    links.post("ps0", ASK, i, memoryview(bytes(1)))
-                sent += links.status()["ps0"].messages_out
-            assert sent > 0
-            grown = memory(ps0.pid) - before
-            assert grown < max(20 << 20, before // 10), (before, grown)
-            until(lambda: step() > at, "the run stands still")
-        finally:
-            links.close()
-        accuracy = json.loads(results.read_text().splitlines()[-1])["accuracy"]
-        assert accuracy > 0.5
-        assert ps0.poll() is None
-        for process in (ps0, w0, w1, w2):
-            process.send_signal(signal.SIGTERM)
-            assert rest(process)
-            assert process.returncode == 143
-
-
-ADDRESS = ("host", "port", "fingerprint")
-
-
-class _Deaf:
-    """An inbox that wants nothing."""
-
-    def slot(self, peer: str, kind: int, step: int) -> None:
-        return None
-
-    def arrived(self, peer: str, kind: int, step: int, digest: bytes) -> None:
-        raise AssertionError("nothing was wanted")
-
-    def lost(self, peer: str, kind: int, step: int) -> None:
-        raise AssertionError("nothing was wanted")
-
-    def hello(self, peer: str, heard: Any) -> None:
-        pass
-
-    def heard(self, peer: str) -> dict[int, tuple[int, str]]:
-        return {}
+# What peers ask for.
 
 
 def test_what_waits_for_a_node_that_computes_does_not_grow() -> None:

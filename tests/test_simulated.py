@@ -106,7 +106,8 @@ def mirror(seed: int) -> None:
         work.initial, work.points = sign * work.initial, sign * work.points
         record = Record(cluster, work)  # type: ignore[arg-type]
         network = Simulation(cluster, seed, lambda name, work=work: work, record)  # type: ignore[misc]
-        assert network.run(record.finished, 2000.0)
+        if not network.run(record.finished, 2000.0):
+            raise Broken("a run without faults does not end")
         ends.append({name: sign * end.result for name, end in record.ended_nodes.items()})
     if any((ends[0][name] != ends[1][name]).any() for name in ends[0]):
         raise Broken("the models of a problem with all signs changed are others")
@@ -321,7 +322,7 @@ def counted_twice() -> Any:
 
 
 def no_deadline() -> Any:
-    return patched(Node, "tick", lambda self: setattr(self, "due", np.inf))
+    return patched(Simulation, "_tick", lambda self, node, port: None)
 
 
 def lies_of_all() -> Any:
@@ -338,6 +339,15 @@ def not_asked() -> Any:
     return patched(Node, "_ask_if_behind", lambda self, want: None)
 
 
+@contextmanager
+def all_gathers_wait() -> Iterator[None]:
+    """A server that is behind reads no further than its third gather from each other."""
+    kinds: Any = PROTOCOLS["byzsgd"].kinds
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(kinds, "gather", replace(kinds["gather"], latest=False))
+        yield
+
+
 PLANTED: dict[str, tuple[Callable[[], Any], int]] = {
     "one message too few": (one_too_few, 5),
     "2f models instead of 2f + 1": (f_for_f_plus_1, 20),
@@ -349,6 +359,7 @@ PLANTED: dict[str, tuple[Callable[[], Any], int]] = {
     "a deadline that never fires": (no_deadline, 20),
     "the attack is applied to honest nodes": (lies_of_all, 5),
     "nobody asks when behind": (not_asked, 20),
+    "a gather holds up what comes after it": (all_gathers_wait, 20),
 }
 
 

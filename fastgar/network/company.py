@@ -104,6 +104,7 @@ class Company:
             with peer.cond:
                 if refusal.reason not in QUIET:
                     peer.refused = str(refusal)
+                    peer.second = refusal.by_peer and refusal.reason == "twin"
             if up:  # the other end has taken it for a link, and it has no writer yet
                 with contextlib.suppress(OSError):
                     channel.end()
@@ -181,7 +182,7 @@ class Company:
                     raise Refused("closing", f"{self.me} ends")
                 self._links.add(link)
             link.since = time.monotonic()
-            peer.link, peer.refused = link, None
+            peer.link, peer.refused, peer.second = link, None, False
             peer.connections += 1
             peer.outbox.again()
             peer.cond.notify_all()

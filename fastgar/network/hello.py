@@ -34,7 +34,15 @@ REASONS = ("name", "run", "about", "twin", "double", "closing")
 
 
 class Refused(Violation):
-    """One of two nodes does not want the other."""
+    """One of two nodes does not want the other.
+
+    Attributes
+    ----------
+    by_peer : bool
+        Whether it is the other that does not want this one.
+    """
+
+    by_peer = False
 
 
 def preamble(certificate: bytes) -> bytes:
@@ -221,5 +229,7 @@ def agree(channel: Channel, name: str, objection: Refused | None) -> None:
             return
         case [str(reason), str(sentence)] if reason in REASONS:
             text = "".join(c for c in sentence[:SENTENCE] if c.isprintable())
-            raise Refused(reason, f"{name} refused: {text}")
+            refusal = Refused(reason, f"{name} refused: {text}")
+            refusal.by_peer = True
+            raise refusal
     raise Violation("hello", "its verdict says nothing")

@@ -58,6 +58,7 @@ class Status:
     skipped: int  # messages that the inbox did not want
     paused: bool  # the inbox lets it wait
     refused: str | None  # why the last attempt ended, if one of the two refused
+    second: bool  # it refused as it has a link with another process that uses this node's key
     differs: dict[str, str]  # differences that are tolerated
     twins: int  # how often this peer has refused another process with our key
     closed: dict[str, int]  # how many connections ended for which reason
@@ -87,6 +88,7 @@ class Peer:
     skipped: int = 0
     twins: int = 0
     refused: str | None = None
+    second: bool = False
     differs: dict[str, str] = field(default_factory=dict)
     closed: Counter[str] = field(default_factory=Counter)
     heard: float | None = None
@@ -122,6 +124,7 @@ class Peer:
                 skipped=self.skipped,
                 paused=link is not None and link.paused,
                 refused=self.refused,
+                second=self.second,
                 differs=dict(self.differs),
                 twins=self.twins,
                 closed=dict(self.closed),

@@ -29,6 +29,7 @@ from .learning import spread
 from .outcome import Outcome
 from .perturb import SLOW, Perturbation, read_perturbation
 from .record import traffic_lines
+from .room import cores_allowed
 
 __all__ = ["Failed", "Launch", "State"]
 
@@ -77,6 +78,11 @@ class Launch:
         Where each node keeps its state and results.
     write : callable
         Takes each evaluation as it comes.
+    through : callable
+        Takes the name of a node and its port, and returns the port at which others look for it: of
+        a relay, maybe.
+    popen : callable
+        What starts a process.
 
     Attributes
     ----------
@@ -90,8 +96,11 @@ class Launch:
         cluster: Cluster,
         folder: Path,
         write: Callable[[dict[str, Any]], None] = lambda line: None,
+        *,
+        through: Callable[[str, int], int] = lambda name, port: port,
+        popen: Callable[..., Any] = subprocess.Popen,
     ) -> None:
-        self.folder, self.write = folder, write
+        self.folder, self.write, self._popen = folder, write, popen
         self.states = {name: State() for name in cluster.names}
         self.crashed, self.began = 0, time.monotonic()
         self.lines: list[dict[str, Any]] = []
@@ -107,7 +116,11 @@ class Launch:
             name: socket.create_server(("127.0.0.1", 0), backlog=128) for name in cluster.names
         }
         nodes = {
-            name: Address("127.0.0.1", sock.getsockname()[1], make_key(keys / f"{name}.pem", name))
+            name: Address(
+                "127.0.0.1",
+                through(name, sock.getsockname()[1]),
+                make_key(keys / f"{name}.pem", name),
+            )
             for name, sock in self._sockets.items()
         }
         self.cluster = replace(cluster, nodes=nodes)
@@ -160,6 +173,15 @@ class Launch:
             if name not in self.cluster.liars and not (name in self.killed and not self._todo)
         )
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start: those of perturbations."""
+        return time.monotonic() - self.began
+
+    def plan(self, it: Perturbation) -> None:
+        """Have something more done, at its time."""
+        self._todo.append(it)
+
     def advance(self, seconds: float) -> None:
         """Let things happen for some time: take what the nodes say, do what is to be done to them.
 
@@ -191,11 +213,13 @@ class Launch:
                 models.append(np.load(path, allow_pickle=False))
         waited: Counter[str] = Counter()
         used: Counter[str] = Counter()
+        not_finite: Counter[str] = Counter()
         counts = [*self._before, *(state.counts for state in self.states.values())]
         for count in counts:
             name = count.get("from", "")
             if name not in cluster.liars:
                 waited.update(count.get("waited_for", {}))
+                not_finite.update(count.get("not_finite", {}))
                 used.update(count.get("used", {}) if name in servers else {})
         most = max(used.values(), default=0)
         for line in traffic_lines(cluster, [count.get("traffic", {}) for count in counts]):
@@ -211,12 +235,13 @@ class Launch:
             spread(models) if len(models) > 1 else 0.0,
             sum(count.get("messages", 0) for count in counts),
             sum(count.get("bytes", 0) for count in counts),
-            time.monotonic() - self.began,
+            self.elapsed,
             False,
             {"skipped": sum(count.get("skipped", 0) for count in counts)},
             self.crashed,
             dict(waited),
             {name: used[name] / most for name in cluster.of_role("worker")} if most else {},
+            dict(not_finite),
             self.lines,
         )
 
@@ -226,13 +251,13 @@ class Launch:
         sock = self._sockets[name]
         out = self.folder / name
         out.mkdir(parents=True, exist_ok=True)
-        threads = str(max(1, len(os.sched_getaffinity(0)) // len(self.cluster.names)))
+        threads = str(max(1, int(cores_allowed() // len(self.cluster.names))))
         limits = dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"),
             threads,
         )
         with (out / "log.txt").open("a") as log:
-            process = subprocess.Popen(
+            process = self._popen(
                 [
                     sys.executable, "-m", "fastgar.cli", "node", "--name", name,
                     "--cluster", str(self._file), "--key", f"{self._keys.name}/{name}.pem",
@@ -315,7 +340,7 @@ class Launch:
     # Perturbations.
 
     def _perturb(self) -> None:
-        elapsed = time.monotonic() - self.began
+        elapsed = self.elapsed
         step = max((s.step for n, s in self.states.items() if n.startswith("ps")), default=0)
         for it in list(self._todo):
             due = step >= it.step if it.step is not None else elapsed >= (it.time or 0.0)
@@ -329,7 +354,7 @@ class Launch:
 
     def _do(self, it: Perturbation) -> None:
         names = [name for group in it.groups for name in group]
-        end = time.monotonic() - self.began + it.span
+        end = self.elapsed + it.span
         for name in names:
             if it.what in ("kill", "lose"):
                 self._signal(name, signal.SIGKILL)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import TooManyFaults
 
-__all__ = ["Mailbox", "Received", "Verdict", "Want"]
+__all__ = ["Mailbox", "Received", "TooManyFaulty", "Verdict", "Want"]
 
 Vector = NDArray[Any]
 
@@ -67,7 +67,8 @@ class Want:
 class Received:
     """What came of a want: rows in the order of the nodes' names.
 
-    Those of `holes` have not come whole: what is missing is NaN.
+    Those of `holes` have not come whole: what is missing is NaN. Those of `faulty` have sent NaN or
+    infinity; their rows may be among the others or not.
     """
 
     kind: str
@@ -75,6 +76,18 @@ class Received:
     names: tuple[str, ...]
     rows: list[Vector]
     holes: tuple[str, ...] = ()
+    faulty: tuple[str, ...] = ()
+
+
+class TooManyFaulty(TooManyFaults):
+    """Everybody has sent, and more of them than may lie have sent NaN or infinity."""
+
+    def __init__(self, want: Want, names: Sequence[str], rows: Sequence[int]) -> None:
+        super().__init__(rows, want.f)
+        self.args = (
+            f"{', '.join(names)} sent NaN or infinity as {want.kind} of step {want.step}, and "
+            f"f = {want.f}",
+        )
 
 
 def locked(method: Callable[..., Any]) -> Any:
@@ -190,7 +203,7 @@ class Mailbox:
 
         Raises
         ------
-        TooManyFaults
+        TooManyFaulty
             If everybody has sent, and too many vectors hold NaN or infinity.
         """
         if want.kind in self.parts:
@@ -239,9 +252,9 @@ class Mailbox:
             np.concatenate([part.get(name, hole) for part, hole in zip(parts, holes, strict=True)])
             for name in order
         ]
-        return Received(
-            want.kind, want.step, order, rows, tuple(name for name in order if name not in whole)
-        )
+        missing = tuple(name for name in order if name not in whole)
+        faulty = tuple(name for name in order if name in whole and name not in good)
+        return Received(want.kind, want.step, order, rows, missing, faulty)
 
     def _found(self, want: Want, step: int, rows: dict[str, Vector] | None) -> Received | None:
         own = want.own is not None
@@ -252,17 +265,18 @@ class Mailbox:
         order = self._order(want.kind)
         finite = [peer for peer, vector in rows.items() if is_finite(vector)]
         holes = [peer for peer in rows if peer not in finite] if len(finite) < len(rows) else []
+        faulty = tuple(name for name in order if name in holes)
         chosen = (finite + holes[: want.f])[: want.q - own]
         if len(chosen) + own < want.q:
             if len(rows) + own == len(order):
-                raise TooManyFaults([order.index(peer) for peer in holes], want.f)
+                raise TooManyFaulty(want, faulty, [order.index(name) for name in faulty])
             return None
         if own:
             chosen.append(self.me)
         names = tuple(name for name in order if name in chosen)
         if own:
             rows = {**rows, self.me: want.own}  # type: ignore[dict-item]
-        return Received(want.kind, step, names, [rows[name] for name in names])
+        return Received(want.kind, step, names, [rows[name] for name in names], faulty=faulty)
 
     def _drop(self, peer: str, kind: str, step: int) -> None:
         self._steps[kind][peer].remove(step)

@@ -15,7 +15,7 @@ import numpy as np
 
 import fastgar as fg
 
-from ..network import check_key
+from ..network import check_key, expiry
 from ..train.lines import line as as_line
 from ..train.threads import threads_for
 from .cluster import Cluster
@@ -26,6 +26,7 @@ from .mailbox import Received, Want
 from .node import Node
 from .process import NodeProcess
 from .record import Record
+from .room import in_megabytes, memory_held, require_files, require_memory
 from .storage import Disk
 
 __all__ = ["member", "name_of", "only_here"]
@@ -88,8 +89,15 @@ def member(
     if kept is not None and kept.step >= cluster.steps and found.exists():
         final = np.load(found, allow_pickle=False)
     learning = Learning(cluster.training)
+    d = len(learning.initial)
+    require_files(len(cluster.names) - 1)
+    require_memory(cluster, cluster.names if events else (name,), d)
+    if not events:
+        held = in_megabytes(memory_held(cluster, name, d))
+        say(f"{name} holds at most {held} of messages, and is certified until {expiry(key)}")
     if cluster.role(name) == "server":  # imports and compiles, before any other thread might
-        cluster.rule([learning.initial] * cluster.q_w, 0)
+        rows = cluster.n_w if cluster.text.everybody else cluster.q_w
+        cluster.rule([learning.initial] * rows, 0)
     with (folder / "results.jsonl").open("a") as file:
 
         def write(line: dict[str, Any]) -> None:
@@ -121,7 +129,7 @@ def member(
             reporter.start()
             threading.Thread(target=_obey, args=(process,), daemon=True).start()
         try:
-            with threads_for(len(learning.initial), cluster.training):
+            with threads_for(d, cluster.training):
                 process.run(
                     final=final, say=lambda sentence: watcher.say(f"{name} {sentence}"), done=done
                 )
@@ -185,6 +193,14 @@ class _Watcher(Record):
         super().late(node, want, lacking)
         self.say(f"{self.name} waits for {want.kind} of step {want.step} from {', '.join(lacking)}")
 
+    def collected(self, node: Node, want: Want, received: Received, seconds: float) -> None:
+        """Take note of a quorum, and say who sends nonsense: each once."""
+        for peer in received.faulty:
+            if peer not in self.not_finite:
+                what = f"{received.kind} of step {received.step}"
+                self.say(f"{self.name}: {peer} sent NaN or infinity as {what}")
+        super().collected(node, want, received, seconds)
+
     def _write(self, line: dict[str, Any]) -> None:
         if line["kind"] == "spread":  # of one server, which says nothing
             return
@@ -207,6 +223,7 @@ class _Watcher(Record):
             "reconnects": {peer: s.reconnects for peer, s in status.items() if s.reconnects},
             "refused": self.process.links.strangers(),
             "waited_for": dict(self.waited_for),
+            "not_finite": dict(self.not_finite),
             "used": dict(self.used),
         }
 

@@ -173,6 +173,8 @@ class Node:
         self._claims[peer] = (at, heard)
         if not self.started:
             self._start()
+        elif self.waiting is not None and not self._late:  # it may have come back behind others
+            self.due = min(self.due, self.transport.now() + self._deadline())
 
     def verdict(self, peer: str, kind: str, step: int) -> Verdict:
         """Say what would become of a message."""
@@ -223,14 +225,14 @@ class Node:
             self.transport.hello(self)
             return
         self._late += 1
-        self.due = now + min(self.pace.deadline * 2 ** min(self._late, 30), self.pace.ceiling)
+        self.due = now + min(self._deadline() * 2 ** min(self._late, 30), self.pace.ceiling)
         if self.transport.lossy:
             self.send_again()
         want = self.waiting
         if self.done or want is None:
             return
         self.watcher.late(self, want, self.mailbox.lacking(want))
-        if now - self._quiet > self.cluster.give_up:
+        if now - self._quiet > self.cluster.give_up and not self.starting:
             lacking = ", ".join(self.mailbox.lacking(want))
             self._fail(
                 GaveUp(
@@ -256,6 +258,22 @@ class Node:
                     self._post(kind, step, vector, peers)
                 elif peer in peers:
                     self._post(kind, step, vector, (peer,))
+
+    @property
+    def starting(self) -> bool:
+        """Whether it is in the first wait of a run, and so are those that it waits for.
+
+        They may load data for as long as they like. Messages of f peers are no proof that it is
+        over, as these may lie.
+        """
+        want = self.waiting
+        if self.done or self.at:
+            return False
+        return not self.started or (
+            want is not None
+            and self._waits == 1
+            and self.mailbox.reached(want.kind, want.f + 1) < 0
+        )
 
     # For the text.
 
@@ -354,6 +372,19 @@ class Node:
         if said > known:
             self.muted = max(ahead, said) + WINDOW
 
+    def _deadline(self) -> float:
+        """Return seconds: few where nothing is usual yet, and more than f of a role are ahead.
+
+        So that who comes back behind the others asks them soon.
+        """
+        if self.pace.usual is None:
+            for role, group in self.cluster.groups.items():
+                names = self.cluster.of_role(role)
+                ahead = [self._claims[name][0] > self.at for name in names if name in self._claims]
+                if sum(ahead) > group.f:
+                    return self.pace.floor
+        return self.pace.deadline
+
     def _post(self, kind: str, step: int, vector: Vector, peers: Sequence[str]) -> None:
         if step <= self.muted:
             return
@@ -392,7 +423,7 @@ class Node:
                 self.since = self.transport.now()
                 if not self._vain:
                     self._quiet = self.since
-                self.due = self.since + self.pace.deadline
+                self.due = self.since + self._deadline()
                 moved = [
                     part
                     for want in request

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 import fastgar as fg
 
+from ..train.threads import threads_for
 from .cluster import Cluster
 from .encoding import numbers
 
@@ -39,12 +40,13 @@ def in_one_process(cluster: Cluster, work: Any) -> Vector:
     def sent(kind: str, vector: Vector) -> Vector:
         return numbers(cluster.encoded(kind, vector))
 
-    for t in range(cluster.steps):
-        seen = sent("model", theta)
-        if cluster.servers.count > 1:
-            seen = fg.median([seen] * cluster.servers.count)
-        gradients = [sent("gradient", work(worker, t, seen)) for worker in workers]
-        theta = theta - cluster.lr(t) * cluster.rule(gradients, t)
-        if "gather" in cluster.text.kinds and (t + 1) % cluster.gather_every == 0:
-            theta = sent("gather", theta)
+    with threads_for(len(theta), cluster.training):  # as in nodes: more of them, other last bits
+        for t in range(cluster.steps):
+            seen = sent("model", theta)
+            if cluster.servers.count > 1:
+                seen = fg.median([seen] * cluster.servers.count)
+            gradients = [sent("gradient", work(worker, t, seen)) for worker in workers]
+            theta = theta - cluster.lr(t) * cluster.rule(gradients, t)
+            if "gather" in cluster.text.kinds and (t + 1) % cluster.gather_every == 0:
+                theta = sent("gather", theta)
     return sent("model", theta)

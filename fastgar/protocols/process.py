@@ -30,7 +30,8 @@ __all__ = ["NodeProcess"]
 
 Vector = NDArray[Any]
 
-SAYS = 2.0  # seconds between two sentences of a node that waits to start
+SAYS, SAYS_AT_LAST = 2.0, 60.0  # seconds between two sentences of a node that waits to start
+AWAY = 1.0  # seconds that a wait may take longer than it was to: else the process was asleep
 
 
 class NodeProcess:
@@ -120,7 +121,7 @@ class NodeProcess:
             tolerated=("torch", "numpy", "machine", "gradient"),
             limits=limits,
         )
-        self._asked: dict[tuple[str, str], int] = {}
+        self._asleep = 0.0
 
     def run(
         self,
@@ -159,21 +160,20 @@ class NodeProcess:
                 node.begin()
             else:
                 node.send_again()
-            began = said = time.monotonic()
-            patience = max(self.cluster.give_up, self.cluster.starting_deadline)
+            began = said = self.now()
+            pause = SAYS
             while not node.done:
-                inbox.wait(node.due if node.started else min(node.due, said + SAYS))
+                self._wait(node.due if node.started else min(node.due, said + pause))
                 inbox.work_off()
                 node.tick()
-                now = time.monotonic()
-                if not node.started and now - said > SAYS:
-                    said = now
+                now = self.now()
+                if now - said < pause and not node.done:
+                    continue
+                said, pause = now, min(2 * pause, SAYS_AT_LAST)
+                self._require_to_be_alone()
+                if not node.started:
                     say(f"waits to start: {self.lacking()}")
-                    if (self.led or node.at) and now - began > patience:
-                        raise GaveUp(
-                            f"{self.name} waited {now - began:.0f} s to start: {self.lacking()}, "
-                            "and gave up"
-                        )
+                self._give_up_starting(now - began)
             if node.error is not None:
                 raise node.error
             assert node.result is not None
@@ -188,7 +188,7 @@ class NodeProcess:
         status = self.links.status()
         gone = [name for name, state in status.items() if not state.connected]
         refused = [f"{name} ({status[name].refused})" for name in gone if status[name].refused]
-        return ", ".join(refused or gone[:12]) or "nobody; not enough have greeted"
+        return ", ".join(refused[:3] or gone[:12]) or "nobody; not enough have greeted"
 
     def release(self) -> None:
         """Have a process that is led end, once it is done; from any thread."""
@@ -207,19 +207,56 @@ class NodeProcess:
         """Answer until all others are over or the linger deadline passes, or until released."""
         for peer in self.links.peers:
             self.links.post(peer, OVER, 0, memoryview(bytes(1)))
-        until = time.monotonic() + self.cluster.linger
+        until = self.now() + self.cluster.linger
         while not self.released.is_set():
-            now = time.monotonic()
+            now = self.now()
             if not self.led and (now >= until or self.inbox.over.issuperset(self.links.peers)):
                 return
-            self.inbox.wait(now + 1.0 if self.led else until)
+            self._wait(now + 1.0 if self.led else until)
             self.inbox.work_off()
+
+    def _wait(self, until: float) -> None:
+        """Wait for something to happen, and take note if this process was stopped meanwhile.
+
+        What lies in the sockets when it wakes is read before a deadline is judged.
+        """
+        before = time.monotonic()
+        seconds = max(0.0, min(until - self.now(), 1.0))
+        self.inbox.wait(before + seconds)
+        longer = time.monotonic() - before - seconds
+        if longer > AWAY:
+            self._asleep += longer
+
+    def _require_to_be_alone(self) -> None:
+        """Raise if more peers than may lie say that another process uses the key of this node."""
+        status = self.links.status()
+        for role, group in self.cluster.groups.items():
+            say = [
+                name
+                for name in self.cluster.of_role(role)
+                if name in status and status[name].second
+            ]
+            if len(say) > group.f:
+                raise RuntimeError(
+                    f"another process uses the key of {self.name}, says {', '.join(say[:12])}: "
+                    "end it first"
+                )
+
+    def _give_up_starting(self, waited: float) -> None:
+        """Raise if others should have been there by now: nobody will start them later."""
+        node = self.node
+        patience = max(self.cluster.give_up, self.cluster.starting_deadline)
+        begins = node.starting or not node.started
+        if begins and (self.led or node.at) and waited > patience and not node.done:
+            want = node.waiting
+            lacking = self.lacking() if want is None else ", ".join(node.mailbox.lacking(want))
+            raise GaveUp(f"{self.name} waited {waited:.0f} s to start: {lacking}, and gave up")
 
     # As the node's transport.
 
     def now(self) -> float:
-        """Return seconds that never jump."""
-        return time.monotonic()
+        """Return seconds that never jump, without those in which this process was stopped."""
+        return time.monotonic() - self._asleep
 
     def post(self, node: Node, peer: str, kind: str, step: int, vector: Vector) -> None:
         """Send a vector."""

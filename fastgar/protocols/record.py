@@ -42,6 +42,8 @@ class Record:
         How often a deadline passed, by whom it was waited for.
     used : Counter
         In how many steps a worker's gradient was used, over all honest servers.
+    not_finite : Counter
+        In how many steps a node sent NaN or infinity, as one honest node or another has seen.
     traffic : dict of int to list
         Messages and bytes of vectors that were sent for the steps from one evaluation to the next,
         by the step of the latter.
@@ -61,6 +63,7 @@ class Record:
         self.spread: float | None = None
         self.waited_for: Counter[str] = Counter()
         self.used: Counter[str] = Counter()
+        self.not_finite: Counter[str] = Counter()
         self.traffic: dict[int, list[int]] = {}
         self.lines: list[Line] = []
         self.ended_nodes: dict[str, Node] = {}
@@ -97,6 +100,8 @@ class Record:
 
     def collected(self, node: Node, want: Want, received: Received, seconds: float) -> None:
         """Take note of a quorum."""
+        if received.faulty and node.name not in self.cluster.liars:
+            self.not_finite.update(received.faulty)
         if received.kind == "gradient" and node.name in self.honest:
             self.used.update(name for name in received.names if name not in received.holes)
 

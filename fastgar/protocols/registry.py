@@ -98,7 +98,7 @@ PROTOCOLS = {
             {
                 "model": Kind("server", ("worker", "server"), latest=True),
                 "gradient": Kind("worker", ("server",)),
-                "gather": Kind("server", ("server",)),
+                "gather": Kind("server", ("server",), latest=True),
             },
             rule="mda",
             complaint=_of_byzsgd,

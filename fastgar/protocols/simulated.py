@@ -7,63 +7,24 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
+from itertools import permutations
 from typing import Any
 
 from ..network.laws import Draws, Laws
 from ..statistic import hash_key
 from .cluster import Cluster
 from .encoding import numbers
-from .mailbox import Verdict
+from .mailbox import WINDOW, Verdict
 from .node import Node
 from .perturb import SLOW, Perturbation, read_perturbation
+from .port import HELLO, Port, Sent, port_of
 from .storage import Memory
 from .twins import Split
 
-__all__ = ["Port", "Simulation"]
+__all__ = ["Simulation"]
 
-HELLO = 64  # bytes of a message without a vector
 HEADER = 96  # bytes before a vector
-
-
-class Port:
-    """What one life of a node sees of the network: of twins, of the instance of this number."""
-
-    lossy = True
-
-    def __init__(
-        self, network: Simulation, name: str, number: int, rate: float, offset: float
-    ) -> None:
-        self.network, self.name, self.rate, self.offset = network, name, rate, offset
-        self.number, self.instance = number, network.instances[name][number]
-        self.tick_at = float("inf")  # on the network's clock
-
-    def now(self) -> float:
-        """Return the seconds on the node's own clock."""
-        return self.network.now * self.rate + self.offset
-
-    def post(self, node: Node, peer: str, kind: str, step: int, vector: Any) -> None:
-        """Send a vector."""
-        self.network.post(self, peer, kind, step, vector)
-
-    def ask(self, node: Node, peer: str, kind: str, step: int) -> None:
-        """Ask a peer for vectors."""
-        network = self.network
-        network.carry(self, peer, HELLO, lambda other: other.ask(self.name, kind, step))
-
-    def hello(self, node: Node) -> None:
-        """Tell everybody the step that the node is in, and hear theirs."""
-        for peer in self.network.cluster.names:
-            if peer != self.name:
-                self.network.hello(node, peer, answer=True)
-
-    def windows_moved(self, node: Node, kind: str) -> None:
-        """Hand over what was to come later."""
-        for peer, (step, vector) in self.network.stalled.pop((self.instance, kind), {}).items():
-            self.network.arrive(node, peer, kind, step, vector)
-
-    def computes(self, node: Node) -> bool:
-        """Let a computation take its time."""
-        return self.network.compute(node)
+REDIAL = 4.0  # seconds until who did not hear each other do again, at most
 
 
 class Simulation:
@@ -112,7 +73,7 @@ class Simulation:
         }
         every = [instance for instances in self.instances.values() for instance in instances]
         self.disks = {instance: Memory() for instance in every}
-        self.stalled: dict[tuple[str, str], dict[str, tuple[int, Any]]] = {}
+        self.stalled: dict[tuple[str, str], list[Sent]] = {}  # of who reads, and who sent
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self._free = dict.fromkeys(every, 0.0)
@@ -170,7 +131,7 @@ class Simulation:
         sender = port.name
         self.watcher.posted(sender, peer, kind, step, vector)
         size = HEADER + vector.nbytes
-        self.carry(port, peer, size, lambda node: self.arrive(node, sender, kind, step, vector))
+        self.carry(port, peer, size, lambda node: self.arrive(node, port, kind, step, vector))
         if kind == "model" and self._on_step and sender not in self.cluster.liars:
             self._reached(self.cluster.step(step))
 
@@ -192,19 +153,40 @@ class Simulation:
             latency = slow * draws.lognormal(laws.latency, laws.jitter)
             self.at(free + latency, lambda to=instance: self._deliver(port, peer, to, call))  # type: ignore[misc]
 
-    def arrive(self, node: Node, peer: str, kind: str, step: int, vector: Any) -> None:
+    def arrive(self, node: Node, port: Port, kind: str, step: int, vector: Any) -> None:
         """Give a vector to a node, now or when it will take it."""
-        verdict = node.verdict(peer, kind, step)
-        if verdict is Verdict.TAKE:
-            vector = numbers(vector)
-            self.watcher.taken(node, peer, kind, step, vector)
-            node.receive(peer, kind, step, vector)
-        elif verdict is Verdict.SKIP:
-            self.skipped += 1
-        else:
-            waiting = self.stalled.setdefault((port_of(node).instance, kind), {})
-            if peer not in waiting or waiting[peer][0] < step:
-                waiting[peer] = step, vector
+
+        peer = port.name
+
+        def take() -> bool:
+            verdict = node.verdict(peer, kind, step)
+            if verdict is Verdict.TAKE:
+                values = numbers(vector)
+                self.watcher.taken(node, peer, kind, step, values)
+                node.receive(peer, kind, step, values)
+            elif verdict is Verdict.SKIP:
+                self.skipped += 1
+            return verdict is not Verdict.LATER
+
+        self.read(node, port, Sent(kind, step, take))
+
+    def read(self, node: Node, port: Port, sent: Sent) -> None:
+        """Have a node read what a peer sent, behind what it has not read of it.
+
+        So a message that is to come later holds up all that its sender says after it, as on one
+        connection. Of each kind the two newest steps wait there.
+        """
+        link = port_of(node).instance, port.instance
+        waiting = self.stalled.get(link)
+        if waiting is None:
+            if not sent.take():
+                self.stalled[link] = [sent]
+            return
+        same = [each for each in waiting[1:] if each.kind == sent.kind]
+        if all(each.step != sent.step for each in same):
+            waiting.append(sent)
+            if len(same) == WINDOW:
+                waiting.remove(min(*same, sent, key=lambda each: each.step))
 
     def hello(self, node: Node, peer: str, *, answer: bool) -> None:
         """Tell a peer the step that a node is in, and what it has heard from it."""
@@ -247,8 +229,8 @@ class Simulation:
         self._paused.pop(name, None)
         for instance in self.instances[name]:
             self.nodes.pop(instance, None)
-            for key in [key for key in self.stalled if key[0] == instance]:
-                del self.stalled[key]
+            for link in [link for link in self.stalled if instance in link]:  # connections break
+                del self.stalled[link]
 
     def perturb(self, it: Perturbation) -> None:
         """Do what a perturbation says."""
@@ -272,7 +254,20 @@ class Simulation:
         else:
             cut = {name: i for i, group in enumerate(it.groups) for name in group}
             self._cuts.append(cut)
-            self.at(self.now + it.span, lambda: self._cuts.remove(cut))
+            self.at(self.now + it.span, lambda: self._heal(cut))
+
+    def _heal(self, cut: dict[str, int]) -> None:
+        """Let those hear each other again who did not, once they have dialled again."""
+        self._cuts.remove(cut)
+        for name, peer in permutations(self.cluster.names, 2):
+            if cut.get(name) != cut.get(peer):
+
+                def dial(name: str = name, peer: str = peer) -> None:
+                    for instance in self.instances[name]:
+                        if instance in self.nodes:
+                            self.hello(self.nodes[instance], peer, answer=True)
+
+                self.at(self.now + REDIAL * self.draws.uniform(), dial)
 
     def _reached(self, step: int) -> None:
         due = [it for it in self._on_step if it.step is not None and it.step <= step]
@@ -320,9 +315,3 @@ class Simulation:
         if node.done and port.now() - self.watcher.ended_at(node) > self.cluster.linger:
             return
         self._awake(node, node.tick)
-
-
-def port_of(node: Node) -> Port:
-    """Return what a node on this network sends through."""
-    assert isinstance(node.transport, Port)
-    return node.transport

@@ -25,7 +25,9 @@ class Kind:
     senders : {"server", "worker"}
     receivers : tuple of {"server", "worker"}
     latest : bool
-        Whether a newer step replaces an older one where it is received.
+        Whether a newer step replaces an older one where it is received. If not, who is behind holds
+        two and reads nothing more of their sender until it gets there: nothing that helps it to
+        catch up may come from the same peers.
     pieces : bool
         Whether it goes in as many pieces as the cluster says, each of a kind of its own.
     model : bool
