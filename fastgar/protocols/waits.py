@@ -1,0 +1,83 @@
+"""What a node waits for, since when, and when it looks again."""
+
+from __future__ import annotations
+
+from .mailbox import Mailbox, Received, Want
+from .pace import Pace
+
+__all__ = ["Waits"]
+
+DOUBT, MOST_DOUBT = 1.0, 5.0  # so that a slow network is not taken for a dead leader for ever
+
+
+class Waits:
+    """The waits of a node, one after the other.
+
+    Parameters
+    ----------
+    mailbox : Mailbox
+    pace : Pace
+
+    Attributes
+    ----------
+    wants : tuple of Want
+        The first of which ends the wait.
+    since, due : float
+        When the wait began, and when to look at it again.
+    quiet : float
+        When the first of the waits began that were all in vain.
+    """
+
+    def __init__(self, mailbox: Mailbox, pace: Pace) -> None:
+        self.mailbox, self.pace = mailbox, pace
+        self.wants: tuple[Want, ...] = ()
+        self.since = self.due = self.quiet = 0.0
+        self._count = self._late = 0
+        self._vain = False  # whether the last one was
+        self._doubt = 0.0  # deadlines that a want without a message gets more: some were too few
+        self._enough_at: float | None = None
+
+    def begin(self, wants: tuple[Want, ...], now: float) -> None:
+        """Begin a wait."""
+        self.wants = wants
+        self._count += 1
+        self._late, self._enough_at = 0, None
+        self.since = now
+        if not self._vain:
+            self.quiet = now
+        self.due = now + self.pace.deadline
+
+    def passed(self, now: float) -> None:
+        """Take note that the deadline has passed; the next comes after twice the time."""
+        self._late += 1
+        self.due = now + min(self.pace.deadline * 2 ** min(self._late, 30), self.pace.ceiling)
+
+    def ready(self, kind: str | None, now: float) -> tuple[Want, Received, float] | None:
+        """Return the want that is satisfied, by what, and after how long; of a kind, or of any."""
+        for want in self.wants:
+            if kind is not None and want.kind != kind:
+                continue
+            received = self.mailbox.look(want, self._is_late(want))
+            if self._enough_at is None and self._is_enough(want):
+                self._enough_at = now
+            if received is not None:
+                return want, received, self._end(want, received, now)
+        return None
+
+    def _end(self, want: Want, received: Received, now: float) -> float:
+        """End the wait, and return how long it took."""
+        self._vain = not received.rows
+        if want.enough == 0:
+            change = DOUBT if self._vain else -DOUBT / 10
+            self._doubt = min(max(0.0, self._doubt + change), MOST_DOUBT)
+        seconds = (now if self._enough_at is None else self._enough_at) - self.since
+        usual = self._count > 1 and not self._vain  # the first is that of a start
+        if usual and want is self.wants[0]:
+            self.pace.took(seconds)
+        return seconds
+
+    def _is_late(self, want: Want) -> bool:
+        return self._late >= want.patience + (self._doubt if want.enough == 0 else 0.0)
+
+    def _is_enough(self, want: Want) -> bool:
+        return bool(want.enough) and len(self.mailbox.whole(want)) >= (want.enough or 0)
