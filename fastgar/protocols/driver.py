@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from .mailbox import Received, Want
+from .seals import Keys
 
 __all__ = ["Transport", "Watcher"]
 
@@ -21,9 +22,12 @@ class Transport(Protocol):
     ----------
     lossy : bool
         Whether what is posted may be lost, so that it is to be posted again.
+    keys : Keys
+        What the node signs with, where servers sign.
     """
 
     lossy: bool
+    keys: Keys
 
     def now(self) -> float:
         """Return seconds on a clock that never jumps."""
@@ -49,4 +53,5 @@ class Watcher(Protocol):
 
     def collected(self, node: Any, want: Want, received: Received, seconds: float) -> None: ...
     def late(self, node: Any, want: Want, lacking: Sequence[str]) -> None: ...
+    def convicted(self, node: Any, name: str, step: int) -> None: ...
     def ended(self, node: Any) -> None: ...

@@ -35,7 +35,7 @@ TABLES = ("protocol", "training", "servers", "workers", "simulated", "nodes")
 SETTINGS: dict[str, type[int] | type[float] | type[str]] = {
     "gather_every": int, "quorum_servers": int, "quorum_workers": int, "deadline_floor": float,
     "deadline_ceiling": float, "starting_deadline": float, "give_up": float, "linger": float,
-    "resilience": str, "holes": str, "pieces": int,
+    "agreement": str, "resilience": str, "holes": str, "pieces": int,
 }  # fmt: skip
 # What the groups say, and not [training].
 ELSEWHERE = {

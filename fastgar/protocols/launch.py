@@ -198,6 +198,9 @@ class Launch:
             if name not in cluster.liars:
                 waited.update(count.get("waited_for", {}))
                 used.update(count.get("used", {}) if name in servers else {})
+        convicted = {
+            name: step for count in counts for name, step in count.get("convicted", {}).items()
+        }
         most = max(used.values(), default=0)
         for line in traffic_lines(cluster, [count.get("traffic", {}) for count in counts]):
             self._line(line)
@@ -218,6 +221,7 @@ class Launch:
             self.crashed,
             dict(waited),
             {name: used[name] / most for name in cluster.of_role("worker")} if most else {},
+            convicted,
             self.lines,
         )
 

@@ -20,8 +20,17 @@ from ..statistic import hash_key
 from .cluster import Cluster
 from .learning import Learning
 from .node import Node
+from .seals import SEAL, sealed
 
-__all__ = ["SERVER_ATTACKS", "Adversary", "Honest", "check_attacks", "lie_of", "work_of"]
+__all__ = [
+    "SERVER_ATTACKS",
+    "Adversary",
+    "Honest",
+    "check_attacks",
+    "lie_of",
+    "resealed",
+    "work_of",
+]
 
 Vector = NDArray[Any]
 Lie = Callable[[Node, str, int, Vector, str], "Vector | None"]
@@ -168,12 +177,31 @@ class _Drift:
         return (vector + self.drift).astype(vector.dtype)
 
 
+def resealed(lie: Lie) -> Lie:
+    """Return a lie about models alone, with valid seals, where servers sign.
+
+    So its author takes part in everything else, and is a worse neighbour than one who is silent.
+    """
+
+    def said(node: Node, kind: str, step: int, vector: Vector, peer: str) -> Vector | None:
+        way = node.cluster.ways[kind.partition("/")[0]]
+        if way.sealed:
+            model = lie(node, kind, step, vector[:-SEAL], peer)
+            keys = node.transport.keys
+            return None if model is None else sealed(keys, node.name, kind, step, model)
+        if way.model and not way.asked:
+            return lie(node, kind, step, vector, peer)
+        return None if lie(node, kind, step, vector, peer) is None else vector
+
+    return said
+
+
 def lie_of(cluster: Cluster, name: str) -> Lie | None:
     """Return what a lying server makes of what it has to say; None for honest nodes and workers."""
     if name not in cluster.liars or cluster.role(name) == "worker":
         return None
     how = cluster.servers.attack
-    return SERVER_ATTACKS[how] if how in SERVER_ATTACKS else _Drift(cluster)
+    return resealed(SERVER_ATTACKS[how] if how in SERVER_ATTACKS else _Drift(cluster))
 
 
 def check_attacks(cluster: Cluster) -> None:

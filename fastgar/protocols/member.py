@@ -183,8 +183,16 @@ class _Watcher(Record):
         super().late(node, want, lacking)
         self.say(f"{self.name} waits for {want.kind} of step {want.step} from {', '.join(lacking)}")
 
+    def convicted(self, node: Node, name: str, step: int) -> None:
+        """Say who is convicted."""
+        super().convicted(node, name, step)
+        self.say(f"{self.name} has proof that {name} sealed two models of step {step}: excluded")
+
     def _write(self, line: dict[str, Any]) -> None:
         if line["kind"] == "spread":  # of one server, which says nothing
+            return
+        if line["kind"] == "convicted":
+            super()._write(line)
             return
         models = self._models.get(line["step"], {})
         if self.name in models:
@@ -206,6 +214,7 @@ class _Watcher(Record):
             "refused": self.process.links.strangers(),
             "waited_for": dict(self.waited_for),
             "used": dict(self.used),
+            "convicted": dict(self.convictions),
         }
 
     def report(self) -> None:

@@ -4,7 +4,8 @@ It does no input or output and has no clock: a driver hands it messages, tells i
 carries what it sends. So the same node runs on the simulated network and on the real one.
 
 ====================== =========================================================================
-for the text           `send`, `first`, `collect`, `latest`, `save`, `restore`, `gradient`
+for the text           `send`, `first`, `collect`, `latest`, `save`, `restore`, `gradient`;
+                       `request` and `settle` where it reads messages by itself
 for the driver         `begin`, `greet`, `verdict`, `receive`, `look`, `ask`, `tick`, `resume`
 ====================== =========================================================================
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from ..errors import TooManyFaults
 from .cluster import Cluster
 from .driver import Transport, Watcher
+from .evidence import Court
 from .greetings import Greetings
 from .mailbox import Mailbox, Received, Verdict, Want
 from .pace import Pace
@@ -63,6 +65,8 @@ class Node(Speaker):
         What ended it.
     waiting : Want or None
         What it waits for.
+    court : Court or None
+        Whom it has convicted, where servers sign.
     """
 
     def __init__(
@@ -95,6 +99,8 @@ class Node(Speaker):
         self.initial: Vector = work.initial
         self._work = work
         self._greetings = Greetings(name, cluster)
+        self._asked: set[tuple[str, str, int]] = set()
+        self.court = Court(self) if cluster.signs else None
         self._coroutine: Coroutine[Any, Any, Vector] | None = None
 
     # For the driver.
@@ -125,6 +131,8 @@ class Node(Speaker):
 
     def verdict(self, peer: str, kind: str, step: int) -> Verdict:
         """Say what would become of a message."""
+        if self.cluster.kinds[kind].asked and (peer, kind, step) not in self._asked:
+            return Verdict.SKIP
         return self.mailbox.verdict(peer, kind, step)  # type: ignore[no-any-return]
 
     def receive(self, peer: str, kind: str, step: int, vector: Vector) -> None:
@@ -134,7 +142,10 @@ class Node(Speaker):
 
     def look(self, kind: str) -> None:
         """Go on if what has come of a kind, or of a piece of it, is what the text waits for."""
-        self._look(kind.partition("/")[0])
+        whole = kind.partition("/")[0]
+        if whole == "proof" and self.court is not None:
+            self.court.look(kind)
+        self._look(whole)
 
     def ask(self, peer: str, kind: str, step: int) -> None:
         """Answer a peer that is behind and asks for a kind, from a step on."""
@@ -166,7 +177,9 @@ class Node(Speaker):
                 )
             )
             return
-        if any(each.enough is not None for each in self.waits.wants):
+        if want.news:
+            self._ask_if_behind(want)
+        if any(each.enough is not None or each.news for each in self.waits.wants):
             self._look(None)
         if self.waiting is want:
             self._ask_if_behind(want)
@@ -201,6 +214,17 @@ class Node(Speaker):
         found: Vector = self._work(self, step, model)
         return found
 
+    def request(self, peer: str, kind: str, step: int) -> None:
+        """Ask a peer for what is only taken if it was asked for."""
+        self._asked = {each for each in self._asked if each[2] == step} | {(peer, kind, step)}
+        self.transport.ask(self, peer, kind, step)
+
+    def settle(self, want: Want, received: Received, seconds: float) -> Received:
+        """Take note of what a text has made of messages: as if it had been waited for."""
+        self.collected[received.kind] = received
+        self.watcher.collected(self, want, received, seconds)
+        return received
+
     # Inside.
 
     def _start(self) -> None:
@@ -231,7 +255,7 @@ class Node(Speaker):
                 moved = [
                     part
                     for want in request
-                    for part in self.mailbox.parts_of(want.kind)
+                    for part in self.mailbox.kinds_of(want)
                     if self.mailbox.forget_before(part, want.step)
                 ]
                 for kind in moved:
@@ -268,9 +292,7 @@ class Node(Speaker):
             return None
         want, received, seconds = found
         self.waiting = None
-        self.collected[received.kind] = received
-        self.watcher.collected(self, want, received, seconds)
-        return received
+        return received if want.news else self.settle(want, received, seconds)
 
     def _ask_if_behind(self, want: Want) -> None:
         """Ask for what will do instead, if a peer that is honest has gone on."""

@@ -36,6 +36,8 @@ class Outcome:
         How often a deadline passed while somebody waited for a node.
     shares : dict of str to float
         Of each worker, in how many of the honest servers' steps its gradient was used (0 to 1).
+    convicted : dict of str to int
+        Who has been proved to have said two things, and of which step.
     lines : list of dict
         Evaluations and spreads as they came, and what a step sent (without what was sent in the
         earlier lives of processes that were killed).
@@ -53,6 +55,7 @@ class Outcome:
     crashed: int
     waited_for: dict[str, int]
     shares: dict[str, float]
+    convicted: dict[str, int]
     lines: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
@@ -77,4 +80,5 @@ class Outcome:
             "crashed": self.crashed,
             "waited_for": self.waited_for,
             "shares": self.shares,
+            "convicted": self.convicted,
         }

@@ -4,6 +4,7 @@
 P1   after a gather each coordinate of an honest server lies within the honest servers' range
      before it; of a server that caught up, within their models of that step
 P2   a gather does not widen the spread of the honest servers, in no coordinate
+P3   with the agreement "rbtm" a gather leaves at most f / (n - 2 f) of that spread
 P5   after the last fault every honest node ends
 P6   what a quorum holds is of the step that it is for, and was sent by whom it names; no honest
      node is past a step that a quorum has not reached
@@ -12,6 +13,8 @@ P8   a node holds at most two messages of each kind and peer
 P10  an honest node never sends two different messages of a kind and step
 P12  where one server leads after another, all models of a step that workers see are the same, and
      a quorum has stored each
+P13  with "rbtm" no two honest servers use different models of one sender in a gather
+P14  nobody convicts an honest node
 ==== ==========================================================================================
 
 A protocol of one's own is held to P5, P7, P8, P10 and the first half of P6: what the others say is
@@ -66,7 +69,9 @@ class Properties:
             ("gradient", "server"): cluster.q_w,
             ("model", "worker"): cluster.q_s,
             ("model", "server"): 2 * cluster.f_s + 1,
-            ("gather", "server"): cluster.q_s,
+            ("gather", "server"): cluster.servers.count - cluster.f_s
+            if cluster.agreement == "rbtm"
+            else cluster.q_s,
         }
         self._ours = PROTOCOLS.get(cluster.text.name) is cluster.text
         self._history: dict[int, Vector] = {}  # by step, what workers were shown
@@ -75,6 +80,7 @@ class Properties:
         self._forgotten: set[tuple[str, int]] = set()  # as late ones still send it again
         self._taken: dict[int, set[tuple[str, str, int]]] = {}
         self._nodes: dict[int, Node] = {}
+        self._used: dict[int, dict[str, Vector]] = {}
         self._quorums: dict[tuple[str, str, int], Received] = {}
 
     def posted(self, sender: str, peer: str, kind: str, step: int, vector: Vector) -> None:
@@ -116,6 +122,8 @@ class Properties:
         if node.name in self.honest:
             self._quorums[node.name, kind, step] = received
             self._remember(step)
+            if kind == "gather" and self.cluster.signs:
+                self._agree(node, received)
         limit = sum(
             len(senders) * self.cluster.length(of, len(node.initial))
             for of, senders in node.mailbox.senders.items()
@@ -123,6 +131,12 @@ class Properties:
         if node.mailbox.size > limit * WINDOW * node.initial.itemsize:
             raise Broken(f"P8: {node.name} holds {node.mailbox.size} bytes")
         self.watcher.collected(node, want, received, seconds)
+
+    def convicted(self, node: Node, name: str, step: int) -> None:
+        """Check who is convicted: P14."""
+        if name in self.honest:
+            raise Broken(f"P14: {node.name} convicted {name} of step {step}, and it is honest")
+        self.watcher.convicted(node, name, step)
 
     def late(self, node: Node, want: Want, lacking: Sequence[str]) -> None:
         """Pass on that a deadline passed."""
@@ -196,7 +210,9 @@ class Properties:
             piece, sent = row[start:stop], self._sent.get((part, step), {}).get(name)
             if (part, step) in self._forgotten or (holes and np.isnan(piece).all()):
                 continue
-            if sent is None or sent.tobytes() != piece.tobytes():
+            if (
+                sent is None or sent[: len(piece)].tobytes() != piece.tobytes()
+            ):  # a seal comes after
                 raise Broken(
                     f"P6: {node.name} took as {part} of step {step} from {name} what it never sent"
                 )
@@ -208,7 +224,7 @@ class Properties:
 
     def _within(self, sender: str, kind: str, step: int, vector: Vector) -> None:
         sent = self._sent.get((kind, step), {})
-        before = np.stack([sent[name] for name in sent])
+        before = np.stack([each[: len(vector)] for each in sent.values()])
         low, high = before.min(axis=0), before.max(axis=0)
         if not ((vector >= low) & (vector <= high)).all():
             raise Broken(f"P1: {sender} left the honest range in {kind} of step {step}")
@@ -218,9 +234,23 @@ class Properties:
             wide, narrow = high - low, after.max(axis=0) - after.min(axis=0)
             if (narrow > wide).any():
                 raise Broken(f"P2: the gather of step {step} widened the spread")
+            if self.cluster.agreement == "rbtm":
+                n, f = self.cluster.servers.count, self.cluster.f_s
+                rounding = np.spacing(np.maximum(np.abs(low), np.abs(high)))
+                if (narrow > wide * (f / (n - 2 * f)) + rounding).any():
+                    raise Broken(f"P3: the gather of step {step} left too much of the spread")
             if len(after) == len(before) and wide.any():
                 factor = float(np.sqrt(np.square(narrow).sum() / np.square(wide).sum()))
                 self.gathers.append((step, factor))
+
+    def _agree(self, node: Node, received: Received) -> None:
+        """Check that honest servers use the same model of each sender: P13."""
+        for name, row in zip(received.names, received.rows, strict=True):
+            used = self._used.setdefault(received.step, {}).setdefault(name, row)
+            if used.tobytes() != row.tobytes():
+                raise Broken(
+                    f"P13: {node.name} used another model of {name} than others at {received.step}"
+                )
 
     def _remember(self, step: int) -> None:
         """Forget what is older than any honest node may still use."""
@@ -230,5 +260,7 @@ class Properties:
         for key in [key for key in self._sent if key[1] < alive]:
             del self._sent[key]
             self._forgotten.add(key)
+        for old in [step for step in self._used if step < alive]:
+            del self._used[old]
         for quorum in [key for key in self._quorums if key[2] < alive]:
             del self._quorums[quorum]

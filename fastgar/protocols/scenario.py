@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from ..statistic import hash_key
 from ..train.config import Config
 from .cluster import Cluster, Group
-from .lies import SERVER_ATTACKS
+from .lies import SERVER_ATTACKS, resealed
 from .node import Node
 from .properties import Broken, Properties
 from .record import Record
 from .registry import PROTOCOLS
+from .scheming import scheme
 from .simulated import Simulation
 
-__all__ = ["Quadratic", "drawn", "survive"]
+__all__ = ["Quadratic", "drawn", "survive", "told"]
 
 Vector = NDArray[Any]
 
@@ -80,8 +81,22 @@ def _flood(node: Node, kind: str, step: int, vector: Vector, peer: str) -> Vecto
 LIES = {**SERVER_ATTACKS, "garbage": _garbage, "far": _far, "flood": _flood}
 
 
-def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Cluster, str]:
-    """Return a cluster with its faults, and the name of what liars do, that a seed stands for."""
+SCHEMES = {**LIES, "scheme": scheme}
+WHOLLY = ("far", "flood", "garbage", "random", "scheme")  # of all messages, not of models alone
+
+
+def told(lie: str) -> Any:
+    """Return what a liar makes of what it sends."""
+    return SCHEMES[lie] if lie in WHOLLY else resealed(SCHEMES[lie])
+
+
+def drawn(
+    seed: int, *, steps: int = 20, protocol: str = "byzsgd", agreement: str | None = None
+) -> tuple[Cluster, str]:
+    """Return a cluster with its faults, and the name of what liars do, that a seed stands for.
+
+    The agreement of byzsgd is drawn, too, unless it is given.
+    """
     draw = random.Random(seed)
     f_s, f_w = draw.choice((0, 1, 1, 1, 2)), draw.choice((0, 1, 1, 2, 3))
     servers = 3 * f_s + 2 + draw.choice((0, 0, 1, 2))
@@ -101,6 +116,11 @@ def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Clus
         rule = rule if own["resilience"] == "weak" else PROTOCOLS[protocol].strong
         workers = max(workers, (2 if own["resilience"] == "weak" else 4) * f_w + 3)
     lie = draw.choice(sorted(LIES))
+    if protocol == "byzsgd":
+        other = random.Random(f"agreement {seed}")
+        own["agreement"] = other.choice(("dmc", "rbtm")) if agreement is None else agreement
+        if own["agreement"] == "rbtm" and other.random() < 0.5:
+            lie = "scheme"
     bad = {"server": draw.randint(0, f_s), "worker": draw.randint(0, f_w)}
     if protocol == "vanilla" or not liars:
         bad = dict.fromkeys(bad, 0)
@@ -119,7 +139,7 @@ def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Clus
         quorum_servers=0 if full or alone else draw.randint(
             2 * f_s + 2 if liars else servers // 2 + 1, servers - f_s
         ),
-        quorum_workers=0 if full or own else draw.randint(2 * f_w + 1, workers - f_w),
+        quorum_workers=0 if full or protocol == "aggregathor" else draw.randint(2 * f_w + 1, workers - f_w),
         **own,
         give_up=LIMIT,
         linger=LIMIT,
@@ -166,7 +186,9 @@ def _faults(draw: random.Random, cluster: Cluster, steps: int) -> list[str]:
     return lines
 
 
-def survive(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> Simulation:
+def survive(
+    seed: int, *, steps: int = 20, protocol: str = "byzsgd", agreement: str | None = None
+) -> Simulation:
     """Run what a seed stands for.
 
     Raises
@@ -174,13 +196,13 @@ def survive(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> Simulati
     Broken
         If a property does not hold; the message begins with the seed.
     """
-    cluster, lie = drawn(seed, steps=steps, protocol=protocol)
+    cluster, lie = drawn(seed, steps=steps, protocol=protocol, agreement=agreement)
     work = Quadratic(cluster)
     record = Record(cluster, work)  # type: ignore[arg-type]
     checked = Properties(cluster, record)
 
     def lie_of(name: str) -> Any:
-        return LIES[lie] if name in cluster.liars else None
+        return told(lie) if name in cluster.liars else None
 
     try:
         simulation = Simulation(cluster, seed, lambda name: work, checked, lie_of)

@@ -53,7 +53,7 @@ class Speaker:
         self.lie: Any = None
         self._place = cluster.of_role(self.role).index(name) % cluster.pieces
         self._followers: dict[tuple[str, str], int] = {}
-        self._answered: dict[str, float] = {}
+        self._answered: dict[tuple[str, bool], float] = {}
         state = storage.read()
         if state is not None:
             self.at, self.arrays, self.kept = state.step, dict(state.arrays), state.kept
@@ -82,7 +82,7 @@ class Speaker:
             kept[step] = (vector, tuple(peer for peer in peers if peer != self.name))
             while len(kept) > WINDOW:
                 del kept[min(kept)]
-            self.storage.write(State(self.at, self.arrays, self.kept))
+            self.write()
         vector, peers = kept[step]
         followers = [
             peer
@@ -91,6 +91,10 @@ class Speaker:
         ]
         self._post(kind, step, vector, [*peers, *(f for f in followers if f not in peers)])
         return vector
+
+    def write(self) -> None:
+        """Write to disk what must not be lost."""
+        self.storage.write(State(self.at, self.arrays, self.kept))
 
     # For the driver, and for lies.
 
@@ -123,10 +127,18 @@ class Speaker:
         seconds.
         """
         now = self.transport.now()
-        self._followers[kind, peer] = self.at + FOLLOWED
-        if now - self._answered.get(peer, -np.inf) < seconds:
+        way = self.cluster.ways.get(kind.partition("/")[0])
+        asked = way is not None and way.asked
+        if not asked:
+            self._followers[kind, peer] = self.at + FOLLOWED
+        if now - self._answered.get((peer, asked), -np.inf) < seconds:
             return
-        self._answered[peer] = now
+        self._answered[peer, asked] = now
+        if asked:  # one of a step, which is there or is not
+            vector = self.arrays.get(f"{kind}/{step}")
+            if vector is not None:
+                self._post(kind, step, vector, (peer,))
+            return
         for kept, (vector, _) in sorted(self.kept.get(kind, {}).items()):
             if kept >= step:
                 self._post(kind, kept, vector, (peer,))

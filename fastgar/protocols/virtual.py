@@ -112,6 +112,7 @@ def simulate(
         simulation.crashes,
         dict(record.waited_for),
         {name: record.used[name] / honest for name in cluster.of_role("worker")} if honest else {},
+        dict(record.convictions),
         record.lines,
     )
 

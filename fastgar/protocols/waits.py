@@ -32,7 +32,8 @@ class Waits:
         self.mailbox, self.pace = mailbox, pace
         self.wants: tuple[Want, ...] = ()
         self.since = self.due = self.quiet = 0.0
-        self._count = self._late = 0
+        self._count = self._late = self._told = 0  # deadlines that passed; that a text knows of
+        self._again = False  # whether only a deadline has come of the last wait
         self._vain = False  # whether the last one was
         self._doubt = 0.0  # deadlines that a want without a message gets more: some were too few
         self._enough_at: float | None = None
@@ -41,21 +42,23 @@ class Waits:
         """Begin a wait."""
         self.wants = wants
         self._count += 1
-        self._late, self._enough_at = 0, None
+        if not self._again:
+            self._late = 0
+        self._told, self._enough_at = self._late, None
         self.since = now
         if not self._vain:
             self.quiet = now
-        self.due = now + self.pace.deadline
+        self.due = now + self._next()
 
     def passed(self, now: float) -> None:
         """Take note that the deadline has passed; the next comes after twice the time."""
         self._late += 1
-        self.due = now + min(self.pace.deadline * 2 ** min(self._late, 30), self.pace.ceiling)
+        self.due = now + self._next()
 
     def ready(self, kind: str | None, now: float) -> tuple[Want, Received, float] | None:
         """Return the want that is satisfied, by what, and after how long; of a kind, or of any."""
         for want in self.wants:
-            if kind is not None and want.kind != kind:
+            if kind is not None and kind != want.kind and kind not in want.news:
                 continue
             received = self.mailbox.look(want, self._is_late(want))
             if self._enough_at is None and self._is_enough(want):
@@ -66,6 +69,7 @@ class Waits:
 
     def _end(self, want: Want, received: Received, now: float) -> float:
         """End the wait, and return how long it took."""
+        self._again = bool(want.news) and self._is_late(want)
         self._vain = not received.rows
         if want.enough == 0:
             change = DOUBT if self._vain else -DOUBT / 10
@@ -76,7 +80,13 @@ class Waits:
             self.pace.took(seconds)
         return seconds
 
+    def _next(self) -> float:
+        """Return the seconds until the next deadline."""
+        return min(self.pace.deadline * 2 ** min(self._late, 30), self.pace.ceiling)
+
     def _is_late(self, want: Want) -> bool:
+        if want.news:
+            return self._late > self._told
         return self._late >= want.patience + (self._doubt if want.enough == 0 else 0.0)
 
     def _is_enough(self, want: Want) -> bool:
