@@ -42,12 +42,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a node is, the SHA-256 of its certificate, and what its signatures are checked with."""
+    """Where a node is, the SHA-256 of its certificate, and the key that signs in it."""
 
     host: str
     port: int
     fingerprint: str = ""
-    point: str = ""
+    public_key: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ Nobody else can make such a pair, and a node that keeps its word never makes one
 sends before it sends it (`fastgar.protocols.speech`). So a proof needs no vote. Who finds one shows
 it to everybody; whoever has checked it takes nothing from that node any more, and keeps the proof.
 
-It is not for nothing that keys and disk belong together: a node whose disk is lost is silent for the
-steps of which others have heard from it, and all nodes that begin anew with the same keys *and* the
-same cluster file can be shown what they said before. `fastgar cluster` makes new keys each time.
+Keys and disk belong together: a node whose disk is lost is silent for the steps of which others
+have heard from it; and who begins a run anew, without what the disks held, but with the same keys
+and the same cluster file, can be shown what it said before. `fastgar cluster` makes new keys.
 """
 
 from __future__ import annotations

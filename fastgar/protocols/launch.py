@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..network import make_key
+from ..network import make_key, public_key
 from .cluster import Address, Cluster
 from .file import to_toml
 from .learning import spread
@@ -107,10 +107,12 @@ class Launch:
         self._sockets = {
             name: socket.create_server(("127.0.0.1", 0), backlog=128) for name in cluster.names
         }
-        nodes = {
-            name: Address("127.0.0.1", sock.getsockname()[1], make_key(keys / f"{name}.pem", name))
-            for name, sock in self._sockets.items()
-        }
+        nodes = {}
+        for name, sock in self._sockets.items():
+            made = make_key(keys / f"{name}.pem", name)
+            signs = cluster.signs and name in cluster.of_role("server")
+            public = public_key(keys / f"{name}.pem") if signs else ""
+            nodes[name] = Address("127.0.0.1", sock.getsockname()[1], made, public)
         self.cluster = replace(cluster, nodes=nodes)
         self._file = keys / "cluster.toml"
         self._file.write_text(to_toml(self.cluster))

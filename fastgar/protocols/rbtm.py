@@ -1,13 +1,12 @@
 """The agreement "rbtm": servers gather by reliable broadcast, and take the trimmed mean.
 
-n servers, of which f may lie; n >= 3 f + 1 is what this needs, and ByzSGD has n >= 3 f + 2. A gather:
+Of n servers f may lie: n >= 3 f + 1 is what this needs, and ByzSGD has n >= 3 f + 2. A gather:
 
 1. Each server sends its model to all, with its *seal*: its signature under the model's hash.
-2. A server *vouches* for the first model with a seal that it receives of each server: by its own
-   signature under that hash. As soon as it has n - f models it sends to all the list of what it
-   vouches for ("echo"), and a longer one when there is more, n at most. It vouches for one model of
-   a sender, ever: lists are written to disk before they are sent, and a longer list goes on from a
-   shorter one.
+2. A server *vouches* for the first sealed model that it receives of each: by its own signature
+   under that hash. As soon as it has n - f models it sends to all the list of what it vouches for
+   ("echo"), and a longer list when there is more, n at most. It vouches for one model of a sender,
+   ever: a list is on disk before it is sent, and a longer one goes on from the shorter.
 3. A model is *accepted* by who holds it and the signatures of n - f servers that vouch for it.
    When n - f models are accepted, a server says whose, once ("core").
 4. It goes on as soon as n - f servers, itself one of them, have said only what it has accepted
@@ -18,27 +17,27 @@ What holds whatever liars say, whom they say it to, and whoever hears whom when:
 
 - *One model of a sender.* Of two sets of n - f servers n - 2f >= f + 1 are in both, so that one of
   these is honest. It would have vouched for two models of one sender, which it does not do.
-- *The honest range.* At least n - f >= 2f + 1 rows are accepted, of which at most f are lies, and f
-  are taken off at either end.
-- *The spread shrinks.* For the same reason two honest servers have both waited for the word of one
-  that is honest. What it said it had accepted, n - f models, both have among theirs: the same models.
-  Whatever else they have is f rows at most. Look at any threshold between the least and the greatest
-  honest value, and at how many rows lie above it: if c of the n - f are above, the trimmed mean
-  counts at most min(c, n - 2f) and at least max(c - f, 0) of n - 2f as above, so that two servers
-  differ by f / (n - 2f) of the honest spread at most, in each coordinate.
-- *All come through.* All honest servers receive, vouch for and accept each other's models, so they
-  all get to 3. What an honest server said it had accepted the others can accept, too: from n - f
-  signatures that anybody can check, and the model. Who lacks one of them when the deadline has
-  passed asks those who have said that they have accepted it ("relay"), of which one is honest. These
-  have written it to disk before they said so, and keep it for as long as what they sent themselves,
-  for two gathers. Who is further behind catches up, as everywhere in ByzSGD.
+- *The honest range.* At least n - f >= 2f + 1 models are accepted, of which at most f are lies, and
+  f are taken off at either end.
+- *The spread shrinks.* Two honest servers have both waited for the word of one honest server, again
+  as n - f and n - f overlap. What that one said it had accepted, n - f models, both have among
+  theirs, and f others at most. Look at any threshold between the least and the greatest honest
+  value: if c of the n - f lie above it, the trimmed mean has a share of at most min(c, n - 2f) and
+  at least max(c - f, 0) of n - 2f above it. So two servers differ by at most f / (n - 2f) of the
+  honest spread, in each coordinate.
+- *All come through.* All honest servers receive, vouch for and accept each other's models, so all
+  get to 3. What one of them said it had accepted the others can accept, too: from the model, and
+  n - f signatures that anybody can check. Who lacks a model when a deadline has passed asks those
+  who have said that they accepted it ("relay"). An honest one wrote it to disk before it said so,
+  and keeps it for as long as what it sent itself: two gathers. Who is further behind catches up, as
+  everywhere in ByzSGD.
 
 Two seals of one server that differ convict it, see `fastgar.protocols.evidence`. Nobody vouches for
-who is convicted. Nothing above needs that: what was accepted stays accepted.
+who is convicted. Nothing above needs that, and what was accepted stays accepted.
 
-Costs: of each pair of servers and direction one message of d numbers as in "dmc", and two small ones
-or a few more (80 n numbers an echo, of which there are at most f + 1, and n numbers for a core); n
-signatures of each server and about n * n checks; on disk the models of two gathers.
+Costs: of each pair of servers and direction one message of d numbers, as in "dmc", and two small
+ones or a few more (80 n numbers an echo, of which there are at most f + 1, and n a core); of each
+server n signatures and about n * n checks; and on disk the models of two gathers.
 """
 
 from __future__ import annotations
@@ -90,6 +89,7 @@ async def gather(me: Node, net: Node, c: Cluster, t: int, theta: Vector) -> Rece
         known.read()
         for kind, vector in known.to_say():
             net.send(known.servers, kind, t, vector)
+            known.supersede(kind)
         rows = known.agreed()
         if rows is not None:
             want = Want("gather", t, known.enough, c.f_s)
@@ -226,7 +226,13 @@ class _Gathering:
         if len(accepted) >= self.enough and self.me.name not in self.said:
             self._keep(accepted)
             self.said[self.me.name] = frozenset(accepted)
-            yield "core", np.float32([name in accepted for name in self.servers])
+            yield "core", np.array([name in accepted for name in self.servers], np.float32)
+
+    def supersede(self, kind: str) -> None:
+        """Send no shorter list again: a longer one says all that it said."""
+        whole, _, number = kind.partition("/")
+        for i in range(int(number or 0)):
+            self.me.kept.get(f"{whole}/{i}", {}).pop(self.t, None)
 
     def accepted(self) -> dict[str, Vector]:
         """Return the models that are accepted, with their seals, in the order of names."""

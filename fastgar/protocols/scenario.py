@@ -29,6 +29,7 @@ __all__ = ["Quadratic", "drawn", "survive", "told"]
 
 Vector = NDArray[Any]
 
+LONGER = 50  # times as long as a model of six numbers is what goes with signatures
 LIMIT = 2_000.0  # virtual seconds; a step takes about one, and the last fault is over by 300
 
 
@@ -124,7 +125,7 @@ def drawn(
     bad = {"server": draw.randint(0, f_s), "worker": draw.randint(0, f_w)}
     if protocol == "vanilla" or not liars:
         bad = dict.fromkeys(bad, 0)
-    full = draw.random() < 0.3
+    full, signs = draw.random() < 0.3, own.get("agreement") == "rbtm"
     groups = {
         "server": Group(servers, f_s, bad["server"], lie),
         "worker": Group(workers, f_w, bad["worker"], lie),
@@ -139,14 +140,16 @@ def drawn(
         quorum_servers=0 if full or alone else draw.randint(
             2 * f_s + 2 if liars else servers // 2 + 1, servers - f_s
         ),
-        quorum_workers=0 if full or protocol == "aggregathor" else draw.randint(2 * f_w + 1, workers - f_w),
+        quorum_workers=0 if full or protocol == "aggregathor" else draw.randint(
+            2 * f_w + 1, workers - f_w
+        ),
         **own,
         give_up=LIMIT,
         linger=LIMIT,
         simulated={
             "latency": draw.choice((0.001, 0.02, 0.1)),
             "jitter": draw.choice((0.0, 0.3, 1.0, 2.0)),
-            "bandwidth": draw.choice((1e3, 1e5, 1e9)),
+            "bandwidth": draw.choice((1e3, 1e5, 1e9)) * (LONGER if signs else 1),
             "loss": draw.choice((0.0, 0.0, 0.05, 0.3)),
             "duplicate": draw.choice((0.0, 0.1)),
             "compute": draw.choice((0.0, 0.01, 0.3)),
@@ -215,7 +218,8 @@ def survive(
                 if name not in gone and name not in cluster.liars
             )
 
-        if not simulation.run(finished, LIMIT):
+        limit = LIMIT * (2 if cluster.signs else 1)  # a gather takes three rounds then, not one
+        if not simulation.run(finished, limit):
             raise checked.unfinished(simulation.nodes, gone)
     except Broken as broken:
         raise Broken(f"seed {seed}: {broken}") from broken

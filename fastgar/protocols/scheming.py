@@ -1,7 +1,7 @@
-"""A lying server that knows the agreement "rbtm", and does what could hurt most, to each another thing.
+"""A lying server that knows the agreement "rbtm", and does what could hurt most, to each peer anew.
 
-It seals two models and shows each peer one or none; vouches for either, or for others to some alone;
-says that it has accepted what it has not, hands on nonsense, and shows proofs that are none.
+It seals two models and shows each peer one or none; vouches for either, and for others to some
+alone; says that it has accepted what it has not, hands on nonsense, and shows proofs that are none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .evidence import PROOF
 from .node import Node
 from .rbtm import ENTRY
-from .seals import SEAL, as_numbers, digest_of, sealed, seal_of, statement
+from .seals import SEAL, as_numbers, digest_of, seal_of, sealed, statement
 
 __all__ = ["scheme"]
 
@@ -38,7 +38,7 @@ def scheme(node: Node, kind: str, step: int, vector: Vector, peer: str) -> Vecto
     if whole == "echo":
         return _other_list(node, step, vector.copy(), draw)
     if whole == "core":
-        return np.float32([draw.random() < 0.9 for _ in vector])
+        return np.array([draw.random() < 0.9 for _ in vector], np.float32)
     if whole == "relay":
         return vector + np.float32(1) if draw.random() < 0.5 else None
     if whole in ("model", "gradient"):

@@ -14,7 +14,7 @@ from .cluster import Cluster
 from .mailbox import Verdict
 from .node import Node
 from .perturb import Perturbation, read_perturbation
-from .seals import Trial
+from .seals import Keys, Trial
 from .storage import Memory
 
 __all__ = ["Port", "Simulation"]
@@ -31,7 +31,7 @@ class Port:
 
     def __init__(self, network: Simulation, name: str, rate: float, offset: float) -> None:
         self.network, self.name, self.rate, self.offset = network, name, rate, offset
-        self.keys = Trial(name)
+        self.keys: Keys = Trial(name)
         self.tick_at = float("inf")  # on the network's clock
 
     def now(self) -> float:

@@ -34,6 +34,7 @@ class Waits:
         self.since = self.due = self.quiet = 0.0
         self._count = self._late = self._told = 0  # deadlines that passed; that a text knows of
         self._again = False  # whether only a deadline has come of the last wait
+        self._going = False  # whether the last wait was for news
         self._vain = False  # whether the last one was
         self._doubt = 0.0  # deadlines that a want without a message gets more: some were too few
         self._enough_at: float | None = None
@@ -42,6 +43,7 @@ class Waits:
         """Begin a wait."""
         self.wants = wants
         self._count += 1
+        due = self.due
         if not self._again:
             self._late = 0
         self._told, self._enough_at = self._late, None
@@ -49,6 +51,8 @@ class Waits:
         if not self._vain:
             self.quiet = now
         self.due = now + self._next()
+        if self._going and wants[0].news:  # else news that trickle in would put it off for ever
+            self.due = min(due, self.due)
 
     def passed(self, now: float) -> None:
         """Take note that the deadline has passed; the next comes after twice the time."""
@@ -69,7 +73,8 @@ class Waits:
 
     def _end(self, want: Want, received: Received, now: float) -> float:
         """End the wait, and return how long it took."""
-        self._again = bool(want.news) and self._is_late(want)
+        self._going = bool(want.news)
+        self._again = self._going and self._is_late(want)
         self._vain = not received.rows
         if want.enough == 0:
             change = DOUBT if self._vain else -DOUBT / 10
@@ -82,7 +87,8 @@ class Waits:
 
     def _next(self) -> float:
         """Return the seconds until the next deadline."""
-        return min(self.pace.deadline * 2 ** min(self._late, 30), self.pace.ceiling)
+        seconds: float = self.pace.deadline * 2 ** min(self._late, 30)
+        return min(seconds, self.pace.ceiling)
 
     def _is_late(self, want: Want) -> bool:
         if want.news:
