@@ -22,7 +22,7 @@ from fastgar.protocols.one_process import in_one_process
 from fastgar.protocols.properties import Broken, Properties
 from fastgar.protocols.record import Record
 from fastgar.protocols.registry import PROTOCOLS
-from fastgar.protocols.scenario import LIES, Quadratic, drawn, survive
+from fastgar.protocols.scenario import LIES, Quadratic, drawn, survive, told
 from fastgar.protocols.simulated import Simulation
 from fastgar.protocols.storage import Memory, State
 from fastgar.protocols.virtual import simulate
@@ -56,7 +56,7 @@ def test_a_seed_is_the_same_run_twice() -> None:
         record = Record(cluster, work)  # type: ignore[arg-type]
         network = Simulation(
             cluster, 7, lambda name: work, record,
-            lambda name: LIES[lie] if name in cluster.liars else None,
+            lambda name: told(lie) if name in cluster.liars else None,
         )  # fmt: skip
         network.run(record.finished, 1000.0)
         models = {name: end.result.tobytes() for name, end in record.ended_nodes.items()}
@@ -122,10 +122,10 @@ def test_without_faults_all_end_with_the_bytes_of_one_process(protocol: str) -> 
 
 
 def test_the_mean_contraction_is_at_most_six_tenths() -> None:
-    """With random delays and an equivocating server; P3."""
+    """Of the median, with random delays and an equivocating server; P3."""
     factors = []
     for seed in range(40):
-        cluster, _ = drawn(seed)
+        cluster, _ = drawn(seed, agreement="dmc")
         cluster = replace(
             cluster,
             servers=replace(cluster.servers, count=5, f=1, byzantine=1),

@@ -100,6 +100,7 @@ class Launch:
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._sketches: dict[int, dict[str, list[float]]] = {}
         self.killed: set[str] = set()
+        self._convicted: set[str] = set()
         self._before: list[dict[str, Any]] = []  # counts of those that were killed
         self._cuts: list[dict[str, int]] = []
         self._keys = tempfile.TemporaryDirectory(prefix="fastgar-keys-")
@@ -297,6 +298,9 @@ class Launch:
             state.over, state.step, state.waiting = True, self.cluster.steps, []
         if kind in ("status", "done", "ended"):
             state.counts = event
+        elif kind == "convicted" and event["node"] not in self._convicted:
+            self._convicted.add(event["node"])
+            self._line({key: value for key, value in event.items() if key != "from"})
         elif kind == "evaluation":
             state.accuracy = event["accuracy"]
             state.step = max(state.step, event["step"])

@@ -120,6 +120,9 @@ class Mailbox:
         self.senders = {kind: tuple(names) for kind, names in senders.items()}
         self.newest = {kind: dict.fromkeys(names, -1) for kind, names in self.senders.items()}
         self.excluded: set[str] = set()
+        self._families: dict[str, list[str]] = {}
+        for kind in self.senders:
+            self._families.setdefault(kind.partition("/")[0], []).append(kind)
         self._arrived = dict.fromkeys(self.senders, 0)
         self._latest = frozenset(latest)
         self._floor = dict.fromkeys(self.senders, 0)
@@ -175,7 +178,7 @@ class Mailbox:
 
     def family(self, kind: str) -> list[str]:
         """Return the kinds as which a kind comes: itself, or its copies."""
-        return [each for each in self.senders if each.partition("/")[0] == kind]
+        return self._families.get(kind, [])
 
     @locked
     def forget_before(self, kind: str, step: int) -> bool:

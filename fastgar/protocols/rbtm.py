@@ -172,12 +172,13 @@ class _Gathering:
 
     def _list(self, peer: str, vector: Vector) -> None:
         """Take the list of what a peer vouches for."""
-        for sender, numbers in zip(self.servers, np.split(vector, len(self.servers)), strict=True):
-            data = as_bytes(numbers)
-            if data is None or data.startswith(NOTHING):
-                continue
-            digest, seal, signature = data[:32], data[32:96], data[96:]
-            if peer in self.vouchers.get((sender, digest), ()):
+        data = as_bytes(vector)
+        if data is None:
+            return
+        for i, sender in enumerate(self.servers):
+            entry = data[2 * ENTRY * i : 2 * ENTRY * (i + 1)]
+            digest, seal, signature = entry[:32], entry[32:96], entry[96:]
+            if digest == NOTHING or peer in self.vouchers.get((sender, digest), ()):
                 continue
             if self._is_sealed(sender, digest, seal) and self.keys.signed(
                 peer, self._received(sender, digest), signature
@@ -193,13 +194,13 @@ class _Gathering:
         if found is None:
             return
         digest, seal = found
-        signatures = {}
-        for peer, numbers in zip(
-            self.servers, np.split(vector[ends:], len(self.servers)), strict=True
-        ):
-            data = as_bytes(numbers)
-            if data is not None and self.keys.signed(peer, self._received(sender, digest), data):
-                signatures[peer] = data
+        data = as_bytes(vector[ends:]) or b""
+        each = [data[i : i + 64] for i in range(0, len(data), 64)]
+        signatures = {
+            peer: signature
+            for peer, signature in zip(self.servers, each, strict=False)
+            if self.keys.signed(peer, self._received(sender, digest), signature)
+        }
         if len(signatures) < self.enough:
             return
         self._sealed(sender, digest, seal)
