@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import socket
+import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +20,18 @@ import pytest
 import fastgar as fg
 from fastgar.network import Signer, make_key, public_key
 from fastgar.protocols import evidence, rbtm
-from fastgar.protocols.cluster import Cluster
+from fastgar.protocols.cluster import Address, Cluster
 from fastgar.protocols.evidence import PROOF, Proof, proof_of, proved
 from fastgar.protocols.file import cluster_of, to_toml
+from fastgar.protocols.gathering import Gathering
+from fastgar.protocols.learning import Learning
 from fastgar.protocols.lies import lie_of, resealed
 from fastgar.protocols.mailbox import Want
 from fastgar.protocols.node import Node
+from fastgar.protocols.process import NodeProcess
 from fastgar.protocols.properties import Broken, Properties
 from fastgar.protocols.rbtm import trimmed
+from fastgar.protocols.record import Record
 from fastgar.protocols.scenario import Quadratic, drawn, survive, told
 from fastgar.protocols.seals import Trial, as_bytes, as_numbers, digest_of, opened, sealed
 from fastgar.protocols.simulated import Simulation
@@ -276,9 +283,9 @@ def no_core() -> Any:
         accepted = self.accepted()
         if len(accepted) < self.enough:
             return None
-        return {name: said[: -rbtm.SEAL] for name, said in accepted.items()}
+        return {name: said[:-SEAL] for name, said in accepted.items()}
 
-    return patched(rbtm._Gathering, "agreed", wrong)
+    return patched(Gathering, "agreed", wrong)
 
 
 def one_voucher() -> Any:
@@ -288,7 +295,7 @@ def one_voucher() -> Any:
         found = {name: said for (name, _), said in self.models.items()}
         return {name: found[name] for name in self.servers if name in found}
 
-    return patched(rbtm._Gathering, "accepted", wrong)
+    return patched(Gathering, "accepted", wrong)
 
 
 def any_proof() -> Any:
@@ -360,9 +367,9 @@ def test_who_restarts_at_any_moment_is_never_convicted() -> None:
         lines = []
         for name in cluster.of_role("server"):
             for _ in range(6):
-                time = draw.uniform(0, 6)
-                lines.append(f"kill {name} @ {time:.4f} s")
-                lines.append(f"restart {name} @ {time + draw.uniform(0.001, 1):.4f} s")
+                when = draw.uniform(0, 6)
+                lines.append(f"kill {name} @ {when:.4f} s")
+                lines.append(f"restart {name} @ {when + draw.uniform(0.001, 1):.4f} s")
         lines += [f"restart {name} @ 9 s" for name in cluster.of_role("server")]
         cluster = replace(
             cluster, perturb=tuple(lines), gather_every=1,
@@ -478,3 +485,58 @@ def test_a_node_signs_with_its_own_key_and_its_run(tmp_path: Path) -> None:
         Signer(paths["ps0"], "ps1", keys, b"run")
     with pytest.raises(ValueError, match="public_key of ps1 is none: '02ff"):
         Signer(paths["ps0"], "ps0", {"ps1": "02" + "f" * 64}, b"run")
+
+
+# On real links, all nodes in this process.
+
+
+def on_links(cluster: Cluster, folder: Path) -> dict[str, NodeProcess]:
+    """Run a cluster to its end, each node in a thread, and return the nodes."""
+    sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in cluster.names}
+    paths = {name: folder / f"{name}.pem" for name in cluster.names}
+    nodes = {
+        name: Address("127.0.0.1", sock.getsockname()[1], make_key(paths[name], name))
+        for name, sock in sockets.items()
+    }
+    if cluster.signs:
+        for name in cluster.of_role("server"):
+            nodes[name] = replace(nodes[name], public_key=public_key(paths[name]))
+    cluster = cluster_of(tomllib.loads(to_toml(replace(cluster, nodes=nodes))))
+    learning = Learning(cluster.training)
+    found = {
+        name: NodeProcess(
+            cluster, name, paths[name], learning, Record(cluster, learning), Memory(),
+            listen=sock, led=True,
+        )
+        for name, sock in sockets.items()
+    }  # fmt: skip
+    threads = [threading.Thread(target=each.run, daemon=True) for each in found.values()]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 400
+    while not all(found[name].node.done for name in cluster.names if name not in cluster.liars):
+        assert time.monotonic() < end, {name: each.node.at for name, each in found.items()}
+        time.sleep(0.02)
+    for each in found.values():
+        each.node.done = True
+        each.release()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
+def test_on_real_links_an_equivocator_is_convicted_and_the_rest_agree(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    cluster = cluster_of(
+        {
+            "protocol": {"agreement": "rbtm", "gather_every": 2},
+            "servers": {"count": 5, "f": 1, "byzantine": 1, "attack": "equivocate"},
+            "workers": {"count": 2},
+            "training": {"model": "logistic", "steps": 6, "evaluate_every": 6},
+        }
+    )
+    nodes = on_links(cluster, tmp_path)
+    for name in set(cluster.names) - {"ps4"}:
+        assert nodes[name].node.error is None
+        assert nodes[name].node.court.convicted == {"ps4": 1}, name
+    assert nodes["ps0"].watcher.convictions == {"ps4": 1}

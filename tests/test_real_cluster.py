@@ -108,7 +108,7 @@ def test_the_same_bytes_in_one_process_simulated_real_and_stopped_in_the_middle(
 ) -> None:
     cluster = cluster_of(
         {
-            "protocol": {"gather_every": 7},
+            "protocol": {"gather_every": 7, "agreement": "rbtm"},
             "servers": {"count": 2},
             "workers": {"count": 2},
             "training": {"model": "logistic", "steps": 150, "evaluate_every": 5},

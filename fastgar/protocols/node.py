@@ -15,13 +15,13 @@ long it waits in `waits`; what it asks of a driver in `driver`.
 
 from __future__ import annotations
 
-import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ..errors import TooManyFaults
+from .awaits import COMPUTE, computation, messages
 from .cluster import Cluster
 from .driver import Transport, Watcher
 from .evidence import Court
@@ -35,8 +35,6 @@ from .waits import Waits
 __all__ = ["GaveUp", "Node"]
 
 Vector = NDArray[Any]
-
-COMPUTE = object()  # what a text yields where it computes
 
 
 class GaveUp(RuntimeError):
@@ -192,7 +190,7 @@ class Node(Speaker):
 
     async def first(self, *wants: Want) -> Received:
         """Wait for the first of some wants."""
-        return await _wait(wants)
+        return await messages(wants)
 
     async def collect(
         self, kind: str, step: int, q: int, f: int = 0, *, enough: int | None = None
@@ -201,16 +199,16 @@ class Node(Speaker):
 
         After the deadline `enough` of them will do: then there is NaN where nothing has come.
         """
-        return (await _wait((Want(kind, step, q, f, enough=enough),))).rows
+        return (await messages((Want(kind, step, q, f, enough=enough),))).rows
 
     async def latest(self, kind: str, step: int, q: int, f: int = 0) -> tuple[int, list[Vector]]:
         """Wait for q messages of one step, this or a later one; return it and the vectors."""
-        received = await _wait((Want(kind, step, q, f, later=True),))
+        received = await messages((Want(kind, step, q, f, later=True),))
         return received.step, received.rows
 
     async def gradient(self, step: int, model: Vector) -> Vector:
         """Return what this worker has to send for a step, at a model."""
-        await _compute()
+        await computation()
         found: Vector = self._work(self, step, model)
         return found
 
@@ -309,14 +307,3 @@ class Node(Speaker):
         if self._coroutine is not None:
             self._coroutine.close()
         self.watcher.ended(self)
-
-
-@types.coroutine
-def _wait(wants: tuple[Want, ...]) -> Generator[tuple[Want, ...], Received, Received]:
-    received = yield wants
-    return received
-
-
-@types.coroutine
-def _compute() -> Generator[object, None, None]:
-    yield COMPUTE

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .evidence import PROOF
+from .gathering import ENTRY
 from .node import Node
-from .rbtm import ENTRY
 from .seals import SEAL, as_numbers, digest_of, seal_of, sealed, statement
 
 __all__ = ["scheme"]
