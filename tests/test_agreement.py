@@ -33,7 +33,7 @@ from fastgar.protocols.properties import Broken, Properties
 from fastgar.protocols.rbtm import trimmed
 from fastgar.protocols.record import Record
 from fastgar.protocols.scenario import Quadratic, drawn, survive, told
-from fastgar.protocols.seals import Trial, as_bytes, as_numbers, digest_of, opened, sealed
+from fastgar.protocols.seals import SEAL, Trial, as_bytes, as_numbers, digest_of, opened, sealed
 from fastgar.protocols.simulated import Simulation
 from fastgar.protocols.storage import Memory, State
 from fastgar.protocols.text import Text
