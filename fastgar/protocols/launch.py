@@ -202,7 +202,10 @@ class Launch:
                 waited.update(count.get("waited_for", {}))
                 used.update(count.get("used", {}) if name in servers else {})
         convicted = {
-            name: step for count in counts for name, step in count.get("convicted", {}).items()
+            name: step
+            for count in counts
+            if count.get("from", "") not in cluster.liars
+            for name, step in count.get("convicted", {}).items()
         }
         most = max(used.values(), default=0)
         for line in traffic_lines(cluster, [count.get("traffic", {}) for count in counts]):
@@ -298,9 +301,10 @@ class Launch:
             state.over, state.step, state.waiting = True, self.cluster.steps, []
         if kind in ("status", "done", "ended"):
             state.counts = event
-        elif kind == "convicted" and event["node"] not in self._convicted:
-            self._convicted.add(event["node"])
-            self._line({key: value for key, value in event.items() if key != "from"})
+        elif kind == "convicted":
+            if name not in self.cluster.liars and event["node"] not in self._convicted:
+                self._convicted.add(event["node"])
+                self._line({key: value for key, value in event.items() if key != "from"})
         elif kind == "evaluation":
             state.accuracy = event["accuracy"]
             state.step = max(state.step, event["step"])

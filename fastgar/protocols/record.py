@@ -108,8 +108,8 @@ class Record:
             self.waited_for.update(lacking)
 
     def convicted(self, node: Node, name: str, step: int) -> None:
-        """Write whom a node has convicted, and of which step: once."""
-        if name not in self.convictions:
+        """Write whom an honest node has convicted, and of which step: once."""
+        if name not in self.convictions and node.name not in self.cluster.liars:
             self.convictions[name] = step
             self._write({"kind": "convicted", "node": name, "step": step})
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from .evidence import PROOF
 from .gathering import ENTRY
+from .lies import relisted
 from .node import Node
-from .seals import SEAL, as_numbers, digest_of, seal_of, sealed, statement
+from .seals import SEAL, as_numbers, sealed, statement
 
 __all__ = ["scheme"]
 
@@ -53,20 +54,16 @@ def _faces(node: Node, step: int, model: Vector) -> tuple[Vector, Vector]:
 
 def _other_list(node: Node, step: int, vector: Vector, draw: random.Random) -> Vector:
     """Leave out some of a list, and vouch for the other one of the own models."""
-    servers, keys = node.cluster.of_role("server"), node.transport.keys
-    for i, name in enumerate(servers):
+    kept = node.kept["gather"].get(step)
+    if kept is not None and draw.random() < 0.7:
+        vector = relisted(
+            node, step, vector, _faces(node, step, kept[0][:-SEAL])[draw.randrange(2)]
+        )
+    for i, name in enumerate(node.cluster.of_role("server")):
         entry = vector[i * ENTRY : (i + 1) * ENTRY]
-        if draw.random() < 0.3:
+        if name != node.name and draw.random() < 0.3:
             entry[:] = 0
-        if name == node.name and draw.random() < 0.7:
-            kept = node.kept["gather"].get(step)
-            if kept is None:
-                continue
-            face = _faces(node, step, kept[0][:-SEAL])[draw.randrange(2)]
-            said, digest = sealed(keys, name, "gather", step, face), digest_of(face)
-            signature = keys.sign(statement("received", name, "gather", step, digest))
-            entry[:] = np.concatenate([as_numbers(digest), seal_of(said), as_numbers(signature)])
-        if draw.random() < 0.1:
+        if draw.random() < 0.01:
             entry[draw.randrange(ENTRY)] += 1  # another hash, seal or signature
     return vector
 
