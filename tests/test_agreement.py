@@ -386,6 +386,33 @@ def test_who_restarts_at_any_moment_is_never_convicted() -> None:
         assert not seen.convictions
 
 
+def test_a_run_goes_on_with_new_keys() -> None:
+    """All are killed in the midst of gathers and get other keys: the old signatures are void."""
+    cluster, _ = drawn(0, agreement="rbtm", steps=12)
+    cluster = replace(
+        cluster, perturb=(), gather_every=1, servers=replace(cluster.servers, byzantine=0),
+        workers=replace(cluster.workers, byzantine=0),
+    )  # fmt: skip
+    for moment in (0.5, 0.52, 0.54, 0.56):
+        work, seen = Quadratic(cluster), Seen()
+        network = Simulation(
+            cluster,
+            0,
+            lambda name, work=work: work,
+            Properties(cluster, seen),  # type: ignore[misc]
+        )
+        network.run(lambda: False, moment)
+        for name in cluster.names:
+            network.kill(name)
+        sign = Trial.sign
+        with patched(Trial, "sign", lambda self, what, sign=sign: sign(self, b"new" + what)):
+            network.watcher = seen  # to the properties another seal is another word
+            for name in cluster.names:
+                network.start(name)
+            assert network.run(lambda seen=seen: seen.ends.keys() >= set(cluster.names), 4000.0)  # type: ignore[misc]
+        assert all(end.error is None for end in seen.ends.values()) and not seen.convictions
+
+
 def two_seals(step: int = 7, name: str = "ps1", keys: Any = None) -> Proof:
     found = []
     for number in range(2):

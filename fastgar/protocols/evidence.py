@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .seals import HASH, SEAL, Keys, as_bytes, as_numbers, is_sealed
+from .seals import HASH, SEAL, Keys, as_bytes, as_numbers, is_sealed, opened, sealed
 
 __all__ = ["PROOF", "Court", "Proof", "proof_of", "proved"]
 
@@ -24,6 +24,7 @@ Vector = NDArray[Any]
 
 STEP = 4  # numbers of a step
 PROOF = STEP + 2 * (HASH + SEAL)  # numbers of a proof
+SIGNED = ("echo", "core", "proof")
 REMEMBERED = 4  # steps of which a node knows what each other has sealed
 
 
@@ -79,8 +80,11 @@ class Court:
         self.convicted: dict[str, int] = {}
         self._heard: dict[str, dict[int, tuple[bytes, bytes]]] = {}
         for i, name in enumerate(self.servers):
-            if f"proof/{i}" in node.arrays:
-                self._drop(name, node.arrays[f"proof/{i}"])
+            if f"proof/{i}" in node.arrays:  # which was checked, perhaps with other keys
+                head = as_bytes(node.arrays[f"proof/{i}"][:STEP]) or b""
+                self.convicted[name] = int.from_bytes(head, "big")
+                node.mailbox.exclude(name)
+        self._renew()
 
     def hear(self, name: str, step: int, digest: bytes, seal: bytes) -> None:
         """Take note of a seal that has been checked, and convict if it contradicts another."""
@@ -109,6 +113,28 @@ class Court:
             node.send(node.cluster.names, kind, 0, numbers)
         else:
             node.write()
+
+    def _renew(self) -> None:
+        """Seal again what was sealed with another key, and take back what else was signed with it.
+
+        A run may go on with new keys, of all nodes: nobody can check then what the old ones signed.
+        """
+        node, keys = self.node, self.node.transport.keys
+        kept = node.kept.get(self.kind, {})
+        old = [
+            step
+            for step, (said, _) in kept.items()
+            if opened(keys, node.name, self.kind, step, said) is None
+        ]
+        if not old:
+            return
+        for step in old:
+            said, peers = kept[step]
+            kept[step] = sealed(keys, node.name, self.kind, step, said[:-SEAL]), peers
+        for kind in [kind for kind in node.kept if kind.partition("/")[0] in SIGNED]:
+            del node.kept[kind]
+        for key in [key for key in node.arrays if key.startswith("relay/")]:
+            del node.arrays[key]
 
     def _drop(self, name: str, numbers: Vector) -> bool:
         """Take nothing from a node any more, if that is what numbers prove."""

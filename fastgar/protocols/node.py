@@ -294,7 +294,8 @@ class Node(Speaker):
 
     def _ask_if_behind(self, want: Want) -> None:
         """Ask for what will do instead, if a peer that is honest has gone on."""
-        if want.later or self.mailbox.reached(want.kind, want.f + 1) <= want.step:
+        gone = self.mailbox.reached(want.kind, want.f + 1) > want.step
+        if want.later or not (gone or want.news):  # who went on need not say so in these kinds
             return
         for other in self.waits.wants:
             if other.later:
