@@ -100,6 +100,10 @@ WRONG = {
         "protocol": {"name": "aggregathor"}, "workers": {"count": 5, "f": 1},
     },
     "pieces is a setting of aggregathor, not of byzsgd": {"protocol": {"pieces": 3}},
+    "agreement 'rbtm' promises how close servers come, and rounding would undo it: take "
+    "wire = 'float32', got 'bfloat16'": {
+        "protocol": {"agreement": "rbtm", "wire": "bfloat16"},
+    },
     "crash_tolerant needs n_s >= 2 f_s + 1: with f = 2 that is 5 servers, got 4": {
         "protocol": {"name": "crash_tolerant"}, "servers": {"count": 4, "f": 2},
     },

@@ -41,7 +41,7 @@ class Watched(Record):
         self.events: list[tuple[float, Node, Received, float]] = []
 
     def collected(self, node: Node, want: Want, received: Received, seconds: float) -> None:
-        self.events.append((self.network.now, node, received, node.pace.deadline))
+        self.events.append((self.network.now, node, received, node.waits.pace.deadline))
         super().collected(node, want, received, seconds)
 
     def of(self, name: str, kind: str) -> list[tuple[float, Received, float]]:

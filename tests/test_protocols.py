@@ -235,7 +235,7 @@ def test_the_cluster_file_of_the_readme_is_read_and_has_every_table(tmp_path: Pa
         assert getattr(without, name) == getattr(cluster, name)
     (example,) = re.findall(r"^# \[nodes.*", text, re.MULTILINE | re.DOTALL)
     node = tomllib.loads(re.sub("^# ", "", example, flags=re.MULTILINE))["nodes"]["ps0"]
-    assert node.pop("fingerprint") == "..."
+    assert node.pop("fingerprint") == node.pop("public_key") == "..."
     nodes = {name: {**node, "fingerprint": "0" * 64} for name in cluster.names}
     assert cluster_of({**document, "nodes": nodes}).nodes["w3"].port == 29400
 

@@ -36,6 +36,7 @@ from fastgar.protocols.process import NodeProcess
 from fastgar.protocols.record import Record
 from fastgar.protocols.simulated import Simulation
 from fastgar.protocols.storage import Disk, Memory
+from fastgar.train.threads import threads_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -111,7 +112,7 @@ def test_the_same_bytes_in_one_process_simulated_real_and_stopped_in_the_middle(
 ) -> None:
     cluster = cluster_of(
         {
-            "protocol": {"gather_every": 7},
+            "protocol": {"gather_every": 7, "agreement": "rbtm"},
             "servers": {"count": 2},
             "workers": {"count": 2},
             "training": {"model": "logistic", "steps": 150, "evaluate_every": 5},
@@ -122,7 +123,8 @@ def test_the_same_bytes_in_one_process_simulated_real_and_stopped_in_the_middle(
     one = in_one_process(cluster, work_of(cluster, learning)("w0"))
     record = Record(cluster, learning)
     simulation = Simulation(cluster, 3, work_of(cluster, learning), record, lambda name: None)
-    assert simulation.run(record.finished)
+    with threads_for(len(one), cluster.training):
+        assert simulation.run(record.finished)
     want = dict.fromkeys(cluster.names, one.tobytes())
     assert {name: node.result.tobytes() for name, node in record.ended_nodes.items()} == want
 

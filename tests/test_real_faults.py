@@ -243,7 +243,7 @@ def test_a_server_under_a_flood_goes_on_and_its_memory_stays(
         until(lambda: step() >= 50, "the run did not begin")
         ps0 = cluster.nodes["ps0"]
         liar = Liar(file.parent, "w3", "ps0", Address(ps0.host, ps0.port, ps0.fingerprint))
-        hello = Hello("w3", "ps0", run.hex(), "1" * 32, _about(d, learning))
+        hello = Hello("w3", "ps0", run.hex(), "1" * 32, _about(d, "float32", learning))
         exchange(liar.channel, hello, [*range(len(cluster.kinds)), *CONTROL])
         agree(liar.channel, "ps0", None)
         gradient = list(cluster.kinds).index("gradient")

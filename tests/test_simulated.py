@@ -23,7 +23,7 @@ from fastgar.protocols.one_process import in_one_process
 from fastgar.protocols.properties import Broken, Properties, growth
 from fastgar.protocols.record import Record
 from fastgar.protocols.registry import PROTOCOLS
-from fastgar.protocols.scenario import LIES, Quadratic, drawn, survive
+from fastgar.protocols.scenario import LIES, Quadratic, drawn, survive, told
 from fastgar.protocols.simulated import Simulation
 from fastgar.protocols.storage import Memory, State
 from fastgar.protocols.twins import Split
@@ -58,7 +58,7 @@ def test_a_seed_is_the_same_run_twice() -> None:
         record = Record(cluster, work)  # type: ignore[arg-type]
         network = Simulation(
             cluster, 7, lambda name: work, record,
-            lambda name: LIES[lie] if name in cluster.liars else None,
+            lambda name: told(lie) if name in cluster.liars else None,
         )  # fmt: skip
         network.run(record.finished, 1000.0)
         models = {name: end.result.tobytes() for name, end in record.ended_nodes.items()}
@@ -81,7 +81,9 @@ def clean(cluster: Cluster) -> Cluster:
 
 def agree_with_one_process(seed: int, protocol: str = "byzsgd") -> None:
     """Raise Broken unless every node ends with the bytes of one process: P9."""
-    cluster = replace(clean(drawn(seed, protocol=protocol)[0]), wire=WIRES[seed % 2])
+    cluster = clean(drawn(seed, protocol=protocol)[0])
+    if cluster.agreement == "dmc":
+        cluster = replace(cluster, wire=WIRES[seed % 2])
     work = Quadratic(cluster)
     record = Record(cluster, work)  # type: ignore[arg-type]
     network = Simulation(cluster, seed, lambda name: work, record)
@@ -125,10 +127,10 @@ def test_without_faults_all_end_with_the_bytes_of_one_process(protocol: str) -> 
 
 
 def test_the_mean_contraction_is_at_most_six_tenths() -> None:
-    """With random delays and an equivocating server; P3."""
+    """Of the median, with random delays and an equivocating server; P3."""
     factors = []
     for seed in range(40):
-        cluster, _ = drawn(seed)
+        cluster, _ = drawn(seed, agreement="dmc")
         cluster = replace(
             cluster,
             servers=replace(cluster.servers, count=5, f=1, byzantine=1),
@@ -507,7 +509,7 @@ def own_unrounded() -> Any:
 def test_a_gather_with_a_model_of_ones_own_that_others_do_not_get_is_found() -> None:
     with own_unrounded(), pytest.raises(Broken, match="took as gather of step"):
         for seed in range(20):
-            survive(seed)
+            survive(seed, agreement="dmc")
 
 
 @pytest.mark.parametrize("names", ["ps0", "ps"])

@@ -16,7 +16,8 @@ __all__ = ["add_flags", "asked_for_nothing", "cluster_from"]
 # The table and the setting of each flag.
 PLACES = {
     "protocol": ("protocol", "name"), "rule": ("protocol", "rule"),
-    "gather_every": ("protocol", "gather_every"), "resilience": ("protocol", "resilience"),
+    "gather_every": ("protocol", "gather_every"), "agreement": ("protocol", "agreement"),
+    "resilience": ("protocol", "resilience"),
     "holes": ("protocol", "holes"), "pieces": ("protocol", "pieces"),
     "wire": ("protocol", "wire"),
     "servers": ("servers", "count"), "f_servers": ("servers", "f"),
@@ -51,6 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--server-attack", metavar="ATTACK", help="what lying servers send (default: reverse)")
     add("--rule", help="for the gradients (default: the protocol's)")
     add("--gather-every", type=int, metavar="T", help="byzsgd: steps between gathers (default: 10)")
+    add("--agreement", help="byzsgd: dmc (the median) or rbtm (reliable broadcast; default: dmc)")
     add("--resilience", help="aggregathor: weak (Multi-Krum) or strong (Bulyan; default: weak)")
     add("--holes", help="aggregathor: what has not come is nan, zero or previous (default: nan)")
     add("--pieces", type=int, metavar="N", help="aggregathor: of a gradient (default: 8)")

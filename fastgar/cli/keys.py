@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the files."""
     with refusing(extra="train"):
-        from ..network import make_key
+        from ..network import make_key, public_key
         from ..protocols.cluster import Address
         from ..protocols.file import cluster_of, read_cluster, read_document, to_toml
         from ..protocols.member import only_here
@@ -73,7 +73,11 @@ def run(options: argparse.Namespace) -> int:
         if len(set(addresses)) < len(addresses):
             raise ValueError("two nodes have the same address")
         named = zip(cluster.names, addresses, strict=True)
-        nodes = {node: Address(host, port, "0" * 64) for node, (host, port) in named}
+        signing = cluster.of_role("server") if cluster.signs else ()
+        nodes = {
+            node: Address(host, port, "0" * 64, "0" * 66 * (node in signing))
+            for node, (host, port) in named
+        }
         length = len(to_toml(replace(cluster, nodes=nodes)))
         if length > LONGEST_DOCUMENT:
             raise ValueError(
@@ -87,10 +91,10 @@ def run(options: argparse.Namespace) -> int:
                 raise ValueError(f"{path} is there already: take another --out")
         try:
             out.mkdir(parents=True, exist_ok=True)
-            nodes = {
-                node: Address(host, port, make_key(out / f"{node}.pem", node))
-                for node, (host, port) in zip(cluster.names, addresses, strict=True)
-            }
+            for node, at in nodes.items():
+                made = make_key(out / f"{node}.pem", node)
+                public = public_key(out / f"{node}.pem") if node in signing else ""
+                nodes[node] = replace(at, fingerprint=made, public_key=public)
             (out / "cluster.toml").write_text(to_toml(replace(cluster, nodes=nodes)))
         except OSError as error:
             raise Refused(f"cannot write to {out}: {error.strerror}") from error

@@ -6,8 +6,8 @@
     links.post("worker3", 0, step, memoryview(theta))
     links.close()
 
-It knows bytes, peers and steps: `fastgar.network.links` says how. Only `make_key` needs more than
-Python's standard library: the package `cryptography`.
+It knows bytes, peers and steps: `fastgar.network.links` says how. Only `make_key` and `Signer`
+need more than Python's standard library: the package `cryptography`.
 """
 
 from .hello import About, Heard
@@ -15,9 +15,10 @@ from .keys import check_key, expiry, fingerprint, make_key
 from .link import LATER, Inbox, Later
 from .links import Links
 from .peer import Address, Limits, Status
+from .signing import Signer, public_key
 from .wire import Kind, Violation
 
 __all__ = [
-    "LATER", "About", "Address", "Heard", "Inbox", "Kind", "Later", "Limits", "Links", "Status",
-    "Violation", "check_key", "expiry", "fingerprint", "make_key",
+    "LATER", "About", "Address", "Heard", "Inbox", "Kind", "Later", "Limits", "Links", "Signer",
+    "Status", "Violation", "check_key", "expiry", "fingerprint", "make_key", "public_key",
 ]  # fmt: skip

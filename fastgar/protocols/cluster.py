@@ -44,11 +44,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a node is, and the SHA-256 of its certificate."""
+    """Where a node is, the SHA-256 of its certificate, and the key that signs in it."""
 
     host: str
     port: int
     fingerprint: str = ""
+    public_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class Cluster:
         Steps from one exchange of models between servers to the next.
     quorum_servers, quorum_workers : int
         How many messages a node waits for; by default of all that are not expected to lie.
+    agreement : {"dmc", "rbtm"}
+        Of byzsgd: how servers come to an agreement when they gather, by the median of what each has
+        heard, or by reliable broadcast and the trimmed mean.
     resilience : {"weak", "strong"}
         Of aggregathor: which rule it takes if none is named.
     holes : {"nan", "zero", "previous"}
@@ -98,6 +102,7 @@ class Cluster:
     gather_every: int = 10
     quorum_servers: int = 0
     quorum_workers: int = 0
+    agreement: str = "dmc"
     resilience: str = "weak"
     holes: str = "nan"
     pieces: int = 8
@@ -178,36 +183,40 @@ class Cluster:
         )
 
     @cached_property
+    def ways(self) -> dict[str, Kind]:
+        """Return the kinds of messages by their names in the protocol's text."""
+        return {**self.text.kinds, **self.text.agreements.get(self.agreement, {})}
+
+    @cached_property
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Return, for each kind that goes in pieces, the kinds of the pieces."""
-        return {
-            kind: tuple(f"{kind}/{i}" for i in range(self.pieces))
-            for kind, way in self.text.kinds.items()
-            if way.pieces
-        }
+        return {kind: self.family(kind) for kind, way in self.ways.items() if way.pieces}
+
+    def family(self, kind: str) -> tuple[str, ...]:
+        """Return the kinds as which a kind travels: itself, or its pieces or copies."""
+        way = self.ways[kind]
+        count = {"": 0, "f": self.f_s + 1, "n": self.servers.count}[way.copies]
+        count = self.pieces if way.pieces else count
+        return tuple(f"{kind}/{i}" for i in range(count)) or (kind,)
 
     @cached_property
     def kinds(self) -> dict[str, Kind]:
         """Return the kinds of messages as they travel."""
-        return {
-            part: way
-            for kind, way in self.text.kinds.items()
-            for part in self.parts.get(kind, (kind,))
-        }
+        return {part: way for kind, way in self.ways.items() for part in self.family(kind)}
 
     def length(self, kind: str, d: int) -> int:
         """Return how many numbers a message of a kind holds, if a model has d."""
         whole, _, piece = kind.partition("/")
-        if piece:
+        way = self.ways[whole]
+        if way.pieces and piece:
             start, stop = self.ends(d)[int(piece)]
             return stop - start
-        way = self.text.kinds[whole]
-        return d * way.model + way.more
+        return d * way.model + way.more + way.each * self.servers.count
 
     def dtype(self, kind: str) -> str:
         """Return as what the numbers of a kind travel: what is no model or gradient as float32."""
-        way = self.text.kinds[kind.partition("/")[0]]
-        return self.wire if way.model and not way.more else "float32"
+        way = self.ways[kind.partition("/")[0]]
+        return self.wire if way.model and not (way.more or way.each) else "float32"
 
     def encoded(self, kind: str, vector: Any) -> Any:
         """Return a vector as it travels in a message of a kind."""
@@ -221,7 +230,7 @@ class Cluster:
         """Return whether nodes of two roles have something to say to each other."""
         return any(
             (way.senders, receiver) in ((role, other), (other, role))
-            for way in self.text.kinds.values()
+            for way in self.ways.values()
             for receiver in way.receivers
         )
 
@@ -256,6 +265,11 @@ class Cluster:
     def q_w(self) -> int:
         """Return how many workers a server waits for."""
         return self.quorum_workers or self.workers.count - self.workers.f
+
+    @property
+    def signs(self) -> bool:
+        """Return whether servers sign what they say."""
+        return any(way.sealed for way in self.ways.values())
 
     @property
     def n_w(self) -> int:

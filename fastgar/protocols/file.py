@@ -7,7 +7,8 @@
 ``[servers]``            ``count``, ``f``, ``byzantine``, ``attack``
 ``[workers]``            the same
 ``[simulated]``          the laws of the simulated network, see `fastgar.network.laws`
-``[nodes.ps0]``          ``address`` and ``fingerprint`` of a node, for each; none, or of all
+``[nodes.ps0]``          ``address`` and ``fingerprint`` of a node, for each; none, or of all; and
+                         its ``public_key`` if it signs
 ======================== ================================================================
 """
 
@@ -35,7 +36,7 @@ TABLES = ("protocol", "training", "servers", "workers", "simulated", "nodes")
 SETTINGS: dict[str, type[int] | type[float] | type[str]] = {
     "gather_every": int, "quorum_servers": int, "quorum_workers": int, "deadline_floor": float,
     "deadline_ceiling": float, "starting_deadline": float, "give_up": float, "linger": float,
-    "resilience": str, "holes": str, "pieces": int, "wire": str,
+    "agreement": str, "resilience": str, "holes": str, "pieces": int, "wire": str,
 }  # fmt: skip
 # What the groups say, and not [training].
 ELSEWHERE = {
@@ -140,6 +141,13 @@ def cluster_of(document: Mapping[str, Any], text: Text | None = None) -> Cluster
     lacking = [name for name in cluster.names if name not in cluster.nodes]
     if cluster.nodes and lacking:
         raise ValueError(f"[nodes] lacks {', '.join(lacking[:6])}: name all nodes, or none")
+    if cluster.signs and cluster.nodes:
+        lacking = [name for name in cluster.of_role("server") if not cluster.nodes[name].public_key]
+        if lacking:
+            raise ValueError(
+                f"[nodes.{lacking[0]}] lacks public_key, which agreement = {cluster.agreement!r} "
+                "needs of servers: fastgar keys writes it"
+            )
     return cluster
 
 
@@ -171,6 +179,7 @@ def to_toml(cluster: Cluster) -> str:
     for name, node in cluster.nodes.items():
         lines += ["", f"[nodes.{name}]", f'address = "{node.host}:{node.port}"']
         lines += [f'fingerprint = "{node.fingerprint}"']
+        lines += [f'public_key = "{node.public_key}"'] * bool(node.public_key)
     return "\n".join(lines) + "\n"
 
 
@@ -251,18 +260,25 @@ def _address(name: str, values: Any) -> Address:
     if not isinstance(values, Mapping):
         raise TypeError(f"[nodes.{name}] must be a table, got {shown(values)}")
     for key in values:
-        if key not in ("address", "fingerprint"):
-            raise unknown(f"setting of [nodes.{name}]", key, ["address", "fingerprint"])
+        if key not in ("address", "fingerprint", "public_key"):
+            raise unknown(
+                f"setting of [nodes.{name}]", key, ["address", "fingerprint", "public_key"]
+            )
     text, fingerprint = values.get("address"), values.get("fingerprint", "")
+    public = values.get("public_key", "")
     host, _, port = str(text).rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise ValueError(f"address of [nodes.{name}] must be HOST:PORT, got {shown(text)}")
-    if fingerprint and (type(fingerprint) is not str or not _is_digest(fingerprint)):
+    if fingerprint and (type(fingerprint) is not str or not _is_hex(fingerprint, 64)):
         raise ValueError(
             f"fingerprint of [nodes.{name}] must be 64 hexadecimal digits, got {shown(fingerprint)}"
         )
-    return Address(host.strip("[]"), int(port), fingerprint)
+    if public and (type(public) is not str or not _is_hex(public, 66)):
+        raise ValueError(
+            f"public_key of [nodes.{name}] must be 66 hexadecimal digits, got {shown(public)}"
+        )
+    return Address(host.strip("[]"), int(port), fingerprint, public)
 
 
-def _is_digest(text: str) -> bool:
-    return len(text) == 64 and all(digit in "0123456789abcdef" for digit in text)
+def _is_hex(text: str, length: int) -> bool:
+    return len(text) == length and all(digit in "0123456789abcdef" for digit in text)

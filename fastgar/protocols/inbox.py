@@ -16,12 +16,13 @@ from .encoding import land, landing
 from .mailbox import Verdict
 from .node import Node
 
-__all__ = ["AT", "CONTROL", "NodeInbox", "Pool"]
+__all__ = ["ASKS", "AT", "CONTROL", "NodeInbox", "Pool"]
 
 Vector = NDArray[Any]
 
 # Kinds beyond those of a protocol: messages without numbers, or the step that a hello tells.
 ASK, OVER, AT = CONTROL = (0x1000, 0x1001, 0x1002)
+ASKS = 0x2000  # more than the number of a kind that is only sent to who asks for it
 
 
 class Pool:
@@ -81,7 +82,7 @@ class NodeInbox:
 
     def slot(self, peer: str, kind: int, step: int) -> memoryview | Later | None:
         """Return where a message is to be written."""
-        if kind in CONTROL:
+        if kind in CONTROL or kind >= ASKS:
             return memoryview(bytearray(1))
         name, node = self.kinds[kind], self._node()
         if peer in self.cut:
@@ -107,6 +108,9 @@ class NodeInbox:
             self._call((ASK, peer), lambda node: node.ask(peer, "model", step))
         elif kind == OVER:
             self._call((OVER, peer), lambda node: self.over.add(peer))
+        elif kind >= ASKS:
+            name = self.kinds[kind - ASKS]
+            self._call((kind, peer), lambda node: node.ask(peer, name, step))
         elif kind not in CONTROL:
             _, _, vector = self._reading.pop(peer)
             name, node = self.kinds[kind], self._node()

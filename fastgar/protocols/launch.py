@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..network import make_key
+from ..network import make_key, public_key
 from .cluster import Address, Cluster
 from .file import to_toml
 from .learning import spread
@@ -108,6 +108,7 @@ class Launch:
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._sketches: dict[int, dict[str, list[float]]] = {}
         self.killed: set[str] = set()
+        self._convicted: set[str] = set()
         self._before: list[dict[str, Any]] = []  # counts of those that were killed
         self._cuts: list[dict[str, int]] = []
         self._keys = tempfile.TemporaryDirectory(prefix="fastgar-keys-")
@@ -115,14 +116,12 @@ class Launch:
         self._sockets = {
             name: socket.create_server(("127.0.0.1", 0), backlog=128) for name in cluster.names
         }
-        nodes = {
-            name: Address(
-                "127.0.0.1",
-                through(name, sock.getsockname()[1]),
-                make_key(keys / f"{name}.pem", name),
-            )
-            for name, sock in self._sockets.items()
-        }
+        nodes = {}
+        for name, sock in self._sockets.items():
+            made, port = make_key(keys / f"{name}.pem", name), sock.getsockname()[1]
+            signs = cluster.signs and name in cluster.of_role("server")
+            public = public_key(keys / f"{name}.pem") if signs else ""
+            nodes[name] = Address("127.0.0.1", through(name, port), made, public)
         self.cluster = replace(cluster, nodes=nodes)
         self._file = keys / "cluster.toml"
         self._file.write_text(to_toml(self.cluster))
@@ -221,6 +220,12 @@ class Launch:
                 waited.update(count.get("waited_for", {}))
                 not_finite.update(count.get("not_finite", {}))
                 used.update(count.get("used", {}) if name in servers else {})
+        convicted = {
+            name: step
+            for count in counts
+            if count.get("from", "") not in cluster.liars
+            for name, step in count.get("convicted", {}).items()
+        }
         most = max(used.values(), default=0)
         for line in traffic_lines(cluster, [count.get("traffic", {}) for count in counts]):
             self._line(line)
@@ -242,6 +247,7 @@ class Launch:
             dict(waited),
             {name: used[name] / most for name in cluster.of_role("worker")} if most else {},
             dict(not_finite),
+            convicted,
             self.lines,
         )
 
@@ -315,6 +321,10 @@ class Launch:
             state.over, state.step, state.waiting = True, self.cluster.steps, []
         if kind in ("status", "done", "ended"):
             state.counts = event
+        elif kind == "convicted":
+            if name not in self.cluster.liars and event["node"] not in self._convicted:
+                self._convicted.add(event["node"])
+                self._line({key: value for key, value in event.items() if key != "from"})
         elif kind == "evaluation":
             state.accuracy = event["accuracy"]
             state.step = max(state.step, event["step"])

@@ -19,11 +19,14 @@ from ..attacks import View, attack, list_attacks
 from ..errors import unknown
 from ..statistic import hash_key
 from .cluster import TWINS, Cluster
+from .gathering import ENTRY
 from .learning import Learning
 from .node import Node
+from .seals import SEAL, as_numbers, digest_of, seal_of, sealed, statement
 
 __all__ = [
-    "SERVER_ATTACKS", "Adversary", "Honest", "check_attacks", "check_machines", "lie_of", "work_of"
+    "SERVER_ATTACKS", "Adversary", "Honest", "check_attacks", "check_machines", "lie_of",
+    "relisted", "resealed", "work_of",
 ]  # fmt: skip
 
 Vector = NDArray[Any]
@@ -171,12 +174,48 @@ class _Drift:
         return (vector + self.drift).astype(vector.dtype)
 
 
+def resealed(lie: Lie) -> Lie:
+    """Return a lie about models alone, with valid seals, where servers sign.
+
+    So its author takes part in everything else, and is a worse neighbour than one who is silent.
+    """
+
+    def said(node: Node, kind: str, step: int, vector: Vector, peer: str) -> Vector | None:
+        way = node.cluster.ways[kind.partition("/")[0]]
+        if way.sealed:
+            model = lie(node, kind, step, vector[:-SEAL], peer)
+            keys = node.transport.keys
+            return None if model is None else sealed(keys, node.name, kind, step, model)
+        if way.model and not way.asked:
+            return lie(node, kind, step, vector, peer)
+        if kind.startswith("proof/"):  # it would be against itself, which knows what it has sealed
+            return None
+        if kind.startswith("echo/") and step in node.kept.get("gather", {}):
+            model = lie(node, "gather", step, node.kept["gather"][step][0][:-SEAL], peer)
+            return None if model is None else relisted(node, step, vector, model)
+        return None if lie(node, kind, step, vector, peer) is None else vector
+
+    return said
+
+
+def relisted(node: Node, step: int, vector: Vector, model: Vector) -> Vector:
+    """Return a list in which a node vouches for another model as its own."""
+    keys, i = node.transport.keys, node.cluster.of_role("server").index(node.name)
+    said, digest = sealed(keys, node.name, "gather", step, model), digest_of(model)
+    signature = keys.sign(statement("received", node.name, "gather", step, digest))
+    found = vector.copy()
+    found[i * ENTRY : (i + 1) * ENTRY] = np.concatenate(
+        [as_numbers(digest), seal_of(said), as_numbers(signature)]
+    )
+    return found
+
+
 def lie_of(cluster: Cluster, name: str) -> Lie | None:
     """Return what a lying server makes of what it has to say; None for all other nodes."""
     if name not in cluster.liars - cluster.twins or cluster.role(name) == "worker":
         return None
     how = cluster.servers.attack
-    return SERVER_ATTACKS[how] if how in SERVER_ATTACKS else _Drift(cluster)
+    return resealed(SERVER_ATTACKS[how] if how in SERVER_ATTACKS else _Drift(cluster))
 
 
 def check_attacks(cluster: Cluster) -> None:

@@ -51,6 +51,10 @@ class Want:
         is what comes of it, so that a text hears of the deadline.
     patience : int
         How many deadlines have to pass, each twice as long as the one before it.
+    news : tuple of str
+        If there are any: what is waited for is that more than q messages of these kinds have come
+        since the node began, or the deadline. Nothing is what comes of it: a text that makes more
+        of messages than rows looks at them by itself.
     """
 
     kind: str
@@ -61,6 +65,7 @@ class Want:
     later: bool = False
     enough: int | None = None
     patience: int = 1
+    news: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,11 @@ class Mailbox:
         self.me, self.lock, self.parts = me, RLock(), parts
         self.senders = {kind: tuple(names) for kind, names in senders.items()}
         self.newest = {kind: dict.fromkeys(names, -1) for kind, names in self.senders.items()}
+        self.excluded: set[str] = set()
+        self._families: dict[str, list[str]] = {}
+        for kind in self.senders:
+            self._families.setdefault(kind.partition("/")[0], []).append(kind)
+        self._arrived = dict.fromkeys(self.senders, 0)
         self._latest = frozenset(latest)
         self._floor = dict.fromkeys(self.senders, 0)
         self._held: dict[str, dict[int, dict[str, Vector]]] = {kind: {} for kind in self.senders}
@@ -138,6 +148,8 @@ class Mailbox:
     def verdict(self, peer: str, kind: str, step: int) -> Verdict:
         """Return what would become of a message, and remember that the peer has come so far."""
         newest = self.newest[kind]
+        if peer in self.excluded:
+            return Verdict.SKIP
         if step > newest[peer]:
             newest[peer] = step
         steps = self._steps[kind][peer]
@@ -156,7 +168,30 @@ class Mailbox:
         if len(steps) == WINDOW:
             self._drop(peer, kind, min(steps))
         steps.append(step)
+        self._arrived[kind] += 1
         self._held[kind].setdefault(step, {})[peer] = vector
+
+    @locked
+    def exclude(self, peer: str) -> None:
+        """Drop what has come from a peer, and take nothing from it any more."""
+        self.excluded.add(peer)
+        for kind, peers in self._steps.items():
+            for step in list(peers.get(peer, ())):
+                self._drop(peer, kind, step)
+
+    @locked
+    def arrived(self, kinds: Sequence[str]) -> int:
+        """Return how many messages of some kinds have been taken."""
+        return sum(self._arrived[each] for kind in kinds for each in self.family(kind))
+
+    @locked
+    def held(self, kind: str, step: int) -> dict[str, Vector]:
+        """Return what is held of a kind and step, by sender."""
+        return dict(self._held[kind].get(step, {}))
+
+    def family(self, kind: str) -> list[str]:
+        """Return the kinds as which a kind comes: itself, or its copies."""
+        return self._families.get(kind, [])
 
     @locked
     def forget_before(self, kind: str, step: int) -> bool:
@@ -184,6 +219,9 @@ class Mailbox:
             have = {peer for step, rows in held.items() if step >= want.step for peer in rows}
         else:
             have = self.whole(want)
+        for kind in want.news:
+            if kind in self._held:
+                have &= self._held[kind].get(want.step, {}).keys()
         mine = self.me if want.own is not None else None
         return [name for name in self._order(want.kind) if name not in have and name != mine]
 
@@ -197,6 +235,13 @@ class Mailbox:
         """Return the kinds of the pieces of a kind; itself if it comes in one."""
         return self.parts.get(kind) or (kind,)
 
+    def kinds_of(self, want: Want) -> list[str]:
+        """Return the kinds of the messages that a want is about."""
+        return [
+            *self.parts_of(want.kind),
+            *(each for kind in want.news for each in self.family(kind)),
+        ]
+
     @locked
     def look(self, want: Want, late: bool = False) -> Received | None:
         """Return what is wanted if it is there, or what will do if it is late.
@@ -206,6 +251,9 @@ class Mailbox:
         TooManyFaulty
             If everybody has sent, and too many vectors hold NaN or infinity.
         """
+        if want.news:
+            come = late or self.arrived(want.news) > want.q
+            return Received(want.kind, want.step, (), []) if come else None
         if want.kind in self.parts:
             found = self._joined(want)
             return self._in_part(want) if found is None and late and want.enough else found

@@ -201,8 +201,16 @@ class _Watcher(Record):
                 self.say(f"{self.name}: {peer} sent NaN or infinity as {what}")
         super().collected(node, want, received, seconds)
 
+    def convicted(self, node: Node, name: str, step: int) -> None:
+        """Say who is convicted."""
+        super().convicted(node, name, step)
+        self.say(f"{self.name} has proof that {name} sealed two models of step {step}: excluded")
+
     def _write(self, line: dict[str, Any]) -> None:
         if line["kind"] == "spread":  # of one server, which says nothing
+            return
+        if line["kind"] == "convicted":
+            super()._write(line)
             return
         models = self._models.get(line["step"], {})
         if self.name in models:
@@ -225,6 +233,7 @@ class _Watcher(Record):
             "waited_for": dict(self.waited_for),
             "not_finite": dict(self.not_finite),
             "used": dict(self.used),
+            "convicted": dict(self.convictions),
         }
 
     def report(self) -> None:

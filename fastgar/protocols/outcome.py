@@ -38,6 +38,8 @@ class Outcome:
         Of each worker, in how many of the honest servers' steps its gradient was used (0 to 1).
     not_finite : dict of str to int
         How often an honest node had NaN or infinity from a node.
+    convicted : dict of str to int
+        Who has been proved to have said two things, and of which step.
     lines : list of dict
         Evaluations and spreads as they came, and what a step sent (without what was sent in the
         earlier lives of processes that were killed).
@@ -56,6 +58,7 @@ class Outcome:
     waited_for: dict[str, int]
     shares: dict[str, float]
     not_finite: dict[str, int]
+    convicted: dict[str, int]
     lines: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
@@ -81,4 +84,5 @@ class Outcome:
             "waited_for": self.waited_for,
             "shares": self.shares,
             "not_finite": self.not_finite,
+            "convicted": self.convicted,
         }

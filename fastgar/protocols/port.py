@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .node import Node
+from .seals import Keys, Trial
 
 __all__ = ["HELLO", "Port", "Sent", "port_of"]
 
@@ -29,6 +30,7 @@ class Port:
     def __init__(self, network: Any, name: str, number: int, rate: float, offset: float) -> None:
         self.network, self.name, self.rate, self.offset = network, name, rate, offset
         self.number, self.instance = number, network.instances[name][number]
+        self.keys: Keys = Trial(name)
         self.tick_at = float("inf")  # on the network's clock
 
     def now(self) -> float:

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 import fastgar as fg
 
 from ..dtypes import ITEMSIZE
-from ..network import Address, Kind, Limits, Links
+from ..network import Address, Kind, Limits, Links, Signer
 from .cluster import Cluster
 from .file import hash_of
-from .inbox import ASK, CONTROL, OVER, NodeInbox, Pool
+from .inbox import ASK, ASKS, CONTROL, OVER, NodeInbox, Pool
 from .learning import Learning
 from .lies import lie_of, work_of
 from .node import GaveUp, Node
+from .seals import Keys, Trial
 from .storage import Storage
 
 __all__ = ["NodeProcess"]
@@ -94,6 +95,7 @@ class NodeProcess:
             [kind for kind in cluster.kinds if cluster.dtype(kind) == "bfloat16"],
         )
         own = cluster.nodes[name]
+        self.keys = keys_of(cluster, name, key)
         self.slow = 1.0  # times that its work takes
         work = work_of(cluster, learning)(name)
         self.node = Node(name, cluster, _Slowed(work, self), storage, self, watcher)
@@ -115,6 +117,11 @@ class NodeProcess:
                     for number, kind in names.items()
                 },
                 **dict.fromkeys(CONTROL, Kind(1, "bytes")),
+                **{
+                    ASKS + number: Kind(1, "bytes")
+                    for number, kind in names.items()
+                    if cluster.kinds[kind].asked
+                },
             },
             inbox=self.inbox,
             listen=("", own.port) if listen is None else listen,
@@ -266,8 +273,10 @@ class NodeProcess:
         self.links.post(peer, self._numbers[kind], step, np.ascontiguousarray(vector).data)
 
     def ask(self, node: Node, peer: str, kind: str, step: int) -> None:
-        """Ask a peer for models from a step on."""
-        self.links.post(peer, ASK, step, memoryview(bytes(1)))
+        """Ask a peer for models from a step on, or for what it only sends if it is asked."""
+        asked = self.cluster.kinds[kind].asked
+        number = ASKS + self._numbers[kind] if asked else ASK
+        self.links.post(peer, number, step, memoryview(bytes(1)))
 
     def hello(self, node: Node) -> None:
         """Do nothing: links greet by themselves."""
@@ -280,6 +289,23 @@ class NodeProcess:
     def computes(self, node: Node) -> bool:
         """Return that nobody calls: a computation is over when it returns."""
         return False
+
+
+def keys_of(cluster: Cluster, name: str, key: Path) -> Keys:
+    """Return what a node signs with, if servers of this cluster do.
+
+    Raises
+    ------
+    ValueError
+        If a key cannot be used, or the package `cryptography` is not there.
+    """
+    if not cluster.signs:
+        return Trial(name)  # of which nothing is asked
+    known = {server: cluster.nodes[server].public_key for server in cluster.of_role("server")}
+    try:
+        return Signer(key, name, known, hash_of(cluster))
+    except ModuleNotFoundError as error:
+        raise ValueError(f"agreement = {cluster.agreement!r} signs: {error}") from error
 
 
 class _Slowed:

@@ -4,6 +4,7 @@
 P1   after a gather each coordinate of an honest server lies within the honest servers' range
      before it; of a server that caught up, within their models of that step
 P2   a gather does not widen the spread of the honest servers, in no coordinate
+P3   with the agreement "rbtm" a gather leaves at most f / (n - 2 f) of that spread
 P4   between gathers the distance of two honest servers grows in a step by at most the learning
      rate times the distance of what the rule made of their gradients, but for rounding (`growth`)
 P5   after the last fault every honest node ends
@@ -15,6 +16,8 @@ P8   a node holds at most two messages of each kind and peer
 P10  an honest node never sends two different messages of a kind and step
 P12  where one server leads after another, all models of a step that workers see are the same, and
      a quorum has stored each
+P13  with "rbtm" no two honest servers use different models of one sender in a gather
+P14  nobody convicts an honest node
 ==== ==========================================================================================
 
 A protocol of one's own is held to P5, P7, P8, P10 and the first half of P6: what the others say is
@@ -70,7 +73,9 @@ class Properties:
             ("gradient", "server"): cluster.q_w,
             ("model", "worker"): cluster.q_s,
             ("model", "server"): 2 * cluster.f_s + 1,
-            ("gather", "server"): cluster.q_s,
+            ("gather", "server"): cluster.servers.count - cluster.f_s
+            if cluster.agreement == "rbtm"
+            else cluster.q_s,
         }
         self._ours = PROTOCOLS.get(cluster.text.name) is cluster.text
         self._history: dict[int, Vector] = {}  # by step, what workers were shown
@@ -80,6 +85,7 @@ class Properties:
         self._forgotten: set[tuple[str, int]] = set()  # as late ones still send it again
         self._taken: dict[int, set[tuple[str, str, int]]] = {}
         self._nodes: dict[int, Node] = {}
+        self._used: dict[int, dict[str, Vector]] = {}
         self._quorums: dict[tuple[str, str, int], Received] = {}
 
     def posted(self, sender: str, peer: str, kind: str, step: int, vector: Vector) -> None:
@@ -121,6 +127,8 @@ class Properties:
         if node.name in self.honest:
             self._quorums[node.name, kind, step] = received
             self._remember(step)
+            if kind == "gather" and self.cluster.signs:
+                self._agree(node, received)
         limit = sum(
             len(senders) * self.cluster.length(of, len(node.initial))
             for of, senders in node.mailbox.senders.items()
@@ -128,6 +136,12 @@ class Properties:
         if node.mailbox.size > limit * WINDOW * node.initial.itemsize:
             raise Broken(f"P8: {node.name} holds {node.mailbox.size} bytes")
         self.watcher.collected(node, want, received, seconds)
+
+    def convicted(self, node: Node, name: str, step: int) -> None:
+        """Check who is convicted: P14."""
+        if name in self.honest:
+            raise Broken(f"P14: {node.name} convicted {name} of step {step}, and it is honest")
+        self.watcher.convicted(node, name, step)
 
     def late(self, node: Node, want: Want, lacking: Sequence[str]) -> None:
         """Pass on that a deadline passed."""
@@ -196,7 +210,8 @@ class Properties:
         moves = self._moves.setdefault(t, {})
         moves[sender] = self.cluster.lr(t) * np.asarray(self.cluster.rule(quorum.rows, t), float)
         for other in moves.keys() & after.keys() - {sender}:
-            pairs = [(each[sender], each[other]) for each in (before, moves, after)]
+            d = len(moves[sender])  # after which there may be a seal
+            pairs = [(each[sender][:d], each[other][:d]) for each in (before, moves, after)]
             grown, most = growth(pairs, self.cluster.dtype(kind))
             if grown > most:
                 raise Broken(
@@ -223,7 +238,7 @@ class Properties:
                 continue
             if sent is None and name == node.name:
                 continue  # it is silent
-            if sent is None or sent.tobytes() != piece.tobytes():
+            if sent is None or sent[: len(piece)].tobytes() != piece.tobytes():  # then a seal
                 raise Broken(
                     f"P6: {node.name} took as {part} of step {step} from {name} what it never sent"
                 )
@@ -235,7 +250,7 @@ class Properties:
 
     def _within(self, sender: str, kind: str, step: int, vector: Vector) -> None:
         sent = self._sent.get((kind, step), {})
-        before = np.stack([sent[name] for name in sent])
+        before = np.stack([each[: len(vector)] for each in sent.values()])
         low, high = before.min(axis=0), before.max(axis=0)
         if not ((vector >= low) & (vector <= high)).all():
             raise Broken(f"P1: {sender} left the honest range in {kind} of step {step}")
@@ -245,9 +260,23 @@ class Properties:
             wide, narrow = high - low, after.max(axis=0) - after.min(axis=0)
             if (narrow > wide).any():
                 raise Broken(f"P2: the gather of step {step} widened the spread")
+            if self.cluster.agreement == "rbtm":
+                n, f = self.cluster.servers.count, self.cluster.f_s
+                rounding = np.spacing(np.maximum(np.abs(low), np.abs(high)))
+                if (narrow > wide * (f / (n - 2 * f)) + rounding).any():
+                    raise Broken(f"P3: the gather of step {step} left too much of the spread")
             if len(after) == len(before) and wide.any():
                 factor = float(np.sqrt(np.square(narrow).sum() / np.square(wide).sum()))
                 self.gathers.append((step, factor))
+
+    def _agree(self, node: Node, received: Received) -> None:
+        """Check that honest servers use the same model of each sender: P13."""
+        for name, row in zip(received.names, received.rows, strict=True):
+            used = self._used.setdefault(received.step, {}).setdefault(name, row)
+            if used.tobytes() != row.tobytes():
+                raise Broken(
+                    f"P13: {node.name} used another model of {name} than others at {received.step}"
+                )
 
     def _remember(self, step: int) -> None:
         """Forget what is older than any honest node may still use."""
@@ -257,6 +286,8 @@ class Properties:
         for key in [key for key in self._sent if key[1] < alive]:
             del self._sent[key]
             self._forgotten.add(key)
+        for old in [step for step in self._used if step < alive]:
+            del self._used[old]
         for quorum in [key for key in self._quorums if key[2] < alive]:
             del self._quorums[quorum]
         for t in [t for t in self._moves if t < alive]:

@@ -44,6 +44,8 @@ class Record:
         In how many steps a worker's gradient was used, over all honest servers.
     not_finite : Counter
         In how many steps a node sent NaN or infinity, as one honest node or another has seen.
+    convictions : dict of str to int
+        Who has been proved to have said two things, and of which step.
     traffic : dict of int to list
         Messages and bytes of vectors that were sent for the steps from one evaluation to the next,
         by the step of the latter.
@@ -64,6 +66,7 @@ class Record:
         self.waited_for: Counter[str] = Counter()
         self.used: Counter[str] = Counter()
         self.not_finite: Counter[str] = Counter()
+        self.convictions: dict[str, int] = {}
         self.traffic: dict[int, list[int]] = {}
         self.lines: list[Line] = []
         self.ended_nodes: dict[str, Node] = {}
@@ -109,6 +112,12 @@ class Record:
         """Take note of a deadline that passed."""
         if node.name not in self.cluster.liars:
             self.waited_for.update(lacking)
+
+    def convicted(self, node: Node, name: str, step: int) -> None:
+        """Write whom an honest node has convicted, and of which step: once."""
+        if name not in self.convictions and node.name not in self.cluster.liars:
+            self.convictions[name] = step
+            self._write({"kind": "convicted", "node": name, "step": step})
 
     def ended(self, node: Node) -> None:
         """Take note of a node's end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from ..errors import shown, unknown
-from . import aggregathor, byzsgd, crash_tolerant, vanilla
+from . import aggregathor, byzsgd, crash_tolerant, rbtm, vanilla
 from .cluster import Cluster
 from .text import Kind, Text
 
@@ -18,6 +18,8 @@ MOST_PIECES = 64  # each is a kind of message, and all of them are named in a he
 
 def _of_byzsgd(c: Cluster) -> str | None:
     """Return what is wrong: n_w >= 3 f_w + 1, n_s >= 3 f_s + 2, and quorums within their ranges."""
+    if c.agreement not in c.text.agreements:
+        return str(unknown("agreement", c.agreement, c.text.agreements))
     for what, group, least, factor, quorum in (
         ("servers", c.servers, 3 * c.f_s + 2, 2, c.q_s),
         ("workers", c.workers, 3 * c.f_w + 1, 1, c.q_w),
@@ -31,6 +33,11 @@ def _of_byzsgd(c: Cluster) -> str | None:
         low, high = 2 * group.f + factor, group.count - group.f
         if not low <= quorum <= high:
             return f"quorum_{what} must lie between {low} and {high}, got {quorum}"
+    if c.agreement == "rbtm" and c.wire != "float32":
+        return (
+            f"agreement 'rbtm' promises how close servers come, and rounding would undo it: take "
+            f"wire = 'float32', got {shown(c.wire)}"
+        )
     return None
 
 
@@ -102,6 +109,8 @@ PROTOCOLS = {
             },
             rule="mda",
             complaint=_of_byzsgd,
+            settings=("agreement",),
+            agreements={"dmc": {}, "rbtm": rbtm.KINDS},
         ),
         Text(
             "vanilla",

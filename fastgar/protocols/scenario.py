@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 from ..statistic import hash_key
 from ..train.config import Config
 from .cluster import TWINS, Cluster, Group
-from .lies import SERVER_ATTACKS
+from .lies import SERVER_ATTACKS, resealed
 from .node import Node
 from .properties import Broken, Properties
 from .record import Record
 from .registry import PROTOCOLS
+from .scheming import scheme
 from .simulated import Simulation
 
-__all__ = ["Quadratic", "drawn", "survive"]
+__all__ = ["Quadratic", "drawn", "survive", "told"]
 
 Vector = NDArray[Any]
 
+LONGER = 50  # times as long as a model of six numbers is what goes with signatures
 LIMIT = 2_000.0  # virtual seconds; a step takes about one, and the last fault is over by 300
 
 
@@ -81,8 +83,22 @@ LIES = {**SERVER_ATTACKS, "garbage": _garbage, "far": _far, "flood": _flood}
 HALVES, TWINNED = 0.25, 0.15  # shares of the clusters: on a wire of bfloat16, with twins
 
 
-def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Cluster, str]:
-    """Return a cluster with its faults, and the name of what liars do, that a seed stands for."""
+SCHEMES = {**LIES, "scheme": scheme}
+WHOLLY = ("far", "flood", "garbage", "random", "scheme")  # of all messages, not of models alone
+
+
+def told(lie: str) -> Any:
+    """Return what a liar makes of what it sends."""
+    return SCHEMES[lie] if lie in WHOLLY else resealed(SCHEMES[lie])
+
+
+def drawn(
+    seed: int, *, steps: int = 20, protocol: str = "byzsgd", agreement: str | None = None
+) -> tuple[Cluster, str]:
+    """Return a cluster with its faults, and the name of what liars do, that a seed stands for.
+
+    The agreement of byzsgd is drawn, too, unless it is given.
+    """
     draw = random.Random(seed)
     f_s, f_w = draw.choice((0, 1, 1, 1, 2)), draw.choice((0, 1, 1, 2, 3))
     servers = 3 * f_s + 2 + draw.choice((0, 0, 1, 2))
@@ -102,13 +118,18 @@ def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Clus
         rule = rule if own["resilience"] == "weak" else PROTOCOLS[protocol].strong
         workers = max(workers, (2 if own["resilience"] == "weak" else 4) * f_w + 3)
     lie = draw.choice(sorted(LIES))
-    wire = "bfloat16" if other.random() < HALVES else "float32"
+    if protocol == "byzsgd":
+        third = random.Random(f"agreement {seed}")
+        own["agreement"] = third.choice(("dmc", "rbtm")) if agreement is None else agreement
+        if own["agreement"] == "rbtm" and third.random() < 0.5:
+            lie = "scheme"
+    halves = other.random() < HALVES and own.get("agreement") != "rbtm"
     if other.random() < TWINNED:
         lie = TWINS
     bad = {"server": draw.randint(0, f_s), "worker": draw.randint(0, f_w)}
     if protocol == "vanilla" or not liars:
         bad = dict.fromkeys(bad, 0)
-    full = draw.random() < 0.3
+    full, signs = draw.random() < 0.3, own.get("agreement") == "rbtm"
     groups = {
         "server": Group(servers, f_s, bad["server"], lie),
         "worker": Group(workers, f_w, bad["worker"], lie),
@@ -123,15 +144,17 @@ def drawn(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> tuple[Clus
         quorum_servers=0 if full or alone else draw.randint(
             2 * f_s + 2 if liars else servers // 2 + 1, servers - f_s
         ),
-        quorum_workers=0 if full or own else draw.randint(2 * f_w + 1, workers - f_w),
+        quorum_workers=0 if full or protocol == "aggregathor" else draw.randint(
+            2 * f_w + 1, workers - f_w
+        ),
         **own,
-        wire=wire,
+        wire="bfloat16" if halves else "float32",
         give_up=LIMIT,
         linger=LIMIT,
         simulated={
             "latency": draw.choice((0.001, 0.02, 0.1)),
             "jitter": draw.choice((0.0, 0.3, 1.0, 2.0)),
-            "bandwidth": draw.choice((1e3, 1e5, 1e9)),
+            "bandwidth": draw.choice((1e3, 1e5, 1e9)) * (LONGER if signs else 1),
             "loss": draw.choice((0.0, 0.0, 0.05, 0.3)),
             "duplicate": draw.choice((0.0, 0.1)),
             "compute": draw.choice((0.0, 0.01, 0.3)),
@@ -171,7 +194,9 @@ def _faults(draw: random.Random, cluster: Cluster, steps: int) -> list[str]:
     return lines
 
 
-def survive(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> Simulation:
+def survive(
+    seed: int, *, steps: int = 20, protocol: str = "byzsgd", agreement: str | None = None
+) -> Simulation:
     """Run what a seed stands for.
 
     Raises
@@ -179,13 +204,13 @@ def survive(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> Simulati
     Broken
         If a property does not hold; the message begins with the seed.
     """
-    cluster, lie = drawn(seed, steps=steps, protocol=protocol)
+    cluster, lie = drawn(seed, steps=steps, protocol=protocol, agreement=agreement)
     work = Quadratic(cluster)
     record = Record(cluster, work)  # type: ignore[arg-type]
     checked = Properties(cluster, record)
 
     def lie_of(name: str) -> Any:
-        return LIES[lie] if name in cluster.liars - cluster.twins else None
+        return told(lie) if name in cluster.liars - cluster.twins else None
 
     try:
         simulation = Simulation(cluster, seed, lambda name: work, checked, lie_of)
@@ -198,7 +223,8 @@ def survive(seed: int, *, steps: int = 20, protocol: str = "byzsgd") -> Simulati
                 if name not in gone and name not in cluster.liars
             )
 
-        if not simulation.run(finished, LIMIT):
+        limit = LIMIT * (2 if cluster.signs else 1)  # a gather takes three rounds then, not one
+        if not simulation.run(finished, limit):
             raise checked.unfinished(simulation.nodes, gone)
     except Broken as broken:
         raise Broken(f"seed {seed}: {broken}") from broken

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Kind", "Text"]
@@ -34,6 +34,14 @@ class Kind:
         Whether it holds as many numbers as the model.
     more : int
         How many numbers it holds besides.
+    each : int
+        How many more for each server.
+    copies : {"", "f", "n"}
+        Whether there are several kinds ``name/0``, ``name/1``, ...: f + 1 or n, of the servers.
+    asked : bool
+        Whether it is taken from those alone that were asked for it.
+    sealed : bool
+        Whether its sender signs it, and is convicted by two signatures that differ.
     """
 
     senders: str
@@ -42,6 +50,10 @@ class Kind:
     pieces: bool = False
     model: bool = True
     more: int = 0
+    each: int = 0
+    copies: str = ""
+    asked: bool = False
+    sealed: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,9 @@ class Text:
         Whether the rule gets a row of every worker, rather than of a quorum.
     liars : bool
         Whether it is made for nodes that lie.
+    agreements : mapping of str to mapping of str to Kind
+        For each agreement between servers that it has, the kinds of messages that are new with it,
+        or others.
 
     Notes
     -----
@@ -86,3 +101,4 @@ class Text:
     settings: tuple[str, ...] = ()
     everybody: bool = False
     liars: bool = True
+    agreements: Mapping[str, Mapping[str, Kind]] = field(default_factory=dict)

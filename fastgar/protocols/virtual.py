@@ -113,6 +113,7 @@ def simulate(
         dict(record.waited_for),
         {name: record.used[name] / honest for name in cluster.of_role("worker")} if honest else {},
         dict(record.not_finite),
+        dict(record.convictions),
         record.lines,
     )
 
