@@ -108,6 +108,7 @@ combine(const void* rows, long long stride, long long n, const double* weights, 
                     Pack<PACK> x[AHEAD];
                     const auto place = [&](int a) { return row(starts, stride, listed[e + a]); };
                     load_rows(x, place, rows_listed - e, column, columns);
+                    if (PACK == 1) together(x[0].item[0], x[1].item[0], x[2].item[0], x[3].item[0]);
 #pragma unroll
                     for (int a = 0; a < AHEAD; ++a) {
                         if (e + a >= rows_listed) continue;

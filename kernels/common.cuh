@@ -272,6 +272,24 @@ __device__ __forceinline__ void opaque(double& x) {
 #endif
 }
 
+// Has four numbers there at once. Else sm_100 and sm_120 load each where it is used.
+__device__ __forceinline__ void together(unsigned short& a, unsigned short& b, unsigned short& c,
+                                         unsigned short& d) {
+#ifdef __CUDACC__
+    asm volatile("" : "+h"(a), "+h"(b), "+h"(c), "+h"(d));
+#endif
+}
+__device__ __forceinline__ void together(float& a, float& b, float& c, float& d) {
+#ifdef __CUDACC__
+    asm volatile("" : "+f"(a), "+f"(b), "+f"(c), "+f"(d));
+#endif
+}
+__device__ __forceinline__ void together(double& a, double& b, double& c, double& d) {
+#ifdef __CUDACC__
+    asm volatile("" : "+d"(a), "+d"(b), "+d"(c), "+d"(d));
+#endif
+}
+
 // ------------------------------------------------------------------------------ warps and blocks
 
 #define FG_WARP 0xffffffffu

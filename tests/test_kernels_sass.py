@@ -114,8 +114,9 @@ def load_variants():
         for k, points in enumerate((11, 200)):
             aligned, table = (k + code) % 2 == 0, code > 1
             yield of_distances(points, dtype, True, aligned=aligned, table=table)
-    for file in ("distances.cu", "selection.cu"):  # on every architecture
-        yield from [(file, (), 0)] * (1 if ALL else len(ARCHITECTURES))
+    halves = of_combine("bfloat16", k=4, aligned=False)  # compilers differ in what they take apart
+    for variant in (halves, ("distances.cu", (), 0), ("selection.cu", (), 0)):
+        yield from [variant] * (1 if ALL else len(ARCHITECTURES))
     yield "table.cu", (), 0
 
 
