@@ -391,3 +391,13 @@ def test_a_cluster_file_that_could_not_be_read_is_not_written(
     assert "a cluster file has at most 16,000 characters" in capsys.readouterr().err
     assert not (tmp_path / "keys").exists()
     assert cli.main(["keys", "--servers", "5", *addresses[:115], "--out", str(tmp_path)]) == 0
+
+
+def test_who_is_proved_to_lie_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    command = (
+        "simulate --model logistic --steps 10 --gather-every 5 --workers 4 --f-workers 1 --quiet"
+    )
+    assert cli.main([*command.split(), "--server-attack", "equivocate", "--agreement", "rbtm"]) == 0
+    assert "\n\nps4 signed two models for one step, and was excluded" in capsys.readouterr().out
+    assert cli.main([*command.split(), "--server-attack", "reverse", "--agreement", "rbtm"]) == 0
+    assert "excluded" not in capsys.readouterr().out

@@ -91,7 +91,8 @@ def table_of_protocols(outcomes: Sequence[Outcome]) -> str:
         "protocol", "servers", "workers", "accuracy", "spread", "messages a step", "bytes a step",
         "time",
     )  # fmt: skip
-    return text_table(heads, rows, right=(3, 4, 5, 6, 7))
+    table = text_table(heads, rows, right=(3, 4, 5, 6, 7))
+    return table + _convictions([outcome.convicted for outcome in outcomes])
 
 
 def table_of_seeds(cluster: Cluster, summaries: Sequence[dict[str, Any]]) -> str:
@@ -120,4 +121,12 @@ def table_of_seeds(cluster: Cluster, summaries: Sequence[dict[str, Any]]) -> str
         table = text_table(("", "value"), [r[:2] for r in rows], right=(1,))
     else:
         table = text_table(("", "least", "middle", "most"), rows, right=(1, 2, 3))
-    return f"{head}\n\n{table}"
+    return f"{head}\n\n{table}" + _convictions([s.get("convicted", {}) for s in summaries])
+
+
+def _convictions(found: Sequence[dict[str, int]]) -> str:
+    """Return a line on who is proved to lie, if somebody is."""
+    names = sorted({name for convicted in found for name in convicted})
+    said = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+    was = "was" if len(names) == 1 else "were"
+    return f"\n\n{said} signed two models for one step, and {was} excluded" if names else ""
