@@ -79,6 +79,7 @@ class Court:
         self.servers: tuple[str, ...] = node.cluster.of_role("server")
         self.convicted: dict[str, int] = {}
         self._heard: dict[str, dict[int, tuple[bytes, bytes]]] = {}
+        self._looked: set[tuple[str, str]] = set()  # at whose proofs of whom: each has one try
         for i, name in enumerate(self.servers):
             if f"proof/{i}" in node.arrays:  # which was checked, perhaps with other keys
                 head = as_bytes(node.arrays[f"proof/{i}"][:STEP]) or b""
@@ -98,13 +99,15 @@ class Court:
     def look(self, kind: str) -> None:
         """Look at what has come as proofs against a node."""
         name = self.servers[int(kind.partition("/")[2])]
-        for numbers in self.node.mailbox.held(kind, 0).values():
-            self.accuse(name, numbers)
+        for peer, numbers in self.node.mailbox.held(kind, 0).items():
+            if (peer, name) not in self._looked:
+                self._looked.add((peer, name))
+                self.accuse(name, numbers)
 
     def accuse(self, name: str, numbers: Vector) -> None:
         """Convict a node if a proof is one: keep it, and show it to everybody."""
         node = self.node
-        if name in self.convicted or not self._drop(name, numbers):
+        if name in (node.name, *self.convicted) or not self._drop(name, numbers):
             return
         kind = f"proof/{self.servers.index(name)}"
         node.arrays[kind] = numbers

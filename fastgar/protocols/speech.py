@@ -81,6 +81,8 @@ class Speaker:
         """
         kept = self.kept.setdefault(kind, {})
         if step not in kept:
+            if self._is_silent(kind, step):  # what is kept is said in another life
+                return numbers(self.cluster.encoded(kind, vector))
             others = tuple(peer for peer in peers if peer != self.name)
             kept[step] = (self.cluster.encoded(kind, vector), others)
             while len(kept) > WINDOW:
@@ -147,8 +149,12 @@ class Speaker:
             if kept >= step:
                 self._post(kind, kept, vector, (peer,))
 
+    def _is_silent(self, kind: str, step: int) -> bool:
+        """Return whether a node must not speak: what others have signed is nobody's own word."""
+        return step <= self.muted and kind.partition("/")[0] != "proof"
+
     def _post(self, kind: str, step: int, vector: Vector, peers: Sequence[str]) -> None:
-        if step <= self.muted:
+        if self._is_silent(kind, step):
             return
         for peer in peers:
             said = vector
