@@ -348,6 +348,17 @@ def test_what_a_node_keeps_to_itself_it_does_not_say_in_its_next_life() -> None:
     assert gathering()[1].posted
 
 
+def test_a_node_knows_in_its_next_life_whose_models_it_has_vouched_for() -> None:
+    """So that who has lost its disk hears of it, though all were killed."""
+    disk = Memory()
+    node, _ = gathering(disk=disk)
+    for name in ("ps1", "ps2", "ps3"):
+        row = sealed(Trial(name), name, "gather", 0, node.initial)
+        node.receive(name, "gather", 0, row)
+    heard = {name: gathering(disk=disk)[0].heard(name)["gather"] for name in ("ps1", "ps4")}
+    assert heard == {"ps1": 0, "ps4": -1}
+
+
 # Drawn clusters.
 
 

@@ -85,6 +85,7 @@ class Court:
                 head = as_bytes(node.arrays[f"proof/{i}"][:STEP]) or b""
                 self.convicted[name] = int.from_bytes(head, "big")
                 node.mailbox.exclude(name)
+        self._recall()
         self._renew()
 
     def hear(self, name: str, step: int, digest: bytes, seal: bytes) -> None:
@@ -116,6 +117,21 @@ class Court:
             node.send(node.cluster.names, kind, 0, numbers)
         else:
             node.write()
+
+    def _recall(self) -> None:
+        """Know of what this node has vouched for in an earlier life that it has heard it.
+
+        It is asked that by who has lost its disk. Else such a one, of a cluster of which all were
+        killed, would seal another model of a step that others have its seal of.
+        """
+        newest = self.node.mailbox.newest.get(self.kind, {})
+        for kind, steps in self.node.kept.items():
+            if kind.partition("/")[0] == "echo":
+                for step, (numbers, _) in steps.items():
+                    entries = numbers.reshape(len(self.servers), -1)
+                    for name, entry in zip(self.servers, entries, strict=True):
+                        if name != self.node.name and entry.any():
+                            newest[name] = max(newest[name], step)
 
     def _renew(self) -> None:
         """Seal again what was sealed with another key, and take back what else was signed with it.
