@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .cluster import Cluster
 from .driver import Transport
 from .encoding import numbers
+from .greetings import is_own_word
 from .mailbox import WINDOW
 from .storage import State, Storage
 
@@ -150,8 +151,7 @@ class Speaker:
                 self._post(kind, kept, vector, (peer,))
 
     def _is_silent(self, kind: str, step: int) -> bool:
-        """Return whether a node must not speak: what others have signed is nobody's own word."""
-        return step <= self.muted and kind.partition("/")[0] != "proof"
+        return step <= self.muted and is_own_word(kind)
 
     def _post(self, kind: str, step: int, vector: Vector, peers: Sequence[str]) -> None:
         if self._is_silent(kind, step):
