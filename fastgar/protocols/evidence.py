@@ -4,9 +4,11 @@ Nobody else can make such a pair, and a node that keeps its word never makes one
 sends before it sends it (`fastgar.protocols.speech`). So a proof needs no vote. Who finds one shows
 it to everybody; whoever has checked it takes nothing from that node any more, and keeps the proof.
 
-Keys and disk belong together: a node whose disk is lost is silent for the steps of which others
-have heard from it; and who begins a run anew, without what the disks held, but with the same keys
-and the same cluster file, can be shown what it said before. `fastgar cluster` makes new keys.
+Keys and disk belong together. A node whose disk is lost is silent for the steps of which more than
+f others say that they have heard from it. As f may lie, what no more than f know of can convict it:
+where all were killed in their first gather, say. And who begins a run anew, without what the disks
+held, but with the same keys and the same cluster file, can be shown what it said before.
+`fastgar cluster` makes new keys.
 """
 
 from __future__ import annotations
