@@ -28,6 +28,7 @@ from fastgar.protocols.learning import Learning
 from fastgar.protocols.lies import lie_of, resealed
 from fastgar.protocols.mailbox import Want
 from fastgar.protocols.node import Node
+from fastgar.protocols.perturb import read_perturbation
 from fastgar.protocols.port import Port
 from fastgar.protocols.process import NodeProcess
 from fastgar.protocols.properties import Broken, Properties
@@ -130,6 +131,7 @@ def gathers(
     lie: Any,
     delay: Callable[[str, str, float], float],
     steps: int,
+    give_up: float = Cluster.give_up,
 ) -> tuple[list[Any], Seen]:
     """Return the spread of the honest servers, before and after each gather; the last f lie."""
     n = len(values)
@@ -159,7 +161,7 @@ def gathers(
     )  # fmt: skip
     cluster = cluster_of(
         {
-            "protocol": {"name": "gathers", "agreement": agreement},
+            "protocol": {"name": "gathers", "agreement": agreement, "give_up": give_up},
             "training": {"steps": steps, "momentum": 0.0},
             "servers": {"count": n, "f": f, "byzantine": f, "attack": "equivocate"},
             "workers": {"count": 1},
@@ -248,6 +250,113 @@ def test_the_bound_is_reached() -> None:
     spreads, seen = gathers("rbtm", values, 1, one_sided, delay, 1)
     assert spreads[1] == pytest.approx(1 / 3)
     assert not seen.convictions
+
+
+def test_a_gather_that_is_over_is_no_part_of_the_next_wait() -> None:
+    """So who gathers for ever, and is never kept waiting for long, does not give up."""
+    values = of_five(0, 0, 1, 1)
+
+    def delay(sender: str, peer: str, now: float) -> float:
+        return 4.0  # three rounds take longer than a deadline, and less than all patience
+
+    spreads, _ = gathers("rbtm", values, 1, told("silence"), delay, 6, give_up=30.0)
+    assert spreads[-1][0] == 0
+
+
+# One node, to which a liar says what it likes, and when.
+
+
+class Desk:
+    """Carries nothing: a test says what comes."""
+
+    lossy = False
+
+    def __init__(self, name: str) -> None:
+        self.keys, self.time = Trial(name), 0.0
+        self.asked: list[tuple[str, str, int]] = []
+        self.posted: list[tuple[str, str, int]] = []
+
+    def now(self) -> float:
+        return self.time
+
+    def ask(self, node: Node, peer: str, kind: str, step: int) -> None:
+        self.asked.append((peer, kind, step))
+
+    def post(self, node: Node, peer: str, kind: str, step: int, vector: Any) -> None:
+        self.posted.append((peer, kind, step))
+
+    def hello(self, *_: Any) -> None: ...
+    def windows_moved(self, *_: Any) -> None: ...
+
+
+def gathering(
+    servers: int = 5, f: int = 1, disk: Any = None, heard: Any = None
+) -> tuple[Node, Desk]:
+    """Return ps0, in the gather of step 0; of which others may have heard something."""
+
+    async def server(me: Any, net: Any, c: Any) -> Any:
+        return (await rbtm.gather(me, net, c, 0, me.initial)).rows[0]
+
+    byzsgd = drawn(0)[0].text
+    text = replace(byzsgd, name="gathers", server=server)
+    cluster = cluster_of(
+        {**document(name="gathers"), "servers": {"count": servers, "f": f}}, text=text
+    )
+    desk = Desk("ps0")
+    node = Node("ps0", cluster, Idle(), disk or Memory(), desk, Seen())  # type: ignore[arg-type]
+    node.begin()
+    for name in cluster.names[1:]:
+        node.greet(name, 0, heard or {})
+    assert node.waiting is not None and node.waiting.kind == "gather"
+    return node, desk
+
+
+def test_a_deadline_counts_though_something_has_come_at_the_same_moment() -> None:
+    """What comes in threads is in the mailbox before the node looks: a liar that never ends
+    would have it ask for nothing that it lacks."""
+    node, desk = gathering()
+    node.receive("ps1", "core", 0, np.float32([0, 1, 1, 1, 1]))
+    desk.time = node.due
+    node.mailbox.put("ps4", "core", 7, np.zeros(5, np.float32))
+    node.tick()
+    assert ("ps1", "relay/2", 0) in desk.asked
+
+
+def test_each_peer_has_one_try_to_prove_something_against_another() -> None:
+    """Two liars: what one of them has shown is not checked again whatever the other sends."""
+    node, _ = gathering(8, 2)
+    proof = two_seals()
+    numbers = proof_of(proof._replace(second=(proof.second[0], bytes(64))))
+    checks, signed = [], Trial.signed
+
+    def counted(self: Trial, *what: Any) -> bool:
+        checks.append(what)
+        return signed(self, *what)
+
+    with patched(Trial, "signed", counted):
+        for peer, step in [("ps6", 0), *(("ps7", step) for step in range(50))]:
+            node.receive(peer, "proof/1", step, numbers)
+    assert len(checks) <= 4 and node.court is not None and not node.court.convicted
+
+
+def test_what_a_node_keeps_to_itself_it_does_not_say_in_its_next_life() -> None:
+    """What it has forgotten that others have heard, it has sealed."""
+    disk = Memory()
+    for _ in range(3):
+        node, desk = gathering(disk=disk, heard={"gather": 0})
+        assert node.muted == 2 and not desk.posted
+    assert gathering(heard={"proof/1": 0})[1].posted  # of which nothing can contradict it
+
+
+def test_a_node_knows_in_its_next_life_whose_models_it_has_vouched_for() -> None:
+    """So that who has lost its disk hears of it, though all were killed."""
+    disk = Memory()
+    node, _ = gathering(disk=disk)
+    for name in ("ps1", "ps2", "ps3"):
+        row = sealed(Trial(name), name, "gather", 0, node.initial)
+        node.receive(name, "gather", 0, row)
+    heard = {name: gathering(disk=disk)[0].heard(name)["gather"] for name in ("ps1", "ps4")}
+    assert heard == {"ps1": 0, "ps4": -1}
 
 
 # Drawn clusters.
@@ -386,6 +495,38 @@ def test_who_restarts_at_any_moment_is_never_convicted() -> None:
         )  # type: ignore[misc]
         assert network.crashes > 5
         assert not seen.convictions
+
+
+def test_who_has_lost_its_disk_is_convicted_in_no_later_life() -> None:
+    """It makes another model of a step that it has sealed before, and shows it to nobody."""
+    heard: set[str] = set()
+
+    class Heard(Seen):
+        def taken(self, node: Node, peer: str, kind: str, step: int, vector: Any) -> None:
+            if (peer, kind, step) == ("ps1", "gather", 10):
+                heard.add(node.name)
+
+    cluster = cluster_of(
+        {
+            "protocol": {"agreement": "rbtm", "gather_every": 1},
+            "servers": {"count": 5, "f": 1},
+            "workers": {"count": 7, "f": 2},
+            "training": {"steps": 20, "lr": 0.1, "momentum": 0.0},
+        }
+    )
+    work, seen = Quadratic(cluster), Heard()
+    network = Simulation(cluster, 1, lambda name: work, seen)
+    network.run(lambda: len(heard) == 2)
+    network.kill("ps1")
+    network.disks["ps1"].lose()
+    network.perturb(read_perturbation("pause ps2 @ 0 s for 20 s", cluster.names))
+    network.start("ps1")
+    network.run(lambda: network.now > 15)  # the others, of whom one sleeps, are in that gather yet
+    assert network.nodes["ps1"].at == 10
+    network.kill("ps1")
+    network.start("ps1")
+    assert network.run(lambda: seen.ends.keys() >= set(cluster.names), 1000.0)
+    assert not seen.convictions
 
 
 def test_a_run_goes_on_with_new_keys() -> None:

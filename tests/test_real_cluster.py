@@ -433,3 +433,19 @@ def test_what_waits_for_a_node_that_computes_does_not_grow() -> None:
     assert done == [("w0", "model", 999), ("w1", "model", 999)]
     inbox.work_off()
     assert len(done) == 2
+
+
+def test_what_comes_meanwhile_is_left_for_the_next_time() -> None:
+    """Else a peer that says something new for as long as it is heard would put off a deadline."""
+    inbox, done = NodeInbox({}, {}), []
+    inbox.node = object()  # type: ignore[assignment]
+
+    def again(node: Any) -> None:
+        done.append(node)
+        if len(done) < 100:
+            inbox.call(again)
+
+    inbox.call(again)
+    for count in (1, 2, 3):
+        inbox.work_off()
+        assert len(done) == count

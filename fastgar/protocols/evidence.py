@@ -4,9 +4,11 @@ Nobody else can make such a pair, and a node that keeps its word never makes one
 sends before it sends it (`fastgar.protocols.speech`). So a proof needs no vote. Who finds one shows
 it to everybody; whoever has checked it takes nothing from that node any more, and keeps the proof.
 
-Keys and disk belong together: a node whose disk is lost is silent for the steps of which others
-have heard from it; and who begins a run anew, without what the disks held, but with the same keys
-and the same cluster file, can be shown what it said before. `fastgar cluster` makes new keys.
+Keys and disk belong together. A node whose disk is lost is silent for the steps of which more than
+f others say that they have heard from it. As f may lie, what no more than f know of can convict it:
+where all were killed in their first gather, say. And who begins a run anew, without what the disks
+held, but with the same keys and the same cluster file, can be shown what it said before.
+`fastgar cluster` makes new keys.
 """
 
 from __future__ import annotations
@@ -79,11 +81,13 @@ class Court:
         self.servers: tuple[str, ...] = node.cluster.of_role("server")
         self.convicted: dict[str, int] = {}
         self._heard: dict[str, dict[int, tuple[bytes, bytes]]] = {}
+        self._looked: set[tuple[str, str]] = set()  # at whose proofs of whom: each has one try
         for i, name in enumerate(self.servers):
             if f"proof/{i}" in node.arrays:  # which was checked, perhaps with other keys
                 head = as_bytes(node.arrays[f"proof/{i}"][:STEP]) or b""
                 self.convicted[name] = int.from_bytes(head, "big")
                 node.mailbox.exclude(name)
+        self._recall()
         self._renew()
 
     def hear(self, name: str, step: int, digest: bytes, seal: bytes) -> None:
@@ -98,13 +102,15 @@ class Court:
     def look(self, kind: str) -> None:
         """Look at what has come as proofs against a node."""
         name = self.servers[int(kind.partition("/")[2])]
-        for numbers in self.node.mailbox.held(kind, 0).values():
-            self.accuse(name, numbers)
+        for peer, numbers in self.node.mailbox.held(kind, 0).items():
+            if (peer, name) not in self._looked:
+                self._looked.add((peer, name))
+                self.accuse(name, numbers)
 
     def accuse(self, name: str, numbers: Vector) -> None:
         """Convict a node if a proof is one: keep it, and show it to everybody."""
         node = self.node
-        if name in self.convicted or not self._drop(name, numbers):
+        if name in (node.name, *self.convicted) or not self._drop(name, numbers):
             return
         kind = f"proof/{self.servers.index(name)}"
         node.arrays[kind] = numbers
@@ -113,6 +119,21 @@ class Court:
             node.send(node.cluster.names, kind, 0, numbers)
         else:
             node.write()
+
+    def _recall(self) -> None:
+        """Know of what this node has vouched for in an earlier life that it has heard it.
+
+        It is asked that by who has lost its disk. Else such a one, of a cluster of which all were
+        killed, would seal another model of a step that others have its seal of.
+        """
+        newest = self.node.mailbox.newest.get(self.kind, {})
+        for kind, steps in self.node.kept.items():
+            if kind.partition("/")[0] == "echo":
+                for step, (numbers, _) in steps.items():
+                    entries = numbers.reshape(len(self.servers), -1)
+                    for name, entry in zip(self.servers, entries, strict=True):
+                        if name != self.node.name and entry.any():
+                            newest[name] = max(newest[name], step)
 
     def _renew(self) -> None:
         """Seal again what was sealed with another key, and take back what else was signed with it.

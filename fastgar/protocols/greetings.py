@@ -5,7 +5,12 @@ from __future__ import annotations
 from .cluster import Cluster
 from .mailbox import WINDOW
 
-__all__ = ["Greetings"]
+__all__ = ["Greetings", "is_own_word"]
+
+
+def is_own_word(kind: str) -> bool:
+    """Return whether a message of a kind binds its sender: a proof is what another has signed."""
+    return kind.partition("/")[0] != "proof"
 
 
 class Greetings:
@@ -24,7 +29,7 @@ class Greetings:
 
     def take(self, peer: str, at: int, heard: dict[str, int]) -> None:
         """Take note of the step that a peer is in, and of what it has heard."""
-        self._claims[peer] = (at, heard)
+        self._claims[peer] = at, {kind: step for kind, step in heard.items() if is_own_word(kind)}
 
     def are_enough(self) -> bool:
         """Return whether the node may start."""

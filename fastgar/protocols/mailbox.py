@@ -73,7 +73,8 @@ class Received:
     """What came of a want: rows in the order of the nodes' names.
 
     Those of `holes` have not come whole: what is missing is NaN. Those of `faulty` have sent NaN or
-    infinity; their rows may be among the others or not.
+    infinity; their rows may be among the others or not. It is `late` if what was waited for was
+    news, and the deadline has passed.
     """
 
     kind: str
@@ -82,6 +83,7 @@ class Received:
     rows: list[Vector]
     holes: tuple[str, ...] = ()
     faulty: tuple[str, ...] = ()
+    late: bool = False
 
 
 class TooManyFaulty(TooManyFaults):
@@ -253,7 +255,7 @@ class Mailbox:
         """
         if want.news:
             come = late or self.arrived(want.news) > want.q
-            return Received(want.kind, want.step, (), []) if come else None
+            return Received(want.kind, want.step, (), [], late=late) if come else None
         if want.kind in self.parts:
             found = self._joined(want)
             return self._in_part(want) if found is None and late and want.enough else found

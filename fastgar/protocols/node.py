@@ -25,7 +25,7 @@ from .awaits import COMPUTE, computation, messages
 from .cluster import Cluster
 from .driver import Transport, Watcher
 from .evidence import Court
-from .greetings import Greetings
+from .greetings import Greetings, is_own_word
 from .mailbox import Mailbox, Received, Verdict, Want
 from .pace import Pace
 from .speech import Speaker
@@ -240,6 +240,8 @@ class Node(Speaker):
 
     def settle(self, want: Want, received: Received, seconds: float) -> Received:
         """Take note of what a text has made of messages: as if it had been waited for."""
+        if received.rows:
+            self.waits.settled()
         self.collected[received.kind] = received
         self.watcher.collected(self, want, received, seconds)
         return received
@@ -250,7 +252,8 @@ class Node(Speaker):
         if self.done or self._coroutine is not None or not self._greetings.are_enough():
             return
         self.started = True
-        known = max((step for steps in self.kept.values() for step in steps), default=-1)
+        own = [steps for kind, steps in self.kept.items() if is_own_word(kind)]
+        known = max((step for steps in own for step in steps), default=-1)
         self.muted = self._greetings.silent_until(known)
         self.send_again()
         text = self.cluster.text

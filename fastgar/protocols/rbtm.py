@@ -87,7 +87,7 @@ async def gather(me: Node, net: Node, c: Cluster, t: int, theta: Vector) -> Rece
         known.servers, "gather", t, sealed(me.transport.keys, me.name, "gather", t, theta)
     )
     known.model(me.name, said)
-    before, turn = -1, 0
+    late, turn = False, 0
     while True:
         come = me.mailbox.arrived(NEWS)
         known.read()
@@ -99,15 +99,15 @@ async def gather(me: Node, net: Node, c: Cluster, t: int, theta: Vector) -> Rece
             want = Want("gather", t, known.enough, c.f_s)
             received = Received("gather", t, tuple(rows), list(rows.values()))
             return net.settle(want, received, me.transport.now() - began)
-        if come == before:  # it was the deadline
+        if late:
             for i, peers in known.lacking():
                 net.request(peers[turn % len(peers)], f"relay/{i}", t)
             turn += 1
-        before = come
         wait = Want("gather", t, come, c.f_s, own=theta, news=NEWS)
         got = await net.first(wait, c.of_later_models(t))
         if got.rows:
             return got
+        late = got.late
 
 
 def trimmed(rows: list[Vector], f: int) -> Vector:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .cluster import Cluster
 from .driver import Transport
 from .encoding import numbers
+from .greetings import is_own_word
 from .mailbox import WINDOW
 from .storage import State, Storage
 
@@ -81,6 +82,8 @@ class Speaker:
         """
         kept = self.kept.setdefault(kind, {})
         if step not in kept:
+            if self._is_silent(kind, step):  # what is kept is said in another life
+                return numbers(self.cluster.encoded(kind, vector))
             others = tuple(peer for peer in peers if peer != self.name)
             kept[step] = (self.cluster.encoded(kind, vector), others)
             while len(kept) > WINDOW:
@@ -147,8 +150,11 @@ class Speaker:
             if kept >= step:
                 self._post(kind, kept, vector, (peer,))
 
+    def _is_silent(self, kind: str, step: int) -> bool:
+        return step <= self.muted and is_own_word(kind)
+
     def _post(self, kind: str, step: int, vector: Vector, peers: Sequence[str]) -> None:
-        if step <= self.muted:
+        if self._is_silent(kind, step):
             return
         for peer in peers:
             said = vector

@@ -64,6 +64,10 @@ class Waits:
         """Whether it is the first wait of the node's life."""
         return self._count == 1
 
+    def settled(self) -> None:
+        """Take note that a text has made something of news: the next wait is for something else."""
+        self._going = self._again = self._vain = False
+
     def hurry(self, now: float) -> None:
         """Look sooner if others turn out to have gone on."""
         if not self._late:
