@@ -29,7 +29,7 @@ SUMMARY = (
 )
 SIDE_BY_SIDE = ("byzsgd", "aggregathor", "vanilla")
 EVERY = 0.5  # seconds between two pictures of the state
-GRACE = 8.0  # seconds for all processes to end after a signal
+GRACE = 60.0  # seconds for all processes to end after a signal, on a busy machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +89,7 @@ def _run(cluster: Cluster, folder: Path, options: argparse.Namespace) -> Outcome
 
     with open_results(folder, cluster) as results:
         scene = Scene(quiet=options.quiet)
+        before = any((folder / "nodes").glob("*/state"))
         with refusing(extra="cluster"):
             launch = Launch(cluster, folder / "nodes", results.append)
         with launch:
@@ -100,4 +101,7 @@ def _run(cluster: Cluster, folder: Path, options: argparse.Namespace) -> Outcome
             outcome = launch.outcome()
         results.append(outcome.summary())
         draw(outcome.lines, cluster, results, options.command, [outcome.seed])
+    if before:
+        what = "messages, bytes and time are those since, by all steps"
+        print(f"{cluster.text.name} went on from where it was interrupted: {what}")
     return outcome

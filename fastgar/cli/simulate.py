@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +81,12 @@ def _run(
             done += 1
             if tell:
                 passing(f"{done} of {len(seeds)} seeds")
+    except KeyboardInterrupt:
+        kept = (
+            "" if results is None else f": {options.out} keeps them, and the same command goes on"
+        )
+        print(f"\ninterrupted after {done} of {len(seeds)} seeds{kept}", file=sys.stderr)
+        raise
     finally:
         if tell:
             passing("")

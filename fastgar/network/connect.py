@@ -47,7 +47,11 @@ def listeners(listen: tuple[str, int] | socket.socket) -> list[socket.socket]:
     except OSError as error:
         for sock in found:
             sock.close()
-        raise OSError(error.errno, f"cannot listen on {listen}: {error.strerror}") from None
+        why = (error.strerror or "").split(" (while")[
+            0
+        ]  # which Python adds, with the address again
+        where = f"{listen[0] or 'every address'}:{listen[1]}"
+        raise OSError(error.errno, f"cannot listen on {where}: {why}") from None
     for sock in found:
         sock.setblocking(False)
     return found

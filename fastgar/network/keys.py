@@ -110,7 +110,7 @@ def certificate(path: str | os.PathLike[str]) -> bytes:
     except OSError as error:
         raise ValueError(f"the key {path} cannot be read: {error.strerror}") from None
     if found is None:
-        raise ValueError(f"{path} holds no certificate: fastgar.network.make_key writes a key")
+        raise ValueError(f"{path} holds no certificate: `fastgar keys` writes keys")
     try:
         return ssl.PEM_cert_to_DER_cert(found[0].decode("ascii"))
     except ValueError:

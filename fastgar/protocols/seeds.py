@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from typing import Any, NamedTuple
 
 from .cluster import Cluster
@@ -49,9 +51,28 @@ def run_seeds(cluster: Cluster, seeds: Sequence[int], jobs: int = 1) -> Iterator
         return
     with ProcessPoolExecutor(min(jobs, len(work)), get_context("spawn")) as pool:
         try:
-            yield from pool.map(_run, work)
+            with _deaf():
+                found = pool.map(_run, work)
+            yield from found
+        except BaseException:
+            for process in active_children():
+                process.terminate()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Have processes that start in the block never hear Ctrl-C: who started them ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run(work: tuple[str, int]) -> Ran:

@@ -180,7 +180,9 @@ def unpack(content: bytes, run: str) -> State:
         raise Damaged("is no saved state of a node")
     head = json.loads(content[start : start + length])
     if head["run"] != run:
-        raise Damaged("belongs to another run, node or cluster file")
+        raise Damaged(
+            "belongs to another run, node or cluster file: take another --out, or delete it"
+        )
     vectors, at = [], start + length
     for dtype, shape in head["vectors"]:
         if dtype not in DTYPES:
