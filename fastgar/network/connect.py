@@ -47,10 +47,8 @@ def listeners(listen: tuple[str, int] | socket.socket) -> list[socket.socket]:
     except OSError as error:
         for sock in found:
             sock.close()
-        why = (error.strerror or "").split(" (while")[
-            0
-        ]  # which Python adds, with the address again
-        where = f"{listen[0] or 'every address'}:{listen[1]}"
+        why = (error.strerror or "").split(" (while")[0]  # there Python has the address again
+        where = "the socket" if isinstance(listen, socket.socket) else f"{listen[0]}:{listen[1]}"
         raise OSError(error.errno, f"cannot listen on {where}: {why}") from None
     for sock in found:
         sock.setblocking(False)
