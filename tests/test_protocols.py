@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 import tomllib
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -401,3 +404,24 @@ def test_who_is_proved_to_lie_is_named(capsys: pytest.CaptureFixture[str]) -> No
     assert "\n\nps4 signed two models for one step, and was excluded" in capsys.readouterr().out
     assert cli.main([*command.split(), "--server-attack", "reverse", "--agreement", "rbtm"]) == 0
     assert "excluded" not in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_a_sentence_and_no_process(tmp_path: Path) -> None:
+    words = [*ASKED.split(), str(tmp_path / "out"), "--seeds", "0:2000", "--jobs", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastgar.cli", *words], stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    results = tmp_path / "out" / "results.jsonl"
+    until = time.monotonic() + 120
+    while not (results.exists() and results.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "keeps them, and the same command goes on" in said and "Traceback" not in said
+    until = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):  # nobody is left in its group
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)

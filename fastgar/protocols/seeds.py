@@ -52,14 +52,13 @@ def run_seeds(cluster: Cluster, seeds: Sequence[int], jobs: int = 1) -> Iterator
     with ProcessPoolExecutor(min(jobs, len(work)), get_context("spawn")) as pool:
         try:
             with _deaf():
-                found = pool.map(_run, work)
-            yield from found
-        except BaseException:
-            for process in active_children():
+                found = [pool.submit(_run, each) for each in work]
+            for future in found:
+                yield future.result()
+        except BaseException:  # also of who wants no more; none is cancelled, which a pool whose
+            for process in active_children():  # processes end takes ill
                 process.terminate()
             raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
