@@ -66,6 +66,10 @@ def main(folder: str, port: str, size: str, messages: str, reads: str) -> None:
     while int(reads) and got <= int(size):  # the other end may have been slow
         got += len(sock.recv(65536))
     print(updates, got)
+    sock.shutdown(socket.SHUT_WR)  # what is unread when it closes would take its own words along
+    with contextlib.suppress(OSError):
+        while sock.recv(65536):
+            pass
 
 
 if __name__ == "__main__":
