@@ -7,7 +7,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ pytest.importorskip("cryptography")
 
 from by_hand import PATIENCE, computed, keys, said, start, until
 from liar import Liar, header
-from nursery import Nursery, nursery
+from nursery import Forked, Nursery, nursery
 
 from fastgar.network import Address, wire
 from fastgar.network.hello import Hello, agree, exchange
@@ -141,6 +143,43 @@ def test_who_was_stopped_for_longer_than_it_waits_gives_nobody_up(
     }
     outcome = finish(Launch(cluster_of(document), tmp_path, popen=forks.popen))
     assert outcome.seconds > 8 and outcome.lowest > 0.5
+
+
+def test_nodes_with_a_part_of_a_core_are_late_and_no_more(tmp_path: Path, forks: Nursery) -> None:
+    """A server that runs for 50 ms of 200, and a worker, as under a quota that is used up."""
+    document = {
+        "protocol": {"agreement": "rbtm", "gather_every": 2},
+        "servers": {"count": 5, "f": 1},
+        "workers": {"count": 4, "f": 1},
+        "training": {"model": "logistic", "steps": 60, "evaluate_every": 20},
+    }
+    throttled, over = [], threading.Event()
+
+    def popen(command: Any, **options: Any) -> Forked:
+        made = forks.popen(command, **options)
+        if any(word.endswith(("ps0.pem", "w0.pem")) for word in command):
+            throttled.append(made)
+        return made
+
+    def throttle() -> None:
+        for number, seconds in cycle(((signal.SIGSTOP, 0.05), (signal.SIGCONT, 0.15))):
+            if over.wait(seconds) and number == signal.SIGSTOP:
+                return  # all of them run
+            for each in throttled:
+                each.send_signal(number)
+
+    thread = threading.Thread(target=throttle)
+    launch = Launch(cluster_of(document), tmp_path, popen=popen)
+    thread.start()
+    try:
+        outcome = finish(launch)
+    finally:
+        over.set()
+        thread.join()
+    assert len(throttled) == 2 and outcome.crashed == 0 and not outcome.convicted
+    assert len(outcome.accuracy) == 5 and outcome.lowest > 0.85
+    for name in ("ps0", "w0"):
+        assert np.load(tmp_path / name / "model.npy").shape == (650,)
 
 
 # Nodes by hand.
