@@ -146,23 +146,26 @@ def test_who_was_stopped_for_longer_than_it_waits_gives_nobody_up(
 
 
 def test_nodes_with_a_part_of_a_core_are_late_and_no_more(tmp_path: Path, forks: Nursery) -> None:
-    """A server that runs for 50 ms of 200, and a worker, as under a quota that is used up."""
+    """Two servers and two workers run for 100 ms of 300, as under a quota that is used up.
+
+    The others are no quorum without them.
+    """
     document = {
-        "protocol": {"agreement": "rbtm", "gather_every": 2},
+        "protocol": {"agreement": "rbtm", "gather_every": 5},
         "servers": {"count": 5, "f": 1},
         "workers": {"count": 4, "f": 1},
-        "training": {"model": "logistic", "steps": 60, "evaluate_every": 20},
+        "training": {"model": "logistic", "steps": 20, "evaluate_every": 20},
     }
-    throttled, over = [], threading.Event()
+    slow, throttled, over = ("ps0", "ps1", "w0", "w1"), [], threading.Event()
 
     def popen(command: Any, **options: Any) -> Forked:
         made = forks.popen(command, **options)
-        if any(word.endswith(("ps0.pem", "w0.pem")) for word in command):
+        if any(Path(word).stem in slow for word in command):
             throttled.append(made)
         return made
 
     def throttle() -> None:
-        for number, seconds in cycle(((signal.SIGSTOP, 0.05), (signal.SIGCONT, 0.15))):
+        for number, seconds in cycle(((signal.SIGSTOP, 0.1), (signal.SIGCONT, 0.2))):
             if over.wait(seconds) and number == signal.SIGSTOP:
                 return  # all of them run
             for each in throttled:
@@ -176,9 +179,9 @@ def test_nodes_with_a_part_of_a_core_are_late_and_no_more(tmp_path: Path, forks:
     finally:
         over.set()
         thread.join()
-    assert len(throttled) == 2 and outcome.crashed == 0 and not outcome.convicted
-    assert len(outcome.accuracy) == 5 and outcome.lowest > 0.85
-    for name in ("ps0", "w0"):
+    assert len(throttled) == 4 and outcome.crashed == 0 and not outcome.convicted
+    assert len(outcome.accuracy) == 5 and outcome.lowest > 0.75
+    for name in slow:
         assert np.load(tmp_path / name / "model.npy").shape == (650,)
 
 
