@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
 
-__all__ = ["Refused", "refusing"]
+__all__ = ["Refused", "refusing", "require_folder"]
 
 
 class Refused(Exception):
     """What was asked cannot be done; the sentence says why and what could."""
+
+
+def require_folder(folder: Path, flag: str) -> None:
+    """Make a folder unless it is there, and refuse one that nothing can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        what = error.strerror
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            what = f"{next(p for p in (folder, *folder.parents) if p.exists())} is no folder"
+        elif isinstance(error, FileNotFoundError):  # though all above it would have been made
+            what = "no file can be made there"
+        raise Refused(f"cannot write to {flag} {folder}: {what}") from error
 
 
 @contextmanager
