@@ -13,7 +13,7 @@ import fastgar as fg
 
 from . import rbtm
 from .cluster import Cluster
-from .mailbox import Received, Want
+from .mailbox import Want
 from .node import Node
 
 __all__ = ["server", "worker"]
@@ -22,29 +22,45 @@ __all__ = ["server", "worker"]
 async def server(me: Node, net: Node, c: Cluster) -> Any:
     """Scatter: send the model, take q_w gradients, go a step. Gather, every T steps: agree."""
     t, theta = me.restore(theta=me.initial)
+    if c.agreement == "rbtm":
+        rbtm.stay(me, c, t)
     while t < c.steps:
         net.send(c.of_role("worker"), "model", t, theta)
         got = await net.first(Want("gradient", t, c.q_w, c.f_w), c.of_later_models(t))
         if got.kind == "gradient":
             theta = theta - c.lr(t) * c.rule(got.rows, t)
-            if (t + 1) % c.gather_every == 0:
-                got = await _gather(me, net, c, t, theta)
-        # The others have gone on without this one, or this was a gather.
-        if got.kind == "gather" and c.agreement == "rbtm":
-            theta = rbtm.trimmed(got.rows, c.f_s)
-        elif got.kind != "gradient":
-            theta = fg.median(got.rows, f=c.f_s)
-        t = got.step if got.kind == "model" else t + 1
+        else:
+            theta = caught_up(got.rows, theta, c.f_s)
+        if got.step > t + 1:
+            t = got.step - 1
+        elif (t + 1) % c.gather_every == 0:
+            t, theta = await _gather(me, net, c, t, theta)
+        else:
+            t += 1
         me.save(t, theta=theta)
     return net.send(c.of_role("worker"), "model", t, theta)
 
 
-async def _gather(me: Node, net: Node, c: Cluster, t: int, theta: Any) -> Received:
-    """Exchange models: by what each has heard (dmc, as published), or by reliable broadcast."""
+def caught_up(rows: list[Any], own: Any, f: int) -> Any:
+    """Return the median of others' models of a later step, filled up to 2 f + 1 with one's own."""
+    return fg.median([*rows, *[own] * (2 * f + 1 - len(rows))], f=f)
+
+
+async def _gather(me: Node, net: Node, c: Cluster, t: int, theta: Any) -> tuple[int, Any]:
+    """Exchange models: by what each has heard (dmc, as published), or by reliable broadcast.
+
+    Return the step that this leads to, and the model: the others may have gone on.
+    """
     if c.agreement == "rbtm":
-        return await rbtm.gather(me, net, c, t, theta)
-    theta = net.send(c.of_role("server"), "gather", t, theta)
-    return await net.first(Want("gather", t, c.q_s, c.f_s, own=theta), c.of_later_models(t))
+        got = await rbtm.gather(me, net, c, t, theta)
+    else:
+        theta = net.send(c.of_role("server"), "gather", t, theta)
+        want = Want("gather", t, c.q_s, c.f_s, own=theta)
+        got = await net.first(want, c.of_later_models(t))
+    if got.kind == "model":
+        return max(t + 1, got.step - 1), caught_up(got.rows, theta, c.f_s)
+    found = rbtm.trimmed(got.rows, c.f_s) if c.agreement == "rbtm" else fg.median(got.rows, f=c.f_s)
+    return t + 1, found
 
 
 async def worker(me: Node, net: Node, c: Cluster) -> Any:

@@ -81,7 +81,7 @@ KINDS = {
 
 async def gather(me: Node, net: Node, c: Cluster, t: int, theta: Vector) -> Received:
     """Return the models that all servers agree on, or later ones if the others have gone on."""
-    began = me.transport.now()
+    began, me.aside = me.transport.now(), None
     known = Gathering(me, c, t)
     said = net.send(
         known.servers, "gather", t, sealed(me.transport.keys, me.name, "gather", t, theta)
@@ -90,10 +90,7 @@ async def gather(me: Node, net: Node, c: Cluster, t: int, theta: Vector) -> Rece
     late, turn = False, 0
     while True:
         come = me.mailbox.arrived(NEWS)
-        known.read()
-        for kind, vector in known.to_say():
-            net.send(known.servers, kind, t, vector)
-            known.supersede(kind)
+        known.go_on()
         rows = known.agreed()
         if rows is not None:
             want = Want("gather", t, known.enough, c.f_s)
@@ -106,8 +103,19 @@ async def gather(me: Node, net: Node, c: Cluster, t: int, theta: Vector) -> Rece
         wait = Want("gather", t, come, c.f_s, own=theta, news=NEWS)
         got = await net.first(wait, c.of_later_models(t))
         if got.rows:
+            me.aside = known.go_on
             return got
         late = got.late
+
+
+def stay(me: Node, c: Cluster, t: int) -> None:
+    """After a restart in a step: take part in the last gather, if it was left before its end."""
+    last = t // c.gather_every * c.gather_every - 1
+    said = me.kept.get("gather", {}).get(last)
+    if said is not None:
+        known = Gathering(me, c, last)
+        known.model(me.name, said[0])
+        me.aside = known.go_on
 
 
 def trimmed(rows: list[Vector], f: int) -> Vector:
