@@ -3,6 +3,26 @@
 El-Mhamdi, Guerraoui, Guirguis, Hoang and Rouault, "Genuinely distributed Byzantine machine
 learning", PODC 2020; Distributed Computing 35, 2022: the asynchronous algorithm. Its gather is the
 agreement "dmc"; `fastgar.protocols.rbtm` is another.
+
+A server that the others have left behind catches up by models of a later step s, and stays safe:
+
+- It takes the median of 2 f_s + 1, of which f_s may lie. Where these have not come when some
+  deadlines have passed, k >= f_s + 2 will do, with 2 f_s + 1 - k copies of its own model: that is
+  honest to itself, so that each coordinate lies within the range of honest models, its own among
+  them. Two of k are honest, so that liars make up no step, nor a model. They may hold the model
+  near to where it was if the network holds back what others say; the next gradients and gathers
+  move it as they move all.
+- It goes on with step s - 1, or with s if it has sent a model of s - 1 before, and takes part in a
+  gather of s - 1. So nobody waits for a message that it has left out.
+
+All come on when faults are over and liars silent for good. Let M be the newest step of an honest
+server. The first one there had gradients of M - 1 of an honest worker, which had q_s >= 2 f_s + 2
+models of M - 1: f_s + 2 honest servers have sent one, and keep it, as they are at M - 1 or M. So
+who is before M - 1 can catch up. Then all honest servers, n_s - f_s >= q_s, have sent a model of
+M - 1: no worker lacks one. If an honest worker has computed at M, f_s + 2 have sent models of M,
+and the same holds of M. If not, all honest workers compute at M - 1, and all servers have gradients
+of it, and the gather, if one is due, has all honest servers in it: they go to M. With "rbtm" who
+has left a gather for the step after it takes part in it on the side, until the next one.
 """
 
 from __future__ import annotations

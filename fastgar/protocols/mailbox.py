@@ -215,6 +215,11 @@ class Mailbox:
         return steps[k - 1] if 0 < k <= len(steps) else -1
 
     @locked
+    def anybody_past(self, step: int) -> bool:
+        """Return whether anything has come from anybody for a later step."""
+        return any(max(of.values(), default=-1) > step for of in self.newest.values())
+
+    @locked
     def lacking(self, want: Want) -> list[str]:
         """Return whose messages a want lacks."""
         if want.later:

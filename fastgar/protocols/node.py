@@ -327,7 +327,9 @@ class Node(Speaker):
     def _ask_if_behind(self, want: Want) -> None:
         """Ask for what will do instead, if a peer that is honest has gone on, or may have."""
         gone = self.mailbox.reached(want.kind, want.f + 1) > want.step
-        if want.later or not (gone or want.news or self.waits.long):  # it need not say so in a kind
+        if self.waits.long:  # who has gone on need not say so in this kind, nor may f others
+            gone = gone or self.mailbox.anybody_past(want.step)
+        if want.later or not (gone or want.news):
             return
         for other in self.waits.wants:
             if other.later:
