@@ -194,8 +194,10 @@ class Properties:
             self._grows(sender, kind, step, step)
         if kind != "model" or step == 0:
             return
-        want, last = self._last.get(sender, (None, None))
-        came = (last.kind, last.step) if last is not None else None
+        if sender not in self._last:
+            raise Broken(f"P6: {sender} came to step {step} without a quorum")
+        want, last = self._last[sender]
+        came = last.kind, last.step
         if came == ("gather", step - 1):
             self._gathered.setdefault(step, set()).add(sender)
             self._within(sender, *came, vector)
@@ -307,7 +309,7 @@ class Properties:
             del self._quorums[quorum]
         for by_step in (self._moves, self._gathered):
             for t in [t for t in by_step if t < alive]:
-                del by_step[t]  # type: ignore[attr-defined]
+                del by_step[t]
 
 
 def growth(pairs: Sequence[tuple[Vector, Vector]], wire: str) -> tuple[float, float]:

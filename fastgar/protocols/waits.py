@@ -124,4 +124,8 @@ class Waits:
         return self._late >= want.patience + (self._doubt if want.enough == 0 else 0.0)
 
     def _is_enough(self, want: Want) -> bool:
-        return bool(want.enough) and not want.later and len(self.mailbox.whole(want)) >= (want.enough or 0)
+        return (
+            bool(want.enough)
+            and not want.later
+            and len(self.mailbox.whole(want)) >= (want.enough or 0)
+        )
