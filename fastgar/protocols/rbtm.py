@@ -30,8 +30,8 @@ What holds whatever liars say, whom they say it to, and whoever hears whom when:
   n - f signatures that anybody can check. Who lacks a model when a deadline has passed asks those
   who have said that they accepted it ("relay"). An honest one wrote it to disk before it said so,
   and keeps it for as long as what it sent itself: two gathers. Who is further behind catches up, as
-  everywhere in ByzSGD: when a deadline has passed it asks for later models, too, as one that has
-  caught up in the midst of a gather says nothing more in it.
+  everywhere in ByzSGD: when a deadline has passed it asks for later models, too. Who has caught up
+  in the midst of a gather still vouches in it, and says what it has accepted, until the next one.
 
 Two seals of one server that differ convict it, see `fastgar.protocols.evidence`. Nobody vouches for
 who is convicted. Nothing above needs that, and what was accepted stays accepted.
