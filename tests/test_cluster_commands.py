@@ -26,6 +26,7 @@ from fastgar.protocols.registry import PROTOCOLS
 from fastgar.protocols.reports import Reports
 from fastgar.protocols.results import Results
 from fastgar.train import data, models
+from fastgar.train.lines import Lines
 
 SMALL: dict[str, Any] = {
     "servers": {"count": 5, "f": 1, "byzantine": 1, "attack": "reverse"},
@@ -115,6 +116,19 @@ def test_a_cluster_file_that_is_wrong_is_named(
     file.write_text(to_toml(cluster_of(SMALL)))
     error = refused(capfd, "simulate", "--cluster", file, "--servers", 4)  # no fault of the file
     assert error.startswith("fastgar simulate: byzsgd needs n_s >=")
+
+
+@pytest.mark.parametrize(
+    "command", ["cluster --protocol vanilla", "simulate", "train", "reproduce zeno"]
+)
+def test_an_out_that_another_command_writes_to_is_refused(
+    command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Lines(tmp_path / "theirs", alone=True):
+        error = refused(capfd, *command.split(), "--out", tmp_path)
+        assert f"cannot write to --out {tmp_path}: another command writes there now" in error
+        assert not (tmp_path / "results.jsonl").exists()
+    Lines(tmp_path / "theirs", alone=True).close()
 
 
 @pytest.mark.parametrize("command", ["cluster", "simulate", "keys"])
