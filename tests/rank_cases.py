@@ -3,6 +3,7 @@
 Names after the folder choose cases; all of them are run without.
 The processes are forked once, and every one runs all cases in order; in groups of 4, 5 and 7 ranks.
 What happened is written to FOLDER, one file per rank: a line for each case.
+strict_cases.py runs them over another backend.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter, sleep
@@ -99,7 +100,8 @@ WAYS = ("sharded", "sockets", "replicated")
 
 def mode_of(way: str, group: Any) -> str:
     """Return the mode; sharded means by shared memory or, as between machines, by sockets."""
-    peers_of(group).on_one_machine = way != "sockets"
+    peers = peers_of(group)
+    peers.on_one_machine = way != "sockets" and peers.backends["cpu"] == "gloo"
     return "replicated" if way == "replicated" else "sharded"
 
 
@@ -139,7 +141,7 @@ def every_rule(rank: int, group: Any) -> None:
     n = dist.get_world_size(group)
     for k, spec in enumerate(specs(n)):
         every_way = n == 5 or "bulyan" in spec  # the others by turns: seven ranks take turns too
-        for name in WAYS if every_way else [WAYS[(k + n) % 3]]:
+        for name in WAYS if every_way else [WAYS[(k + n) % len(WAYS)]]:
             d = (1, 3, 8, 1003, 4001)[k % 5]
             X = rows(n, d, seed=k)
             if f_of(spec) is not None:
@@ -1450,24 +1452,26 @@ def nobody_waits_longer_than_the_timeout_of_fsdp(rank: int, group: Any) -> None:
         dist.barrier(group)
 
 
-def work(rank: int, folder: Path) -> None:
+def work(
+    rank: int, folder: Path, cases: Mapping[str, Any], backend: str,
+    around: Callable[[], AbstractContextManager[Any]],
+) -> None:  # fmt: skip
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE, timeout=TIMEOUT
+        backend, init_method=f"file://{folder}/store", rank=rank, world_size=SIZE, timeout=TIMEOUT
     )
     groups = {size: dist.new_group(list(range(size)), timeout=TIMEOUT) for size in (4, 5, 7)}
     store = dist.distributed_c10d._get_default_store()
     with (folder / f"{rank}.jsonl").open("w") as written:
-        for name, (size, function) in CASES.items():
-            if sys.argv[2:] and function.__name__ not in sys.argv[2:]:
-                continue
+        for name, (size, function) in cases.items():
             if size == SIZE:  # some ranks have waited for the cases of the others
                 store.set(f"{name}/{rank}", "here")
                 store.wait([f"{name}/{each}" for each in range(SIZE)], 12 * TIMEOUT)
             trouble, began = None, perf_counter()
             if rank < size:
                 try:
-                    function(rank, groups[size])
+                    with around():
+                        function(rank, groups[size])
                 except BaseException:
                     trouble = traceback.format_exc()
             written.write(json.dumps([name, trouble, perf_counter() - began]) + "\n")
@@ -1492,15 +1496,23 @@ def prepare() -> None:
     fg.set_threads(None)
 
 
-def main() -> int:
-    folder = Path(sys.argv[1])
+def main(
+    cases: Mapping[str, Any], backend: str = "gloo",
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> int:  # fmt: skip
+    """Run cases, each in such a context, in processes that begin with nothing else."""
+    folder, *chosen = sys.argv[1:]
+    cases = {
+        name: found for name, found in cases.items()
+        if not chosen or found[1].__name__ in chosen
+    }  # fmt: skip
     prepare()
     children = []
     for rank in range(SIZE):  # before torch has started any thread
         child = os.fork()
         if child == 0:
             try:
-                work(rank, folder)
+                work(rank, Path(folder), cases, backend, around)
             finally:
                 sys.stdout.flush()
                 os._exit(0)
@@ -1511,4 +1523,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(CASES))
