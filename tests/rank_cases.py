@@ -1454,13 +1454,14 @@ def nobody_waits_longer_than_the_timeout_of_fsdp(rank: int, group: Any) -> None:
 
 def work(
     rank: int, folder: Path, cases: Mapping[str, Any], backend: str,
-    around: Callable[[], AbstractContextManager[Any]],
+    around: Callable[[str], AbstractContextManager[Any]],
 ) -> None:  # fmt: skip
     torch.set_num_threads(1)
     dist.init_process_group(
         backend, init_method=f"file://{folder}/store", rank=rank, world_size=SIZE, timeout=TIMEOUT
     )
     groups = {size: dist.new_group(list(range(size)), timeout=TIMEOUT) for size in (4, 5, 7)}
+    dist.barrier()  # some may have no case to run, and would be gone before the others connect
     store = dist.distributed_c10d._get_default_store()
     with (folder / f"{rank}.jsonl").open("w") as written:
         for name, (size, function) in cases.items():
@@ -1470,7 +1471,7 @@ def work(
             trouble, began = None, perf_counter()
             if rank < size:
                 try:
-                    with around():
+                    with around(name):
                         function(rank, groups[size])
                 except BaseException:
                     trouble = traceback.format_exc()
@@ -1498,9 +1499,9 @@ def prepare() -> None:
 
 def main(
     cases: Mapping[str, Any], backend: str = "gloo",
-    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    around: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> int:  # fmt: skip
-    """Run cases, each in such a context, in processes that begin with nothing else."""
+    """Run cases, each in the context of its name, in processes that begin with nothing else."""
     folder, *chosen = sys.argv[1:]
     cases = {
         name: found for name, found in cases.items()
@@ -1513,6 +1514,8 @@ def main(
         if child == 0:
             try:
                 work(rank, Path(folder), cases, backend, around)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 os._exit(0)

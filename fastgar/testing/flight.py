@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed import Work
 
 from .device import Span, overlap, span
-from .frames import complain, place
+from .frames import complain
 
 __all__ = ["FLIGHTS", "Flight", "Pending", "require_landed"]
 
@@ -100,14 +100,15 @@ class Pending(Work):
             self.inner.wait(timeout)
             return
         end = time.monotonic() + timeout.total_seconds()
-        while not self.inner.is_completed():
+        while True:
+            completed = self.inner.is_completed()
             try:
                 self.inner.wait(TURN)
+                return
             except RuntimeError:
-                self.differing()
-                if time.monotonic() > end:
+                if completed or time.monotonic() > end:
                     raise
-        self.inner.wait()  # which raises what went wrong
+                self.differing()
 
     def _land(self) -> None:
         flight = self.flight
@@ -143,7 +144,5 @@ class Pending(Work):
 def never_waited(begun: Sequence[Flight]) -> None:
     """Complain of what is still under way and was not before."""
     left = [flight for flight in FLIGHTS if flight not in begun]
-    FLIGHTS[:] = list(begun)
     if left:
-        place()
         complain("there is no wait for " + "; for ".join(map(str, left)))

@@ -21,7 +21,7 @@ TENSOR = tuple(TORCH + name for name in ("overrides.py", "_tensor.py", "function
 SHOWN = 3  # lines of a stack
 
 
-class Violation(RuntimeError):
+class Violation(AssertionError):
     """What a GPU, or NCCL, would not take, or would take and give wrong numbers.
 
     The message begins with the lines of the watched files that it comes from, innermost first.

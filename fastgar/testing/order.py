@@ -69,7 +69,8 @@ def _said(call: dict[str, Any]) -> str:
     if call["size"] is not None:
         words += f" of {call['size']} bytes"
     if call["sizes"] is not None:
-        words += f" of {call['sizes'][0]} to and {call['sizes'][1]} bytes from the ranks"
+        sent, received = map(sum, call["sizes"])
+        words += f" of {sent} bytes to and {received} bytes from the ranks"
     if call["root"] is not None:
         words += f" from {call['root']}"
     return f"{words} at {call['where']}"

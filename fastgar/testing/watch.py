@@ -104,17 +104,16 @@ class Watch(TorchFunctionMode):
         """Look no more, and complain of what was left."""
         super().__exit__(kind, error, trace)
         try:
-            if error is not None:
-                FLIGHTS[:] = self._begun
-                return
-            never_waited(self._begun)
+            if error is None:
+                never_waited(self._begun)
         finally:
+            FLIGHTS[:] = self._begun
             ACTIVE.remove(self)
             if not ACTIVE:
                 for module, name, _ in UNTOLD:
                     setattr(module, name, getattr(module, name).__wrapped__)
-        if self.violations:
-            raise Violation("; ".join(self.violations))
+        if self.violations and not isinstance(error, Violation):
+            raise Violation("; ".join(self.violations)) from error
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -158,11 +157,11 @@ class Watch(TorchFunctionMode):
         if target is not None:
             if (target == "host") == hosts[0]:
                 return func(*args, **kwargs)
-            self.waits[f"{line} {name}"] += waits
+            self.waits += Counter({f"{line} {name}": int(waits)})
             moved = func(*args, **kwargs).detach().clone()
             return mark_host(moved) if target == "host" else moved
         if name == "copy_" and hosts[0] != hosts[-1]:
-            self.waits[f"{line} {name}"] += waits
+            self.waits += Counter({f"{line} {name}": int(waits)})
         elif name in READS and not all(hosts):
             self.waits[f"{line} {name.strip('_')}"] += 1
         elif name in ("numpy", "__array__") and not hosts[0]:
@@ -259,4 +258,4 @@ def _look(
         return
     if not written and name not in READS | MEMORY:
         others = [t for t in others if made and not all(of_same_memory(t, each) for each in made)]
-    require_landed(others, written, name.strip("_"))
+    require_landed(others, written, name)
