@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -110,7 +111,6 @@ def bytes_written() -> int:
     return int(next(line.split()[1] for line in lines if line.startswith("wchar")))
 
 
-@distance_rule(needs="2f + 1", paper="of your own")
 def least_sum(D: Any, f: int) -> Any:
     """Return the mean of the n-f rows with the least sum of distances."""
     sums = np.where(D.diagonal() == 0, np.where(np.isfinite(D), D, 0.0).sum(axis=1), np.inf)
@@ -1483,6 +1483,7 @@ def work(
 
 def prepare() -> None:
     """Compile before the fork what all will need, without starting a thread."""
+    distance_rule(needs="2f + 1", paper="of your own")(least_sum)
     backend.FIXED_ROWS = 0  # the kernels for any n: fewer to compile, and the same bits
     fg.set_threads(1)
     for n in (4, 5, 7):  # each process would compile by itself what is not there yet
@@ -1495,6 +1496,35 @@ def prepare() -> None:
             fg.rule(spec, 1)(rows(5, 40, 0, dtype))
     fg.geometric_median(torch.cat([rows(4, 40), 1e14 * rows(1, 40)]), 1)
     fg.set_threads(None)
+
+
+def outcomes_of(script: str, folder: Path, cases: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Run the cases of a script; return for each what the ranks of its group wrote."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / script), str(folder)],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        _, errors = process.communicate(timeout=480)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, errors
+    found: dict[str, list[Any]] = {}
+    for rank in range(SIZE):
+        for line in (folder / f"{rank}.jsonl").read_text().splitlines():
+            name, trouble, _ = json.loads(line)
+            if rank < cases[name][0]:
+                found.setdefault(name, []).append(trouble)
+    return found
+
+
+def require_passed(name: str, size: int, troubles: list[Any]) -> None:
+    """Raise what one of the ranks of a case raised."""
+    first = next((trouble for trouble in troubles if trouble), None)
+    assert first is None, first
+    died = "rank_that_dies" in name
+    assert len(troubles) == size - died, "an earlier case failed on some rank"
 
 
 def main(

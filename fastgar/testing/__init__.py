@@ -1,8 +1,8 @@
 """Test communication code as if it ran on GPUs with NCCL, on CPUs alone.
 
 Importing this module makes the backend "strict" known to `torch.distributed`: gloo underneath, with
-what NCCL takes and with its asynchrony. A `Watch` looks at what your files do with tensors meanwhile,
-and counts where they wait for the host, what collectives they call, and how many bytes they send.
+what NCCL takes and with its asynchrony. A `Watch` looks at what your files do with tensors, and
+counts where the host waits for them, what collectives they call, and how many bytes they send.
 
     import torch.distributed as dist
     from fastgar.testing import Watch
@@ -19,7 +19,7 @@ from ..errors import of_extra
 
 with of_extra("torch"):
     from .frames import Violation
-    from .group import StrictGroup
+    from .group import BACKEND, StrictGroup
     from .watch import Watch
 
-__all__ = ["StrictGroup", "Violation", "Watch"]
+__all__ = ["BACKEND", "StrictGroup", "Violation", "Watch"]

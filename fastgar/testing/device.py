@@ -1,7 +1,7 @@
 """Which tensors count as being on the host, where all are in the same memory.
 
-A mark on the storage says so: views have it too. `Watch` sets it where a watched file makes a tensor
-as one on the host is made. What has no mark is on the device.
+A mark on the storage says so: views have it too. `Watch` sets it where a watched file makes a
+tensor as one on the host is made. What has no mark is on the device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Collectives under way: nothing they receive is there before the wait, nothing they send may change.
+"""Collectives under way: what they receive is not there yet, and what they send may not change.
 
 On a GPU a collective runs on a stream of its own, beside the code that comes after it, until that
 waits. Here what it receives is kept aside until the wait, and there is poison in its place.

@@ -6,13 +6,12 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from typing import NoReturn, Protocol
 
 import torch
 
-__all__ = ["ACTIVE", "Seen", "Violation", "caller", "complain", "launched", "place",
-           "within_here"]
+__all__ = ["ACTIVE", "Seen", "Violation", "caller", "complain", "launched", "place", "within_here"]
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
 OWN = os.path.dirname(__file__) + os.sep
@@ -42,12 +41,12 @@ class Seen(Protocol):
 ACTIVE: list[Seen] = []
 
 
-@lru_cache(maxsize=None)
+@cache
 def _inner(file: str) -> bool:
     return file.startswith((OWN, *TENSOR))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _foreign(file: str) -> bool:
     return file.startswith((OWN, TORCH, "<"))
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
 
 from .device import is_host, of_same_memory, overlap, span
 from .flight import Flight, Pending, bytes_of, require_landed
@@ -20,10 +21,11 @@ __all__ = ["BACKEND", "StrictGroup"]
 
 BACKEND = "strict"
 DTYPES = frozenset(
-    {
-        torch.int8, torch.uint8, torch.bool, torch.int32, torch.int64, torch.float16, torch.bfloat16,
-        torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2,
-    }
+    getattr(torch, name)
+    for name in (
+        "int8", "uint8", "bool", "int32", "int64", "float16", "bfloat16", "float32", "float64",
+        "float8_e4m3fn", "float8_e5m2",
+    )
 )  # fmt: skip
 OPS = ("SUM", "PRODUCT", "MIN", "MAX", "AVG")
 Tensors = Sequence[Tensor]
@@ -46,12 +48,12 @@ class StrictGroup(dist.ProcessGroup):
     """
 
     def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg]
         self._inner: Any = dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
-        self._order = Order(dist.PrefixStore("order", store), rank)
+        self._order = Order(PrefixStore("order", store), rank)
         self._timeout = timeout
 
-    def getBackendName(self) -> str:  # noqa: N802
+    def getBackendName(self) -> str:
         """Return the name of the backend."""
         return BACKEND
 

@@ -1,7 +1,7 @@
 """Whether all ranks of a group call the same collectives in the same order.
 
-NCCL matches them by their order alone: where ranks differ, it hangs or mixes up what they send. Here
-each rank looks up what the first to get there has called, and says so to those that wait already.
+NCCL matches them by their order alone: where ranks differ, it hangs or mixes up what they send.
+Here each rank looks up what the first to get there has called, and tells those that wait already.
 """
 
 from __future__ import annotations

@@ -22,10 +22,11 @@ from .frames import ACTIVE, Violation, caller, complain, within_here
 
 __all__ = ["Watch"]
 
+# For which the host waits.
 READS = frozenset(
     {"item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "equal",
      "allclose", "is_nonzero", "nonzero", "argwhere", "masked_select", "unique"}
-)  # fmt: skip  # for which the host waits
+)  # fmt: skip
 MEMORY = frozenset({"data_ptr", "numpy", "__array__", "__dlpack__"})  # hand the numbers out
 
 
@@ -97,12 +98,12 @@ class Watch(TorchFunctionMode):
                 setattr(module, name, around(getattr(module, name)))
         ACTIVE.append(self)
         self._begun = list(FLIGHTS)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """Look no more, and complain of what was left."""
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         try:
             if error is None:
                 never_waited(self._begun)
@@ -115,9 +116,7 @@ class Watch(TorchFunctionMode):
         if self.violations and not isinstance(error, Violation):
             raise Violation("; ".join(self.violations)) from error
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function of torch, and look at what it does."""
         own = within_here()
         return func(*args, **kwargs or {}) if own else self.look(func, args, kwargs or {})
@@ -166,9 +165,12 @@ class Watch(TorchFunctionMode):
             self.waits[f"{line} {name.strip('_')}"] += 1
         elif name in ("numpy", "__array__") and not hosts[0]:
             complain("numpy cannot read a tensor on the device: take x.cpu()")
-        elif name not in ("copy_", "__getitem__", "__setitem__") and any(hosts) and any(
-            not host and tensor.dim() for host, tensor in zip(hosts, tensors, strict=True)
-        ) and any(host and tensor.dim() for host, tensor in zip(hosts, tensors, strict=True)):
+        elif (
+            name not in ("copy_", "__getitem__", "__setitem__")
+            and any(hosts)
+            and any(not host and tensor.dim() for host, tensor in zip(hosts, tensors, strict=True))
+            and any(host and tensor.dim() for host, tensor in zip(hosts, tensors, strict=True))
+        ):
             complain(f"{name} of tensors on the host and on the device")
         return func(*args, **kwargs)
 
@@ -242,16 +244,11 @@ def _target(name: str, args: Any, kwargs: Any) -> str | None:
     return None
 
 
-def _look(
-    name: str, args: Any, kwargs: Any, tensors: list[Tensor], made: list[Tensor]
-) -> None:
+def _look(name: str, args: Any, kwargs: Any, tensors: list[Tensor], made: list[Tensor]) -> None:
     """Complain of what a function did with tensors that are on their way."""
     places = list(tensors_in([kwargs.get("out")]))
-    bare = name.removeprefix("__i") if name.startswith("__i") else ""
-    if name.endswith("_") and not name.endswith("__") or name == "__setitem__" or (
-        bare.rstrip("_") in ("add", "sub", "mul", "truediv", "and", "or", "xor", "pow")
-    ):
-        places += tensors_in(args[:1])
+    if (name.endswith("_") and not name.endswith("__")) or name == "__setitem__":
+        places += tensors_in(args[:1])  # also of +=, which is add_
     written = [tensor for tensor in tensors if any(tensor is place for place in places)]
     others = [tensor for tensor in tensors if not any(tensor is place for place in places)]
     if name.startswith("new_") or name.endswith("_like"):

@@ -61,8 +61,8 @@ class Peers:
         self.n = dist.get_world_size(group)
         self.ranks = tuple(dist.get_process_group_ranks(group))
         self.rules: dict[Rule, Rule] = {}  # of calls with a string: they count the calls
-        pairs = (pair.split(":") for pair in dist.get_backend_config(group).split(","))
-        self.backends = {device: backend for device, backend in pairs}
+        pairs = dist.get_backend_config(group).split(",")
+        self.backends = dict(pair.split(":") for pair in pairs)  # by the kind of device
         self.devices = set(self.backends)
         # In place of gloo's sockets, until it turns out that they cannot share memory.
         self.on_one_machine = self.backends.get("cpu") == "gloo"
