@@ -36,10 +36,13 @@ LEFT_OUT = {
     "a_rank_that_dies_under_fsdp_is_noticed": "is of how gloo notices that a process ends",
     "compiled_models": "torch cannot compile what calls a group that is written in Python",
 }
-TOO_LONG = {  # 60 of 105 seconds; they pass
+# They pass too, but take two thirds of the time; what they do is done in a shorter one as well.
+TOO_LONG = {
     "every_rule[4]", "every_rule[7]", "the_hook_equals_the_rule_on_stacked_gradients[5]",
     "one_bad_rank_does_not_move_the_model[4]", "one_bad_rank_does_not_move_the_model[5]",
-    "trajectories_equal_a_simulation[5]", "fsdp_equals_the_rule_on_stacked_gradients[5]",
+    "trajectories_equal_a_simulation[5]", "checkpoints_go_on_where_they_were_made[5]",
+    "fsdp_equals_the_rule_on_stacked_gradients[5]", "fsdp_with_momentum_equals_a_simulation[5]",
+    "ranks_that_differ_in_a_parameter_group[4]", "too_many_faults_are_the_same_error_everywhere[5]",
 }  # fmt: skip
 AGAIN = {
     name: known for name, known in rank_cases.CASES.items()
@@ -306,19 +309,20 @@ def reduce(spec: str, **options: Any) -> Callable[[int, Any], Callable[[int], No
 
 
 # Of one step, on the rank that has most: how often the host waits for the device, how many
-# collectives there are, and how many bytes go into them. The gradient has 1878 numbers, 7512 bytes.
+# collectives there are, and how many bytes go into them. The gradient has 1887 numbers, in
+# two buckets or parameter groups: 7548 bytes.
 BUDGETS: dict[str, tuple[Callable[[int, Any], Callable[[int], None]], tuple[int, int, int]]] = {
-    "hook, trimmed_mean": (ddp("trimmed_mean"), (0, 0, 0)),
-    "hook, trimmed_mean, momentum": (ddp("trimmed_mean", momentum=0.9), (0, 0, 0)),
-    "hook, krum": (ddp("krum", f=0), (0, 0, 0)),
-    "hook, nnm | trimmed_mean": (ddp("nnm | trimmed_mean"), (0, 0, 0)),
-    "hook, trimmed_mean, replicated": (ddp("trimmed_mean", mode="replicated"), (0, 0, 0)),
-    "fsdp, trimmed_mean, group": (fsdp("trimmed_mean"), (0, 0, 0)),
-    "fsdp, nnm | trimmed_mean, group": (fsdp("nnm | trimmed_mean"), (0, 0, 0)),
-    "fsdp, nnm | trimmed_mean, global": (fsdp("nnm | trimmed_mean", scope="global"), (0, 0, 0)),
-    "fsdp, nnm | trimmed_mean, replicas": (replicas("nnm | trimmed_mean", 0), (0, 0, 0)),
-    "all_reduce, median": (reduce("median"), (0, 0, 0)),
-    "all_reduce, nnm | trimmed_mean": (reduce("nnm | trimmed_mean"), (0, 0, 0)),
+    "hook, trimmed_mean": (ddp("trimmed_mean"), (10, 7, 14468)),
+    "hook, trimmed_mean, momentum": (ddp("trimmed_mean", momentum=0.9), (12, 7, 14468)),
+    "hook, krum": (ddp("krum", f=0), (6, 7, 14692)),
+    "hook, nnm | trimmed_mean": (ddp("nnm | trimmed_mean"), (10, 8, 14852)),
+    "hook, trimmed_mean, replicated": (ddp("trimmed_mean", mode="replicated"), (14, 14, 23284)),
+    "fsdp, trimmed_mean, group": (fsdp("trimmed_mean"), (12, 6, 9056)),
+    "fsdp, nnm | trimmed_mean, group": (fsdp("nnm | trimmed_mean"), (14, 8, 9824)),
+    "fsdp, nnm | trimmed_mean, global": (fsdp("nnm | trimmed_mean", scope="global"), (12, 7, 9472)),
+    "fsdp, nnm | trimmed_mean, replicas": (replicas("nnm | trimmed_mean", 0), (22, 14, 6712)),
+    "all_reduce, median": (reduce("median"), (3, 3, 5320)),
+    "all_reduce, nnm | trimmed_mean": (reduce("nnm | trimmed_mean"), (4, 4, 5832)),
 }
 
 
