@@ -19,7 +19,7 @@ from torch.distributed import Work
 from .device import Span, overlap, span
 from .frames import complain
 
-__all__ = ["FLIGHTS", "Flight", "Pending", "require_landed"]
+__all__ = ["FLIGHTS", "Flight", "Pending", "bytes_of", "never_waited", "require_landed"]
 
 TURN = timedelta(seconds=0.2)  # after which a wait looks whether the ranks go together at all
 POISON = 255  # in each byte: NaN in a floating-point number

@@ -65,7 +65,8 @@ class Watch(TorchFunctionMode):
     ``cpu``, ``nonzero`` and the like on the device, and copies between both that are not
     ``non_blocking``.
 
-    One watch sees one thread. `torch.compile` does not compile while it looks.
+    What reads or writes memory past torch (a view of NumPy's that was made before) is seen at the
+    wait at the latest, if it has changed something. One watch sees one thread. `torch.compile` does not compile while it looks.
     """
 
     def __init__(self, *files: ModuleType | str | Path) -> None:
