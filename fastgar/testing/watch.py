@@ -66,7 +66,7 @@ class Watch(TorchFunctionMode):
     ``non_blocking``.
 
     What reads or writes memory past torch (a view of NumPy's that was made before) is seen at the
-    wait at the latest, if it has changed something. One watch sees one thread. `torch.compile` does not compile while it looks.
+    wait at the latest, if it has changed something. One watch sees one thread.
     """
 
     def __init__(self, *files: ModuleType | str | Path) -> None:
