@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
@@ -1482,7 +1483,8 @@ def work(
 
 
 def prepare() -> None:
-    """Compile before the fork what all will need, without starting a thread."""
+    """Compile and import before the fork what all will need, without starting a thread."""
+    import_module("torch._dynamo")  # which DDP imports: two seconds of each rank
     distance_rule(needs="2f + 1", paper="of your own")(least_sum)
     backend.FIXED_ROWS = 0  # the kernels for any n: fewer to compile, and the same bits
     fg.set_threads(1)
