@@ -16,6 +16,7 @@ pytest.importorskip("cryptography")
 
 from fastgar.cli.cluster_report import drawn, harmless, status, table_of_protocols
 from fastgar.cli.main import main
+from fastgar.cli.refuse import alone
 from fastgar.progress import Scene
 from fastgar.protocols.cluster import Cluster
 from fastgar.protocols.file import cluster_of, to_toml
@@ -26,7 +27,6 @@ from fastgar.protocols.registry import PROTOCOLS
 from fastgar.protocols.reports import Reports
 from fastgar.protocols.results import Results
 from fastgar.train import data, models
-from fastgar.train.lines import Lines
 
 SMALL: dict[str, Any] = {
     "servers": {"count": 5, "f": 1, "byzantine": 1, "attack": "reverse"},
@@ -124,11 +124,12 @@ def test_a_cluster_file_that_is_wrong_is_named(
 def test_an_out_that_another_command_writes_to_is_refused(
     command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with Lines(tmp_path / "theirs", alone=True):
+    with alone(tmp_path, "--out"):
         error = refused(capfd, *command.split(), "--out", tmp_path)
         assert f"cannot write to --out {tmp_path}: another command writes there now" in error
         assert not (tmp_path / "results.jsonl").exists()
-    Lines(tmp_path / "theirs", alone=True).close()
+    with alone(tmp_path, "--out"):
+        pass
 
 
 @pytest.mark.parametrize("command", ["cluster", "simulate", "keys"])

@@ -15,7 +15,7 @@ from ..progress import Scene
 from .cluster_flags import add_flags, asked_for_nothing, cluster_from
 from .cluster_out import draw, open_results
 from .cluster_report import caution, drawn, status, table_of_protocols
-from .refuse import refusing, require_folder
+from .refuse import alone, refusing, require_folder
 
 if TYPE_CHECKING:
     from ..protocols.cluster import Cluster
@@ -96,6 +96,7 @@ def _clusters(options: argparse.Namespace) -> Sequence[Cluster]:
                 require_folder(
                     options.out / cluster.text.name if len(clusters) > 1 else options.out, "--out"
                 )
+            options.held.enter_context(alone(options.out, "--out"))
         from ..protocols import plot  # noqa: F401  (a missing extra is to be told before the work)
         from ..protocols.learning import Learning
 

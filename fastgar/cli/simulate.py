@@ -15,7 +15,7 @@ from ..progress import passing
 from .cluster_flags import add_flags, cluster_from
 from .cluster_out import draw, open_results
 from .cluster_report import caution, table_of_seeds
-from .refuse import refusing, require_folder
+from .refuse import alone, refusing, require_folder
 
 if TYPE_CHECKING:
     from ..protocols.cluster import Cluster
@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
         if options.out is not None:
             require_folder(options.out, "--out")
+            options.held.enter_context(alone(options.out, "--out"))
             from ..protocols import plot  # noqa: F401  (a missing extra is told before the work)
         from ..protocols.learning import Learning
 

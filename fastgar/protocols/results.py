@@ -92,7 +92,7 @@ class Results(Lines):
 
     def __init__(self, folder: Path, cluster: Cluster) -> None:
         self.one_code = _take_up(folder, cluster)
-        super().__init__(folder / RESULTS, alone=True)
+        super().__init__(folder / RESULTS)
         self._content = self.mend()
 
     def of_processes(self) -> list[dict[str, Any]]:

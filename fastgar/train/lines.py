@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -162,34 +161,6 @@ def write_whole(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-@contextmanager
-def lone(folder: Path) -> Iterator[None]:
-    """Have a folder alone, where the system can tell: the lines of two writers would mix.
-
-    Raises
-    ------
-    BlockingIOError
-        If somebody else has it.
-    """
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(place)
-        raise BlockingIOError(error.errno, "another command writes there now") from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(place)
-
-
 class Lines:
     """An open file of records.
 
@@ -199,26 +170,13 @@ class Lines:
     kept : iterable of records, optional
         What it is to begin anew with; until all of them are written it is what it was before.
         None: it goes on behind what it holds.
-    alone : bool
-        Whether to have its folder alone while it is open.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written, or somebody else has its folder alone.
     """
 
-    def __init__(
-        self, path: Path, kept: Iterable[Record] | None = None, *, alone: bool = False
-    ) -> None:
+    def __init__(self, path: Path, kept: Iterable[Record] | None = None) -> None:
+        if kept is not None:
+            write_whole(path, "".join(map(line, kept)).encode())
         self.path = path
-        with ExitStack() as stack:
-            if alone:
-                stack.enter_context(lone(path.parent))
-            if kept is not None:
-                write_whole(path, "".join(map(line, kept)).encode())
-            self._file = stack.enter_context(path.open("ab"))
-            self._open = stack.pop_all()
+        self._file = path.open("ab")
 
     def __enter__(self) -> Self:
         return self
@@ -233,7 +191,7 @@ class Lines:
 
     def close(self) -> None:
         """Close the file."""
-        self._open.close()
+        self._file.close()
 
     def append(self, record: Record) -> None:
         """Append a record, at once."""

@@ -79,7 +79,7 @@ class Results(Lines):
         kept = [head, *(line for line in kept[1:] if _key(line) in finished)]
         self.runs = [line for line in kept if line["kind"] == "run"]
         self.evaluations = [line for line in kept if line["kind"] == "evaluation"]
-        super().__init__(path, kept, alone=True)
+        super().__init__(path, kept)
 
     def finished(self, rule: str, attack: str) -> dict[str, Any] | None:
         """Return the line of a finished run, or None."""

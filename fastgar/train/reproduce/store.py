@@ -74,7 +74,7 @@ class Store(Lines):
                 for held, asked in (("config", setting.config), ("tags", setting.tags)):
                     require_same(path, record[held], plain(asked), of=setting.name)
                 self.records[record["name"], record["seed"]] = record
-        super().__init__(path, lines or [head], alone=True)
+        super().__init__(path, lines or [head])
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
         """Return the runs that have not ended yet."""
