@@ -26,9 +26,10 @@ from .group import Peers
 from .memory import Memory, fresh
 from .window import Window, open_window
 
-__all__ = ["MODES", "Exchange", "Slab", "exchange_of"]
+__all__ = ["MODES", "Exchange", "Ranges", "Slab", "exchange_of"]
 
 MODES = ("sharded", "replicated")
+Ranges = Sequence[tuple[int, int]]
 
 
 @dataclass
@@ -51,6 +52,8 @@ class Slab:
         Where the aggregate of the vector goes.
     refs : tuple
         The same columns of what the rule refers to.
+    copies : sequence of (int, int)
+        Ranges of the vector, in order, of which other ranks have copies.
     """
 
     vector: Tensor
@@ -63,6 +66,7 @@ class Slab:
     arriving: list[dist.Work] = field(default_factory=list)
     gathering: list[dist.Work] = field(default_factory=list)
     refs: tuple[Any, ...] = ()
+    copies: Ranges = ()
     result: Tensor | None = None
 
     @property
