@@ -32,6 +32,11 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -1088,6 +1093,108 @@ def replicas_of_shards_are_the_workers(rank: int, group: Any) -> None:
         expect(p.grad.full_tensor(), fg.median(rows, 1)[name])
     with raises(ValueError, "does not go with replicas="):
         fgt.make_robust(sharded(pairs[rank // 2]), "krum", 0, scope="global", replicas=across[0])
+
+
+class Normed(nn.Module):
+    """A model of which tensor parallelism splits two layers, and copies a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Linear(12, 40), nn.LayerNorm(12), nn.Linear(40, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.first(self.norm(x)).relu())
+        return y
+
+
+def three_pairs(rank: int) -> Any:
+    """Return the mesh of the first six ranks: three workers, two ranks of tensor parallelism."""
+    pairs = [dist.new_group([2 * i, 2 * i + 1]) for i in range(3)]
+    across = [dist.new_group([i, 2 + i, 4 + i]) for i in range(2)]
+    if rank == 6:
+        return None
+    groups, places = [across[rank % 2], pairs[rank // 2]], torch.arange(6).view(3, 2)
+    return DeviceMesh.from_group(groups, "cpu", places, mesh_dim_names=("dp", "tp"))
+
+
+def split(mesh: Any) -> Any:
+    """Return a model of tensor parallelism."""
+    plan = {"first": ColwiseParallel(), "last": RowwiseParallel()}
+    return parallelize_module(Normed(), mesh["tp"], plan)
+
+
+def split_and_sharded(mesh: Any) -> Any:
+    model = split(mesh)
+    fully_shard(model.last, mesh=mesh["dp"])
+    return fully_shard(model, mesh=mesh["dp"])
+
+
+@case(7)
+def ranks_of_tensor_parallelism_decide_together(rank: int, group: Any) -> None:
+    mesh, near = three_pairs(rank), {"rtol": 1e-4, "atol": 1e-6}
+    if rank == 6:
+        return
+    for spec, scope, momentum in (
+        ("least_sum", "group", 0.0), ("least_sum", "global", 0.9), ("median", "group", 0.9),
+        ("centered_clipping(tau=0.1)", "global", 0.0), ("geometric_median", "group", 0.0),
+    ):  # fmt: skip
+        model, alone = split_and_sharded(mesh), Normed()
+        state = fgt.make_robust(model, spec, 1, scope=scope, momentum=momentum)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sums: list[dict[str, Tensor]] = [{} for _ in range(3)]
+        scales = [1.0, 1e14 if spec == "geometric_median" else 1.0, 1.0]
+        for step in range(3):
+            optimizer.zero_grad()
+            x, y = batch(rank // 2, step)
+            (scales[rank // 2] * cross_entropy(model(x), y)).backward()
+            every = [gradient(alone, r, step, scale=scales[r]) for r in range(3)]
+            for known, new in zip(sums, every, strict=True):
+                known.update({k: momentum * known.get(k, 0.0) + new[k] for k in new})
+            wanted: dict[str, Tensor] = {}
+            for last in (True, False) if scope == "group" else (None,):
+                names = [k for k in every[0] if last in (None, k.startswith("last"))]
+                wanted |= fg.rule(spec, 1)([{k: known[k] for k in names} for known in sums])
+            for name, p in model.named_parameters():
+                torch.testing.assert_close(p.grad.full_tensor(), wanted[name], **near)
+            optimizer.step()
+            with torch.no_grad():
+                for name, p in alone.named_parameters():
+                    p -= 0.1 * wanted[name]
+        for copied in (model.norm.weight, model.last.bias):
+            same_on_all(copied.full_tensor().detach(), mesh["tp"].get_group())
+        same_on_all(state.report.weights, mesh["tp"].get_group())
+
+
+@case(7)
+def a_fault_on_one_rank_of_tensor_parallelism(rank: int, group: Any) -> None:
+    mesh = three_pairs(rank)
+    if rank == 6:
+        return
+    x, y = batch(rank // 2, 0)
+    for scope in ("global", "group"):
+        model = split_and_sharded(mesh)
+        state = fgt.make_robust(model, "least_sum", 1, scope=scope, momentum=0.9)
+        cross_entropy(model(x), y).backward()
+        fails = Mock(side_effect=KeyError("of momentum"))
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 2:
+                patch.setattr(state.momentum, "replace", fails)
+            words = "could not take part" if rank % 2 == 0 else "other shards of the same replica"
+            with raises(KeyError if rank == 2 else ValueError, "" if rank == 2 else words):
+                cross_entropy(model(x), y).backward()
+        for step in range(3):  # NaN in the columns of one, of a worker that is used without it
+            model.zero_grad()
+            with pytest.MonkeyPatch.context() as patch:
+                if rank == 2 and step == 1:
+                    patch.setattr(state.momentum, "replace", lambda own, *_: own[0].fill_(np.nan))
+                cross_entropy(model(x), y).backward()
+            if step == 1:
+                assert state.report.faulty == (2 + rank % 2,)
+            for copied in (model.norm.weight, model.last.bias):
+                own = copied.grad.full_tensor()
+                assert torch.isfinite(own).all()
+                same_on_all(own, mesh["tp"].get_group())
 
 
 # ------------------------------------------------------------------- ranks that do not go together

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastgar import primitives
 from fastgar.arrays import reference, table
 from fastgar.errors import TooManyFaults
 from fastgar.geometry import Decision
@@ -22,9 +23,10 @@ from fastgar.report import usage, weigh
 
 from .calls import Call
 from .errors import TooManyFaultyRanks
-from .exchange import Exchange, Slab
+from .exchange import Exchange, Ranges, Slab
 from .group import Peers
 from .sendable import is_finite
+from .sums import Sums, total
 from .window import Window
 
 __all__ = ["Aggregation"]
@@ -46,7 +48,8 @@ class Aggregation:
     reported : bool
         Whether the weights of the ranks will be asked for.
     beside : Peers, optional
-        Ranks that hold other columns of the same rows, and decide together with this one.
+        Ranks that hold other columns of the same rows, or copies of them, and decide together with
+        this one.
     """
 
     def __init__(
@@ -65,15 +68,18 @@ class Aggregation:
             np.zeros(peers.n if self._by_columns else 1) if reported else None
         )
         self._sampled = 0.0
-        self._D: Array | None = None
+        self._D = Sums()
+        self._left = False
         self._call: Call | None = None  # of the last vector
         self._arrived = 0
         self._columns = 0
 
     # ------------------------------------------------------------------------------- exchanges
 
-    def begin(self, call: Call, vector: Tensor) -> None:
+    def begin(self, call: Call, vector: Tensor, copies: Ranges = ()) -> None:
         """Begin to send a vector in a call of its own, in the place of which the aggregate comes.
+
+        `copies` are ranges of it that the ranks beside this one have, too.
 
         An error of that call, the same on every rank, may come in the next one or in `finish`: so
         no rank waits for the others here where all have memory in common.
@@ -84,7 +90,7 @@ class Aggregation:
             if self.exchange.late:
                 self.advance(waiting=0)
             self._check()
-        self.send(vector, into=vector, offered=offered)
+        self.send(vector, into=vector, offered=offered).copies = copies
         self.advance()
 
     def meet(self, call: Call) -> None:
@@ -103,11 +109,15 @@ class Aggregation:
         except BaseException as error:
             if error is self.peers.known:
                 self._leave()
-                if self.beside is not None:
-                    n = self.peers.n
-                    size = 2 * n + 1 if self._by_columns else (n + len(self.rule.refs)) ** 2
-                    self._add_beside(np.zeros(size), self.beside, leaving=True)
+                self._left = True
             raise
+
+    def tell_beside(self) -> None:
+        """Tell the ranks beside this one, where they will decide, that all here have left."""
+        if self._left and self.beside is not None:
+            self._left, n = False, self.peers.n
+            size = 2 * n + 1 if self._by_columns else (n + len(self.rule.refs)) ** 2
+            self._add_beside(np.zeros(size), self.beside, leaving=True)
 
     def _leave(self) -> None:
         """Give back everything, once it has arrived, where all ranks leave."""
@@ -151,7 +161,7 @@ class Aggregation:
                     self.faulty |= [not is_finite(row) for row in slab.rows]
                 self._apply(slab)
             else:
-                self._D = self.rule.measure(slab.table, slab.refs, self._D)
+                self._D.add(slab, self.rule.measure)
 
     def decide(self) -> Decision:
         """Return the decision, the same on every rank.
@@ -167,16 +177,28 @@ class Aggregation:
             self._share_notes()
             assert self.decision is not None
             return self.decision
-        assert self._D is not None
-        D = self._sum(self._D)
-        parts = [(slab.table, slab.refs) for slab in self.slabs]
         try:
-            self.decision = self.rule.conclude(D, parts, self._sum)
+            self.decision = self._conclude(self._sum(self._value(self._D)))
         except TooManyFaults as error:
+            self.faulty[list(error.rows)] = True
             raise self.complaint(error.rows, error.f) from None
         if self.decision.faulty is not None:
             self.faulty = self.decision.faulty
         return self.decision
+
+    def _conclude(self, D: Array) -> Decision:
+        """Return what follows from the distances, with another read where some row is very long."""
+        rescale, inner = self.rule.wants_inner(D), None
+        if rescale is not None:
+            sums, read = Sums(), primitives.inner
+            for slab in self.slabs:
+                sums.add(slab, lambda T, refs, start: read(T, refs, *rescale, start=start))
+            inner = self._sum(self._value(sums))
+        return self.rule.decide(D, inner)
+
+    def _value(self, sums: Sums) -> Array:
+        """Return what this rank adds to the sum of all."""
+        return sums.value(1 if self.beside is None else self.beside.n)
 
     def finish(self) -> list[Tensor]:
         """Return the aggregate of each vector that was sent."""
@@ -212,7 +234,7 @@ class Aggregation:
     def _sum(self, partial: Array) -> Array:
         """Return the sum over all columns of what ranks have, added in the order of ranks."""
         if self.exchange.shared:
-            partial = _total(self.peers.exchange(partial))
+            partial = total(self.peers.exchange(partial))
         return partial if self.beside is None else self._add_beside(partial, self.beside)
 
     def _add_beside(self, partial: Array, beside: Peers, leaving: bool = False) -> Array:
@@ -226,7 +248,7 @@ class Aggregation:
                 "other shards of the same replica"
             )
             raise self.peers.known
-        return _total(everyone[:, :-1]).reshape(partial.shape)
+        return total(everyone[:, :-1]).reshape(partial.shape)
 
     def _share_notes(self) -> None:
         """Tell the others who was used, and whether this rank's gradient is not finite."""
@@ -282,11 +304,3 @@ class Aggregation:
             *parts, sampled = self._sum(np.append(np.zeros(len(mix)) + counts, sampled))
             counts = np.array(parts)
         return weigh(decision, counts / max(sampled, 1))[:n]
-
-
-def _total(everyone: Array) -> Array:
-    """Return the sum of what ranks have, in their order."""
-    total: Array = everyone[0].copy()
-    for other in everyone[1:]:
-        total += other
-    return total

@@ -26,9 +26,10 @@ from .group import Peers
 from .memory import Memory, fresh
 from .window import Window, open_window
 
-__all__ = ["MODES", "Exchange", "Slab", "exchange_of"]
+__all__ = ["MODES", "Exchange", "Ranges", "Slab", "exchange_of"]
 
 MODES = ("sharded", "replicated")
+Ranges = Sequence[tuple[int, int]]
 
 
 @dataclass
@@ -53,6 +54,8 @@ class Slab:
         The same columns of what the caller passed for the rule to refer to.
     refs : tuple
         What the rule refers to, as it takes that, once the rows are there.
+    copies : sequence of (int, int)
+        Ranges of the vector, in order, of which other ranks have copies.
     """
 
     vector: Tensor
@@ -66,6 +69,7 @@ class Slab:
     gathering: list[dist.Work] = field(default_factory=list)
     passed: dict[str, Tensor] = field(default_factory=dict)
     refs: tuple[Any, ...] = ()
+    copies: Ranges = ()
     result: Tensor | None = None
 
     @property

@@ -15,6 +15,7 @@ from .group import configured
 from .reduce_scatter import Backward, RobustAllReduce, RobustReduceScatter
 from .report import RankReport
 from .state import RobustState
+from .tensor_parallel import beside
 
 try:
     from torch.distributed.fsdp import FSDPModule
@@ -125,12 +126,19 @@ def make_robust(
             'use to take none for gradients: mode="replicated" is for replicas=, or for '
             "DistributedDataParallel"
         )
+    tensors = [each.sharded_param for _, group in kept for each in group.fsdp_params]
+    near = beside(tensors, kept[0][1]._reduce_scatter_process_group)
+    if near is not None and replicas is not None:
+        raise ValueError(
+            "tensor parallelism does not go with replicas=: the shards of a replica are decided on "
+            "together, and then no others"
+        )
     checked = configured(rule, f, dist.get_world_size(group))
     state = RobustState(
         checked, group=group, mode=mode, momentum=momentum, too_many=too_many, patience=patience,
         callback=callback,
     )  # fmt: skip
-    step = Backward(state, scope == "global" and state.rule.reads > 1)
+    step = Backward(state, scope == "global" and state.rule.reads > 1, near)
     for module, parameters in kept:
         if replicas is None:
             module.set_custom_reduce_scatter(RobustReduceScatter(step, module, parameters))

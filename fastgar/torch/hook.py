@@ -97,15 +97,16 @@ class _Step:
         """Send a bucket; return the results after the last one."""
         state, buffer = self.state, bucket.buffer()
         if self.aggregation is None:
-            self.aggregation = state.begin(buffer.device)
+            state.memory.tidy()
+            self.aggregation = state.begin(buffer.device, state.group)
         aggregation, last = self.aggregation, bucket.is_last()
         place = {"the bucket": bucket.index(), "whether it is the last bucket": last}
         with aggregation.peers.exchanging():
-            call = state.call(
+            call, copies = state.call(
                 aggregation.peers, "robust_hook", place, buffer,
-                lambda: (bucket.gradients(), bucket.parameters()),
+                lambda: (bucket.gradients(), bucket.parameters(), ()),
             )  # fmt: skip
-            aggregation.begin(call, buffer)
+            aggregation.begin(call, buffer, copies)
         if not last:
             return []
         with aggregation.peers.exchanging(ValueError, SearchLimit):  # the same on every rank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from fastgar.pipeline import Rule, rule
 
 from .aggregation import Aggregation
 from .calls import Call, agree, hashes
-from .exchange import MODES, exchange_of
+from .exchange import MODES, Ranges, exchange_of
 from .group import Peers, configured, peers_of
 from .memory import Memory
 from .momentum import Momentum
@@ -113,42 +113,53 @@ class RobustState:
         self.peers: Peers | None = None
         self.underway: object = None  # of the hook: the buckets of this backward pass
 
-    def begin(self, device: torch.device) -> Aggregation:
+    def begin(
+        self, device: torch.device, group: Any, beside: Any = None, whole: bool = True
+    ) -> Aggregation:
         """Return a new aggregation, for a gradient on that device."""
-        peers = self.join(self.group)
-        self.memory.tidy()
-        exchange = exchange_of(self.mode, peers, self.memory, device)
-        return Aggregation(self.rule, peers, exchange, reported=True)
+        near = None if beside is None else peers_of(beside)
+        peers = self.join(group, near)
+        exchange = exchange_of(self.mode, peers, self.memory, device, whole)
+        return Aggregation(self.rule, peers, exchange, reported=True, beside=near)
 
-    def join(self, group: Any) -> Peers:
+    def join(self, group: Any, beside: Peers | None = None) -> Peers:
         """Return the ranks of the group, after checking that they go together with this state."""
         peers = peers_of(group)
         if self.peers is not peers:
-            agree(peers, "RobustState", FIELDS, lambda: (None, 0.0, self._described(peers)))
+            try:
+                agree(peers, "RobustState", FIELDS, lambda: (None, 0.0, self._described(peers)))
+            except BaseException:
+                if beside is not None:
+                    beside.exchange(np.ones(1))
+                raise
+            if beside is not None and beside.exchange(np.zeros(1)).any():
+                raise ValueError("ranks that hold other shards of the same model did not agree")
             self.peers = peers
         return peers
 
     def call(
         self, peers: Peers, kind: str, place: Mapping[str, Any], vector: Tensor,
-        parts: Callable[[], tuple[Sequence[Tensor], Sequence[Any]]],
-    ) -> Call:  # fmt: skip
-        """Return the call in which a vector is sent, with momentum.
+        parts: Callable[[], tuple[Sequence[Tensor], Sequence[Any], Ranges]],
+    ) -> tuple[Call, Ranges]:  # fmt: skip
+        """Return the call in which a vector is sent, with momentum, and which of it are copies.
 
         `place` is where in the step that is, in words and values, and the same on every rank;
-        `parts` gives the gradients in the vector, and what each is of.
+        `parts` gives the gradients in the vector, what each is of, and ranges that are copies.
         """
-        failure = None
+        failure, copies = None, cast(Ranges, ())
         try:
             require_sendable(vector, peers.devices)
+            gradients, owners, copies = parts()
             if self.momentum.factor:
-                self.momentum.replace(vector, *parts())
+                self.momentum.replace(vector, gradients, owners)
         except Exception as error:
             failure = error
         fields = {
             "the step": (self.rule.step, self.tally.step), **place,
             "shape and dtype of what is sent": (tuple(vector.shape), vector.dtype),
         }  # fmt: skip
-        return Call(peers, kind, list(fields), hashes(*fields.values()), failure=failure)
+        call = Call(peers, kind, list(fields), hashes(*fields.values()), failure=failure)
+        return call, copies
 
     def _described(self, peers: Peers) -> list[float]:
         """Return what must be the same on every rank; raise if that cannot go with the ranks."""
