@@ -10,7 +10,7 @@ A server that the others have left behind catches up by models of a later step s
   deadlines have passed, k >= f_s + 2 will do, with 2 f_s + 1 - k copies of its own model: that is
   honest to itself, so that each coordinate lies within the range of honest models, its own among
   them. Two of k are honest, so that liars make up no step, nor a model. But if f_s >= 2, liars and
-  a network that holds back what others say may have it take its own old model for that step, f_s
+  a network that brings what they say first may have it take its own old model for that step, f_s
   servers do so at once, and the next gather take all to it: back to where these were, however long
   ago.
 - It goes on with step s - 1, or with s if it has sent a model of s - 1 before, and takes part in a
