@@ -9,9 +9,10 @@ A server that the others have left behind catches up by models of a later step s
 - It takes the median of 2 f_s + 1, of which f_s may lie. Where these have not come when some
   deadlines have passed, k >= f_s + 2 will do, with 2 f_s + 1 - k copies of its own model: that is
   honest to itself, so that each coordinate lies within the range of honest models, its own among
-  them. Two of k are honest, so that liars make up no step, nor a model. They may hold the model
-  near to where it was if the network holds back what others say; the next gradients and gathers
-  move it as they move all.
+  them. Two of k are honest, so that liars make up no step, nor a model. But if f_s >= 2, liars and
+  a network that brings what they say first may have it take its own old model for that step, f_s
+  servers do so at once, and the next gather take all to it: back to where these were, however long
+  ago.
 - It goes on with step s - 1, or with s if it has sent a model of s - 1 before, and takes part in a
   gather of s - 1. So nobody waits for a message that it has left out.
 
