@@ -15,14 +15,14 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import count
 from pathlib import Path
 
-COUNTED = ("messages", "lost", "crashes", "liars", "convicted", "faults", "split", "cpu")
+COUNTED = ("messages", "lost", "crashes", "liars", "convicted", "faults", "cpu")
 
 
 def one(seed):
     """Run a seed; return its line."""
     from fastgar.protocols.properties import Broken
     from fastgar.protocols.registry import PROTOCOLS
-    from fastgar.protocols.scenario import is_split, survive
+    from fastgar.protocols.scenario import survive
 
     names = ["byzsgd", *PROTOCOLS]  # byzsgd twice as often
     protocol, began = names[seed % len(names)], time.process_time()
@@ -41,7 +41,6 @@ def one(seed):
         "liars": len(cluster.liars),
         "convicted": len(run.watcher.watcher.convictions),
         "faults": len(cluster.perturb),
-        "split": protocol == "byzsgd" and is_split(run),
         "cpu": round(time.process_time() - began, 3),
     }
 

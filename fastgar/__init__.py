@@ -53,7 +53,7 @@ from .streaming import Streaming
 
 __version__ = "0.1.0"
 
-LATER = ("attacks", "protocols", "torch", "train")
+LATER = ("attacks", "protocols", "testing", "torch", "train")
 
 
 def __getattr__(name: str) -> Any:

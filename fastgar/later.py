@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import of_extra
 
-__all__ = ["later"]
+__all__ = ["later", "torch"]
 
 
 def later(package: str, name: str, places: Mapping[str, str], *, extra: str) -> Any:
@@ -38,3 +38,16 @@ def later(package: str, name: str, places: Mapping[str, str], *, extra: str) -> 
     with of_extra(extra):
         found = import_module(module)
     return getattr(found, name) if name in places else found
+
+
+class _Module:
+    """A module that is imported when something of it is first asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self._name), name)
+
+
+torch = _Module("torch")

@@ -193,7 +193,11 @@ class Scene:
         if not self._live:
             print(line, file=sys.stderr, flush=True)
             return
-        width = shutil.get_terminal_size().columns - 1
+        width, height = shutil.get_terminal_size()
+        width, height = width - 1, max(height - 1, 2)  # what scrolls away cannot be drawn over
+        if len(drawn) > height:
+            more = len(drawn) - height + 1
+            drawn = [*drawn[: height - 1], f"... and {more} lines more"]
         above = f"\x1b[{self._drawn}A\x1b[J" if self._drawn else ""
         sys.stderr.write(above + "".join(f"{each[:width]}\n" for each in drawn))
         sys.stderr.flush()

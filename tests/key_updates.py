@@ -9,7 +9,6 @@ never reads what b answers.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import select
 import socket
@@ -17,22 +16,14 @@ import ssl
 import sys
 from pathlib import Path
 
-from liar import RUN, header
+from liar import RUN, header, openssl
 from linked import ABOUT
 
 from fastgar.network import wire
 from fastgar.network.hello import Hello, preamble
 from fastgar.network.keys import certificate
 
-NO_LAYOUT = 77  # this Python is not laid out as expected
-
-
-def openssl() -> ctypes.CDLL:
-    """Return the OpenSSL that this Python has loaded."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if "libssl" in line:
-            return ctypes.CDLL(line.split()[-1])
-    sys.exit(NO_LAYOUT)
+NOT_HERE = 77  # this Python is not laid out as expected
 
 
 def main(folder: str, port: str, size: str, messages: str, reads: str) -> None:
@@ -43,12 +34,10 @@ def main(folder: str, port: str, size: str, messages: str, reads: str) -> None:
     plain = socket.create_connection(("127.0.0.1", int(port)))
     plain.sendall(preamble(certificate(key)))
     sock = context.wrap_socket(plain)
-    library = openssl()
-    library.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
-    library.SSL_version.argtypes = [ctypes.c_void_p]
-    raw = ctypes.c_void_p.from_address(id(sock._sslobj) + 24).value  # type: ignore[attr-defined]
-    if library.SSL_version(raw) != 0x304:
-        sys.exit(NO_LAYOUT)
+    try:
+        library, raw = openssl(sock)
+    except LookupError:
+        sys.exit(NOT_HERE)
     for value in (Hello("a", "b", RUN.hex(), "1" * 32, ABOUT).as_json(), {"refused": None}):
         text = json.dumps(value).encode()
         sock.sendall(len(text).to_bytes(4, "big") + text)
@@ -77,6 +66,10 @@ def main(folder: str, port: str, size: str, messages: str, reads: str) -> None:
     while int(reads) and got <= int(size):  # the other end may have been slow
         got += len(sock.recv(65536))
     print(updates, got)
+    sock.shutdown(socket.SHUT_WR)  # what is unread when it closes would take its own words along
+    with contextlib.suppress(OSError):
+        while sock.recv(65536):
+            pass
 
 
 if __name__ == "__main__":

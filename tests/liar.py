@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import socket
+import ssl
 import time
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,37 @@ from typing import Any
 from linked import ABOUT, IDENTITY, MODEL
 
 from fastgar.network import Address, wire
-from fastgar.network.hello import Hello, agree, exchange, preamble, receive, send
+from fastgar.network.hello import Hello, agree, claimed, exchange, preamble, receive, send
 from fastgar.network.keys import certificate
 from fastgar.network.tls import Channel, Ended, client_context
 
-__all__ = ["RUN", "Liar", "closed", "connect", "header"]
+__all__ = ["NO_LAYOUT", "RUN", "Answerer", "Liar", "closed", "connect", "header", "openssl"]
 
 RUN = wire.run_id(IDENTITY)
+NO_LAYOUT = "this Python does not show where its OpenSSL is"
+
+
+def openssl(tls: Any) -> tuple[ctypes.CDLL, ctypes.c_void_p]:
+    """Return the OpenSSL that this Python has loaded, and its object behind one of `ssl`.
+
+    Raises
+    ------
+    LookupError
+        If this Python is not laid out as expected.
+    """
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "libssl" in line:
+            library = ctypes.CDLL(line.split()[-1])
+            break
+    else:
+        raise LookupError(NO_LAYOUT)
+    raw = ctypes.c_void_p(ctypes.c_void_p.from_address(id(tls._sslobj) + 24).value)
+    library.SSL_version.argtypes = [ctypes.c_void_p]
+    library.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    library.SSL_new_session_ticket.argtypes = [ctypes.c_void_p]
+    if library.SSL_version(raw) != 0x304:
+        raise LookupError(NO_LAYOUT)
+    return library, raw
 
 
 def connect(address: Address) -> socket.socket:
@@ -88,3 +114,32 @@ class Liar:
 
     def close(self) -> None:
         self.sock.close()
+
+
+class Answerer(Liar):
+    """The other end of a connection that `to` has made to the node `name`: it accepts one.
+
+    Attributes
+    ----------
+    library, raw
+        See `openssl`.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, to: str, listener: socket.socket, tickets: int = 0
+    ) -> None:
+        self.name, self.to = name, to
+        listener.settimeout(20)
+        self.sock, _ = listener.accept()
+        self.sock.settimeout(20)
+        text = b""
+        while (found := claimed(text)) is None:
+            text += self.sock.recv(8192)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / f"{name}.pem")
+        context.num_tickets = tickets
+        self.channel = Channel(self.sock, context, server_side=True)
+        self.sock.sendall(self.channel.step(text[found[1] :])[1])
+        self.channel.handshake()
+        self.library, self.raw = openssl(self.channel.tls)
+        self.hello = Hello(name, to, RUN.hex(), "1" * 32, ABOUT)

@@ -6,6 +6,7 @@ that they come from has a single thread, so that nothing is lost in the fork.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -46,8 +47,14 @@ class Nursery:
             return json.loads(self.sock.recv(MOST))
 
     def popen(self, command: Sequence[str], **options: Any) -> Forked:
-        """Start a node: the command is that of ``python -m fastgar.cli``."""
-        return Forked(self, list(command[3:]), options.get("pass_fds", ()), options["stderr"])
+        """Start a node: the command is that of ``python -m fastgar.cli``.
+
+        With ``machine`` it is in the network of that process, and has its clock.
+        """
+        machine = options.get("machine")
+        return Forked(
+            self, list(command[3:]), options.get("pass_fds", ()), options["stderr"], machine
+        )
 
     def close(self) -> None:
         self.sock.close()
@@ -58,12 +65,17 @@ class Forked:
     """A process, as far as `Launch` and tests look at one."""
 
     def __init__(
-        self, it: Nursery, words: Sequence[str], passed: Sequence[int], errors: Any
+        self,
+        it: Nursery,
+        words: Sequence[str],
+        passed: Sequence[int],
+        errors: Any,
+        machine: int | None,
     ) -> None:
         self.it = it
         (stdin, self_in), (self_out, stdout) = os.pipe(), os.pipe()
         log = stdout if errors == subprocess.STDOUT else errors.fileno()
-        request = {"words": list(words), "passed": list(passed)}
+        request = {"words": list(words), "passed": list(passed), "machine": machine}
         self.pid = it.ask(request, [stdin, stdout, log, *passed])
         self.stdin, self.stdout = os.fdopen(self_in, "w"), os.fdopen(self_out)
         os.close(stdin)
@@ -137,6 +149,8 @@ def live(request: Mapping[str, Any], files: Sequence[int]) -> None:
             os.dup2(each, to)
             os.close(each)
         random.seed()
+        if request["machine"] is not None:
+            enter(request["machine"])
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         code = main(request["words"])
     except SystemExit as end:
@@ -145,6 +159,16 @@ def live(request: Mapping[str, Any], files: Sequence[int]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def enter(pid: int) -> None:
+    """Go to where another process is: its network, and the clock of its children."""
+    library = ctypes.CDLL(None, use_errno=True)
+    for what in ("net", "time_for_children"):
+        place = os.open(f"/proc/{pid}/ns/{what}", os.O_RDONLY)
+        if library.setns(place, 0):
+            raise OSError(ctypes.get_errno(), f"cannot enter {what}")
+        os.close(place)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -444,25 +443,6 @@ def test_a_kill_at_any_of_200_instants_leaves_a_whole_state(tmp_path: Path) -> N
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert int(found.stdout) > 20
-
-
-def test_what_is_renamed_was_synced_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power cut loses what is not synced: the file first, the folder after the rename."""
-    done: list[str] = []
-    sync, rename = os.fsync, os.replace
-
-    def synced(number: int) -> None:
-        done.append("folder" if os.path.isdir(f"/proc/self/fd/{number}") else "file")
-        sync(number)
-
-    def renamed(source: Any, target: Any) -> None:
-        done.append("rename")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", renamed)
-    Disk(tmp_path / "state", "run").write(state(1))
-    assert done == ["file", "rename", "folder"]
 
 
 def test_toml_of_every_default_is_read_again() -> None:

@@ -6,7 +6,6 @@ what became of one case on every rank.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -31,40 +30,17 @@ import fastgar.torch as fgt  # noqa: E402
 from fastgar.torch import window  # noqa: E402
 from fastgar.torch.suspicion import Tally  # noqa: E402
 
-fg.rules.forget("least_sum")  # registered by rank_cases, for its processes
-
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """Run all cases; return for each what the ranks of its group wrote."""
     folder = tmp_path_factory.mktemp("ranks")
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "rank_cases.py"), str(folder)], stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        _, errors = process.communicate(timeout=480)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, errors
-    found: dict[str, list[Any]] = {}
-    for rank in range(rank_cases.SIZE):
-        for line in (folder / f"{rank}.jsonl").read_text().splitlines():
-            name, trouble, _ = json.loads(line)
-            if rank < rank_cases.CASES[name][0]:
-                found.setdefault(name, []).append(trouble)
-    return found
+    return rank_cases.outcomes_of("rank_cases.py", folder, rank_cases.CASES)
 
 
 @pytest.mark.parametrize("name", rank_cases.CASES)
 def test_ranks(name: str, outcomes: dict[str, list[Any]]) -> None:
-    troubles = outcomes.get(name, [])
-    first = next((trouble for trouble in troubles if trouble), None)
-    assert first is None, first
-    size = rank_cases.CASES[name][0]
-    died = "rank_that_dies" in name
-    assert len(troubles) == size - died, "an earlier case failed on some rank"
+    rank_cases.require_passed(name, rank_cases.CASES[name][0], outcomes.get(name, []))
 
 
 def test_without_a_process_group() -> None:

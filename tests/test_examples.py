@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -149,6 +150,13 @@ def test_the_slurm_script_makes_keys_and_passes_signals_on(tmp_path: Path) -> No
     cluster = tomllib.loads((folder / "keys" / "cluster.toml").read_text())
     assert cluster["servers"]["f"] == cluster["workers"]["f"] == 1
     assert cluster["nodes"]["w3"]["address"] == "host8:29400"
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+def test_the_slurm_script_is_good_bash() -> None:
+    script = str(EXAMPLES / "cluster.sbatch")
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_kubernetes_manifest_fits_its_keys(tmp_path: Path) -> None:

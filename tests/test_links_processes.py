@@ -19,9 +19,10 @@ import pytest
 
 pytest.importorskip("cryptography")
 
+from liar import NO_LAYOUT, Answerer, header
 from linked import GRADIENT, MODEL, Net, connected, net, until
 
-from fastgar.network import Address, Limits
+from fastgar.network import Address, Limits, wire
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
@@ -175,7 +176,7 @@ def liar(it: Net, *numbers: int) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": PATHS}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     if done.returncode == 77:
-        pytest.skip("this Python does not show where its OpenSSL is")
+        pytest.skip(NO_LAYOUT)
     return done
 
 
@@ -208,3 +209,57 @@ def test_answers_to_key_updates_are_not_kept_for_who_does_not_read_them(tmp_path
         done = liar(it, 0, 100_000, 0)
         assert done.returncode == 1 and "Error" in done.stderr  # it was cut off
         assert ended(b)["a"]["closed"] == {"updates": 1}
+
+
+def memory(pid: int) -> int:
+    """Return the bytes that a process has in memory."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+PLAIN, ANSWERED = 0, 1  # key updates, the second of which the other end has to answer
+
+
+@pytest.mark.parametrize("what", ["tickets", "updates", "updates to answer"])
+def test_tickets_and_key_updates_of_who_is_dialled_cost_no_memory(
+    tmp_path: Path, what: str
+) -> None:
+    """Twenty thousand while it comes in, and between any two messages as many as it likes."""
+    ping = header(kind=wire.PING, dtype=0, length=0)
+    with net(tmp_path, "a", "b", "c") as it:
+        listener = it.sockets.pop("c")
+        with node(it, "b", "ac", dials=True, limits=LATE) as b:
+            a = it.start("a", peers={"b": it.addresses["b"]})
+            connected(a)
+            try:
+                c = Answerer(tmp_path, "c", "b", listener, 20_000 if what == "tickets" else 0)
+            except LookupError as error:
+                pytest.skip(str(error))
+            c.greet()
+            most = []
+            for _ in range(30):
+                for _ in range(1000):
+                    if what == "tickets":
+                        assert c.library.SSL_new_session_ticket(c.raw)
+                    else:
+                        how = PLAIN if what == "updates" else ANSWERED
+                        assert c.library.SSL_key_update(c.raw, how)
+                        c.channel.tls.do_handshake()
+                c.send(ping)
+                if what == "updates to answer":
+                    c.channel.skip(wire.HEADER.size)
+                most.append(memory(b.pid))
+            c.send(header(), bytes(4000))
+            for _ in range(40):  # the answers to pings, and then the model as a gradient
+                piece = bytearray(wire.HEADER.size)
+                c.channel.read_into(memoryview(piece))
+                if wire.HEADER.unpack(piece)[2] == GRADIENT:
+                    break
+            a.post("b", MODEL, 1, memoryview(bytes(4000)))
+            it.boxes["a"].wait("b", GRADIENT, 1)
+            assert most[-1] - most[0] < 30_000 * 27 // 2, most  # of what they took on the wire
+            status = ended(b)
+            assert status["a"]["closed"] == {} and status["c"]["messages_in"] == 1
+            assert status["c"]["bytes_in"] > 30_000 * 27
+            c.close()
+        listener.close()

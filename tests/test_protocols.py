@@ -289,6 +289,24 @@ def test_a_picture_leaves_out_what_is_not_finite(tmp_path: Path) -> None:
     assert (tmp_path / "cluster.png").exists()
 
 
+def test_a_picture_names_who_lies_and_what_is_estimated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    drawn: list[Any] = []
+    monkeypatch.setattr(Origin, "save", lambda self, figure, *more: drawn.append(figure))
+    servers = {"count": 1, "byzantine": 1, "attack": "reverse"}
+    cluster = cluster_of({**SEVEN, "protocol": {"name": "vanilla"}, "servers": servers})
+    lines = [{"kind": "evaluation", "node": "ps0", "step": 0, "accuracy": 0.5},
+             {"kind": "spread", "step": 0, "spread": 0.5, "estimated": True}]  # fmt: skip
+    origin = Origin("title", "fastgar cluster", (0,))
+    protocols.plot.plot_run(lines, cluster, tmp_path / "cluster.png", origin)
+    (figure,) = drawn
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ps0 (lies)"]
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles[:2] == ["test accuracy (%)", "spread of the honest servers (estimated)"]
+
+
 def test_what_a_step_sends_adds_up() -> None:
     """Models to 4 workers, gradients to 5 servers, and every 5 steps models between servers."""
     document: dict[str, Any] = {

@@ -32,10 +32,12 @@ from fastgar.protocols.launch import Launch
 from fastgar.protocols.learning import Learning
 from fastgar.protocols.lies import work_of
 from fastgar.protocols.one_process import in_one_process
+from fastgar.protocols.outcome import Outcome
 from fastgar.protocols.process import NodeProcess
 from fastgar.protocols.record import Record
 from fastgar.protocols.simulated import Simulation
 from fastgar.protocols.storage import Disk, Memory
+from fastgar.protocols.totals import Totals
 from fastgar.train.threads import threads_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -128,9 +130,11 @@ def test_the_same_bytes_in_one_process_simulated_real_and_stopped_in_the_middle(
     want = dict.fromkeys(cluster.names, one.tobytes())
     assert {name: node.result.tobytes() for name, node in record.ended_nodes.items()} == want
 
-    def run(folder: Path, steps: int) -> None:
+    lines: list[dict[str, Any]] = []
+
+    def run(folder: Path, steps: int) -> Outcome:
         end = time.monotonic() + PATIENCE
-        with Launch(cluster, folder) as launch:
+        with Launch(cluster, folder, lines.append, list(lines)) as launch:
             while max(state.step for state in launch.states.values()) < steps or (
                 steps == cluster.steps and not launch.over
             ):
@@ -138,6 +142,7 @@ def test_the_same_bytes_in_one_process_simulated_real_and_stopped_in_the_middle(
                 assert time.monotonic() < end, launch.states
             if steps < cluster.steps:
                 launch.__exit__(KeyboardInterrupt, None, None)
+            return launch.outcome()
 
     def at(name: str) -> int:
         state = Disk(tmp_path / name / "state", f"{name} {hash_of(cluster).hex()}").read()
@@ -145,10 +150,28 @@ def test_the_same_bytes_in_one_process_simulated_real_and_stopped_in_the_middle(
 
     run(tmp_path, 20)
     assert all(15 <= at(name) < cluster.steps for name in cluster.names)
-    run(tmp_path, cluster.steps)
+    interrupted = Totals.of(lines)
+    outcome = run(tmp_path, cluster.steps)
     found = {name: np.load(tmp_path / name / "model.npy").tobytes() for name in cluster.names}
     assert found == want
     assert not processes(tmp_path)
+
+    # What is told is of the whole run: what was sent again only adds to it.
+    assert outcome.taken_up == 1
+    assert 0 < interrupted.seconds < outcome.seconds
+    assert 0 < interrupted.messages < outcome.messages
+    traffic = [line for line in outcome.lines if line["kind"] == "traffic"]
+    assert [line["step"] for line in traffic] == list(range(5, 151, 5))
+    assert all(line["messages"] >= 8 for line in traffic)  # 2 models and 2 gradients to 2 each
+    assert outcome.messages >= 8 * cluster.steps
+    evaluated = [
+        (line["node"], line["step"], line["accuracy"])
+        for lines in (record.lines, outcome.lines)
+        for line in lines
+        if line["kind"] == "evaluation"
+    ]
+    assert sorted(evaluated) == sorted(evaluated[: len(evaluated) // 2] * 2)
+    assert max(outcome.shares.values()) == 1.0
 
 
 def test_the_same_bytes_in_one_process_and_as_bfloat16_over_links(tmp_path: Path) -> None:
@@ -354,6 +377,8 @@ def test_what_a_node_cannot_use_is_refused_in_a_sentence(
     open_key.chmod(0o644)
     blank = tmp_path / "blank.toml"
     blank.write_text(to_toml(cluster_of(VANILLA)))
+    model = tmp_path / "model.toml"
+    model.write_text(file.read_text().replace('"logistic"', '"mlp(hiden=3)"'))
     twins = tmp_path / "twins.toml"
     twins.write_text(
         to_toml(replace(read_cluster(file), workers=Group(2, byzantine=1, attack="twins")))
@@ -364,13 +389,14 @@ def test_what_a_node_cannot_use_is_refused_in_a_sentence(
         "is the key of no node of this cluster file": node(file, "ps0", key=strange),
         "cannot read": node(tmp_path / "none.toml", "ps0", key=key),
         "has no [nodes]: make one with fastgar keys": node(blank, "ps0", key=key),
-        "No such file or directory": node(file, "ps0", out="/proc/nowhere/out"),
+        "nowhere/out: no file can be made there": node(file, "ps0", out="/proc/nowhere/out"),
         "Address already in use": node(file, "ps0"),
         "cannot write to --out": ["cluster", "--model", "logistic", "--out", "/proc/nowhere"],
         'pip install "fastgar[cluster]"': [
             "keys", "127.0.0.1:1", "127.0.0.1:2", "--out", tmp_path / "bare",
         ],
         "twins are for fastgar simulate": ["cluster", "--server-attack", "twins"],
+        "option of mlp 'hiden': did you mean 'hidden'": node(model, "ps0", key=key),
         "refuse a second process with a key": node(twins, "ps0", key=key),
         "never comes: the run has 5 steps": [
             "cluster", "--steps", 5, "--perturb", "kill ps0 @ step 6",

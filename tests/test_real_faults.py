@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,21 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("cryptography")
 
+from by_hand import PATIENCE, computed, keys, said, start, until
 from liar import Liar, header
 from nursery import Forked, Nursery, nursery
 
-from fastgar.cli.main import main
 from fastgar.network import Address, wire
 from fastgar.network.hello import Hello, agree, exchange
-from fastgar.protocols.file import cluster_of, hash_of, read_cluster, to_toml
+from fastgar.protocols.file import cluster_of, hash_of, read_cluster
 from fastgar.protocols.inbox import ASK, CONTROL
 from fastgar.protocols.launch import Launch
 from fastgar.protocols.learning import Learning
-from fastgar.protocols.lies import work_of
-from fastgar.protocols.one_process import in_one_process
 from fastgar.protocols.process import _about
-from fastgar.train.threads import threads_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and passes files on")
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 400.0  # seconds for what takes a few on a machine that is not busy
 PLAIN: dict[str, Any] = {
     "protocol": {"name": "vanilla"}, "servers": {"count": 1}, "workers": {"count": 2},
 }  # fmt: skip
@@ -74,6 +71,20 @@ def test_correct_nodes_learn_among_liars_crashes_stops_and_cuts(
     assert found["error"] is None
     assert min(found["accuracy"].values()) > 0.9 and len(found["accuracy"]) == 4
     assert found["crashed"] == 2 and found["reconnects"] > 10
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("vanilla", 60), ("rbtm", 30)])
+def test_nodes_are_killed_and_told_to_end_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Nursery, kind: str, steps: int
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from asv_benchmarks import kills
+
+    monkeypatch.setattr(kills, "PATIENCE", PATIENCE)
+    monkeypatch.setattr(kills, "EXITS", 0.5)
+    found = kills.run(kind, 9, steps, tmp_path, forks, least=4)
+    assert found["error"] is None and found["accuracy"] > 0.8
+    assert found["kills"] and found["exits"]
 
 
 def test_a_server_that_was_away_for_many_gathers_catches_up(tmp_path: Path, forks: Nursery) -> None:
@@ -134,47 +145,47 @@ def test_who_was_stopped_for_longer_than_it_waits_gives_nobody_up(
     assert outcome.seconds > 8 and outcome.lowest > 0.5
 
 
+def test_nodes_with_a_part_of_a_core_are_late_and_no_more(tmp_path: Path, forks: Nursery) -> None:
+    """Two servers and two workers run for 100 ms of 300, as under a quota that is used up.
+
+    The others are no quorum without them.
+    """
+    document = {
+        "protocol": {"agreement": "rbtm", "gather_every": 5},
+        "servers": {"count": 5, "f": 1},
+        "workers": {"count": 4, "f": 1},
+        "training": {"model": "logistic", "steps": 20, "evaluate_every": 20},
+    }
+    slow, throttled, over = ("ps0", "ps1", "w0", "w1"), [], threading.Event()
+
+    def popen(command: Any, **options: Any) -> Forked:
+        made = forks.popen(command, **options)
+        if any(Path(word).stem in slow for word in command):
+            throttled.append(made)
+        return made
+
+    def throttle() -> None:
+        for number, seconds in cycle(((signal.SIGSTOP, 0.1), (signal.SIGCONT, 0.2))):
+            if over.wait(seconds) and number == signal.SIGSTOP:
+                return  # all of them run
+            for each in throttled:
+                each.send_signal(number)
+
+    thread = threading.Thread(target=throttle)
+    launch = Launch(cluster_of(document), tmp_path, popen=popen)
+    thread.start()
+    try:
+        outcome = finish(launch)
+    finally:
+        over.set()
+        thread.join()
+    assert len(throttled) == 4 and outcome.crashed == 0 and not outcome.convicted
+    assert len(outcome.accuracy) == 5 and outcome.lowest > 0.75
+    for name in slow:
+        assert np.load(tmp_path / name / "model.npy").shape == (650,)
+
+
 # Nodes by hand.
-
-
-def keys(folder: Path, steps: int, count: int = 2, **tables: Any) -> Path:
-    """Make keys and the file of a cluster of one server, and return the file."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(1 + count)]
-    addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in held]
-    for sock in held:
-        sock.close()
-    training = {"model": "logistic", "steps": steps, "evaluate_every": 50}
-    document = {**PLAIN, "training": training, "workers": {"count": count}, **tables}
-    (folder / "draft.toml").write_text(to_toml(cluster_of(document)))
-    command = ["keys", *addresses, "--cluster", str(folder / "draft.toml")]
-    assert main([*command, "--out", str(folder / "keys")]) == 0
-    return folder / "keys" / "cluster.toml"
-
-
-def start(forks: Nursery, file: Path, name: str, *more: str) -> Forked:
-    """Start a node, whose sentences go to a file."""
-    folder = file.parent.parent / name
-    command = ["node", "--cluster", str(file), "--key", str(file.parent / f"{name}.pem")]
-    with (file.parent.parent / f"{name}.log").open("a") as log:
-        return forks.popen(["", "", "", *command, "--out", str(folder), *more], stderr=log)
-
-
-def until(condition: Callable[[], Any], what: str) -> None:
-    """Wait until something holds."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
-
-
-def said(forked: Forked, words: str) -> str:
-    """Return the first line that a node prints with some words in it."""
-    lines = []
-    for line in forked.stdout:
-        lines.append(line)
-        if words in line:
-            return line
-    raise AssertionError(f"it ended without {words!r}: {lines}")
 
 
 def test_who_leaves_is_waited_for_and_goes_on_and_a_second_one_ends(
@@ -182,7 +193,12 @@ def test_who_leaves_is_waited_for_and_goes_on_and_a_second_one_ends(
 ) -> None:
     """One that is there is no obstacle to the end of the other, and all is as if none had left."""
     steps = 150
-    file = keys(tmp_path, steps, protocol={"name": "vanilla", "deadline_ceiling": 1.0})
+    document = {
+        **PLAIN,
+        "protocol": {"name": "vanilla", "deadline_ceiling": 1.0},
+        "training": {"model": "logistic", "steps": steps, "evaluate_every": 50},
+    }
+    file = keys(tmp_path, document)
     ps0, w1 = (start(forks, file, name) for name in ("ps0", "w1"))
     started = [ps0, w1]
     try:
@@ -209,10 +225,8 @@ def test_who_leaves_is_waited_for_and_goes_on_and_a_second_one_ends(
     finally:
         for each in started:
             each.kill()
-    cluster = cluster_of({**PLAIN, "training": {"model": "logistic", "steps": steps}})
-    learning = Learning(cluster.training)
-    with threads_for(len(learning.initial), cluster.training):
-        learned = in_one_process(cluster, work_of(cluster, learning)("w0"))
+    cluster = read_cluster(file)
+    learned = computed(cluster, Learning(cluster.training))
     for name in ("ps0", "w0", "w1"):
         assert np.load(tmp_path / name / "model.npy").tobytes() == learned.tobytes()
 
@@ -227,8 +241,13 @@ def test_a_server_under_a_flood_goes_on_and_its_memory_stays(
     tmp_path: Path, forks: Nursery
 ) -> None:
     """Of 20,000 gradients that it had or cannot use, as fast as it reads them, and questions."""
-    rule = {"name": "vanilla", "rule": "median"}
-    file = keys(tmp_path, 10**6, 4, protocol=rule, workers={"count": 4, "f": 1})
+    document = {
+        "protocol": {"name": "vanilla", "rule": "median"},
+        "servers": {"count": 1},
+        "workers": {"count": 4, "f": 1},
+        "training": {"model": "logistic", "steps": 10**6, "evaluate_every": 50},
+    }
+    file = keys(tmp_path, document)
     cluster = read_cluster(file)
     learning = Learning(cluster.training)
     d, run = len(learning.initial), wire.run_id(hash_of(cluster))

@@ -1,10 +1,7 @@
-"""The protocols on the simulated network: properties under drawn faults, planted bugs found."""
+"""The protocols on the simulated network: what properties say, and planted bugs found."""
 
 from __future__ import annotations
 
-import os
-import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,38 +20,11 @@ from fastgar.protocols.one_process import in_one_process
 from fastgar.protocols.properties import Broken, Properties, growth
 from fastgar.protocols.record import Record
 from fastgar.protocols.registry import PROTOCOLS
-from fastgar.protocols.scenario import LIES, Quadratic, drawn, is_split, survive, told
+from fastgar.protocols.scenario import LIES, Quadratic, drawn, survive, told
 from fastgar.protocols.simulated import Simulation
 from fastgar.protocols.storage import Memory, State
 from fastgar.protocols.twins import Split
 from fastgar.protocols.virtual import simulate
-
-SECONDS = float(os.environ.get("FASTGAR_SCENARIO_SECONDS", "15"))
-
-
-@pytest.mark.parametrize("first", range(0, 50, 25))
-def test_properties_hold_under_drawn_faults(first: int) -> None:
-    for seed in range(first, first + 25):
-        survive(seed)
-
-
-@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name != "byzsgd"])
-def test_properties_hold_for_the_other_protocols(protocol: str) -> None:
-    for seed in range(15):
-        survive(seed, protocol=protocol)
-
-
-def test_properties_hold_under_fresh_faults() -> None:
-    """Seeds that nobody has run, for 15 seconds of CPU; a failure names its seed."""
-    draw, until = random.SystemRandom(), time.process_time() + SECONDS
-    while time.process_time() < until:
-        survive(draw.randrange(1 << 40))
-
-
-def test_the_one_case_that_is_not_excluded_is_told_from_others() -> None:
-    """Two disks are lost, all others killed: four of eight servers are ahead, five are needed."""
-    assert is_split(survive(6341))
-    assert not is_split(survive(1))
 
 
 def test_a_seed_is_the_same_run_twice() -> None:
@@ -259,8 +229,9 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 def one_too_few() -> Any:
     found = Mailbox._found
 
-    def wrong(self: Mailbox, want: Want, step: int, rows: Any) -> Received | None:
-        return found(self, replace(want, q=max(1, want.q - 1)), step, rows)
+    def wrong(self: Mailbox, want: Want, step: int, rows: Any, least: int) -> Received | None:
+        few = max(1, least - 1)
+        return found(self, replace(want, q=max(1, want.q - 1)), step, rows, few)
 
     return patched(Mailbox, "_found", wrong)
 
@@ -319,8 +290,9 @@ def forgotten_messages() -> Any:
 def counted_twice() -> Any:
     found = Mailbox._found
 
-    def wrong(self: Mailbox, want: Want, step: int, rows: Any) -> Received | None:
-        first = found(self, replace(want, q=max(1, want.q - 1)), step, rows)
+    def wrong(self: Mailbox, want: Want, step: int, rows: Any, least: int) -> Received | None:
+        few = max(1, least - 1)
+        first = found(self, replace(want, q=max(1, want.q - 1)), step, rows, few)
         if first is None or len(first.names) >= want.q:
             return first
         names, vectors = (*first.names, first.names[0]), [*first.rows, first.rows[0]]

@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 from ..progress import Scene
 from .cluster_flags import add_flags, asked_for_nothing, cluster_from
 from .cluster_out import draw, open_results
-from .cluster_report import drawn, status, table_of_protocols
-from .refuse import refusing
+from .cluster_report import caution, drawn, status, table_of_protocols
+from .refuse import alone, refusing, require_folder
 
 if TYPE_CHECKING:
     from ..protocols.cluster import Cluster
@@ -48,22 +49,19 @@ def run(options: argparse.Namespace) -> int:
         with ending(GRACE):
             return _run_all(options)
     except Ended as end:
-        kept = "" if options.out is None else f": {options.out} keeps what there is"
+        kept = (
+            ""
+            if options.out is None
+            else f": {options.out} keeps what there is, and the same command goes on"
+        )
         print(f"\ninterrupted{kept}", file=sys.stderr)
         return 128 + end.number
 
 
 def _run_all(options: argparse.Namespace) -> int:
-    with refusing(extra="train"):
-        from ..protocols import plot  # noqa: F401  (a missing extra is to be told before the work)
-        from ..protocols.launch import Failed
-        from ..protocols.lies import check_machines
-        from ..protocols.registry import PROTOCOLS
+    clusters = _clusters(options)
+    from ..protocols.launch import Failed
 
-        names = [name for name in SIDE_BY_SIDE if name in PROTOCOLS]
-        asked = names if asked_for_nothing(options) else [None]
-        clusters = [cluster_from(options, name) for name in asked]
-        any(map(check_machines, clusters))
     outcomes = []
     try:
         with ExitStack() as stack:
@@ -79,29 +77,60 @@ def _run_all(options: argparse.Namespace) -> int:
         return 1
     print(table_of_protocols(outcomes))
     if options.out is not None:
-        print(f"\n{options.out}: results.jsonl and cluster.png of each")
+        print(f"\n{options.out}: results.jsonl and cluster.png{' of each' * (len(clusters) > 1)}")
     return 0
+
+
+def _clusters(options: argparse.Namespace) -> Sequence[Cluster]:
+    """Return the clusters that are asked for, once all is sure to be there for them."""
+    with refusing(extra="train"):
+        from ..protocols.lies import check_machines
+        from ..protocols.registry import PROTOCOLS
+
+        names = [name for name in SIDE_BY_SIDE if name in PROTOCOLS]
+        asked = names if asked_for_nothing(options) else [None]
+        clusters = [cluster_from(options, name) for name in asked]
+        any(map(check_machines, clusters))
+        if options.out is not None:
+            for cluster in clusters:
+                require_folder(
+                    options.out / cluster.text.name if len(clusters) > 1 else options.out, "--out"
+                )
+            options.held.enter_context(alone(options.out, "--out"))
+        from ..protocols import plot  # noqa: F401  (a missing extra is to be told before the work)
+        from ..protocols.learning import Learning
+
+        Learning(clusters[0].training)  # so that the nodes find model and data
+    caution(clusters)
+    return clusters
 
 
 def _run(cluster: Cluster, folder: Path, options: argparse.Namespace) -> Outcome:
     """Run one cluster, and write its results; a run that was interrupted goes on."""
     from ..protocols.launch import Launch
+    from ..protocols.outcome import Outcome
 
     with open_results(folder, cluster) as results:
+        lines = results.of_processes()
+        for line in lines:
+            if line["kind"] == "summary":
+                print(f"{cluster.text.name}: from an earlier run in {folder}")
+                return Outcome.of_summary(cluster, line)
+        if not any((folder / "nodes").glob("*/state")):
+            lines = []  # whatever was begun was interrupted as it started
         scene = Scene(quiet=options.quiet)
-        before = any((folder / "nodes").glob("*/state"))
         with refusing(extra="cluster"):
-            launch = Launch(cluster, folder / "nodes", results.append)
+            launch = Launch(cluster, folder / "nodes", results.append, lines)
         with launch:
             while not launch.over:
                 launch.advance(EVERY)
                 scene.show(status(launch), drawn(launch))
             launch.advance(EVERY)
-            scene.show(status(launch), drawn(launch), last=True)
             outcome = launch.outcome()
+            scene.show(status(launch), drawn(launch), last=True)
         results.append(outcome.summary())
         draw(outcome.lines, cluster, results, options.command, [outcome.seed])
-    if before:
-        what = "messages, bytes and time are those since, by all steps"
-        print(f"{cluster.text.name} went on from where it was interrupted: {what}")
+    if outcome.taken_up:
+        times = "once" if outcome.taken_up == 1 else f"{outcome.taken_up} times"
+        print(f"{cluster.text.name} was taken up {times}: all numbers are those of the whole run")
     return outcome

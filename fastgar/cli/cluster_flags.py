@@ -88,12 +88,13 @@ def cluster_from(options: argparse.Namespace, protocol: str | None = None) -> Cl
     Refused, ValueError, TypeError
         If there is none.
     """
-    from ..protocols.file import cluster_of, read_document
+    from ..protocols.file import cluster_of, read_cluster, read_document
+    from ..protocols.names import check_names
 
     document: dict[str, Any] = {}
     if options.cluster is not None:
         try:
-            document = read_document(options.cluster)
+            document = dict(read_document(options.cluster))
         except OSError as error:
             raise Refused(f"cannot read {options.cluster}: {error.strerror}") from error
     given = {flag: getattr(options, flag) for flag in PLACES if getattr(options, flag) is not None}
@@ -113,4 +114,11 @@ def cluster_from(options: argparse.Namespace, protocol: str | None = None) -> Cl
         document[table] = {**document.get(table, {}), setting: value}
     if options.perturb:
         document["perturb"] = [*document.get("perturb", []), *options.perturb]
-    return cluster_of(document)
+    try:
+        cluster = cluster_of(document)
+    except (TypeError, ValueError):
+        if options.cluster is not None:
+            read_cluster(options.cluster)  # what is wrong in the file itself, is told with its name
+        raise
+    check_names(cluster.training.model, cluster.training.data)
+    return cluster

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import shown
-from .refuse import Refused, refusing
+from .cluster_report import caution
+from .refuse import Refused, refusing, require_folder
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
@@ -31,9 +34,10 @@ def run(options: argparse.Namespace) -> int:
     """Write the files."""
     with refusing(extra="train"):
         from ..network import make_key, public_key
+        from ..protocols.addresses import only_here
         from ..protocols.cluster import Address
         from ..protocols.file import cluster_of, read_cluster, read_document, to_toml
-        from ..protocols.member import only_here
+        from ..protocols.names import check_names
         from ..train.config import LONGEST_DOCUMENT
 
         try:
@@ -41,37 +45,14 @@ def run(options: argparse.Namespace) -> int:
         except OSError as error:
             raise Refused(f"cannot read {options.cluster}: {error.strerror}") from error
         addresses = [_address(text) for text in options.addresses]
-        servers = options.servers or document.get("servers", {}).get("count", 1)
-        if not 0 < servers < len(addresses):
-            raise ValueError(
-                f"of {len(addresses)} nodes 1 to {len(addresses) - 1} can be servers, got {servers}"
-            )
-        workers = len(addresses) - servers
-        name = options.protocol or document.get("protocol", {}).get(
-            "name", "vanilla" if servers == 1 else "byzsgd"
-        )
-        f_s = options.f_servers
-        f_w = options.f_workers
-        most = {
-            "byzsgd": (max(0, (servers - 2) // 3), max(0, (workers - 1) // 3)),
-            "aggregathor": (0, max(0, (workers - 3) // 2)),
-            "crash_tolerant": ((servers - 1) // 2, (workers - 1) // 2),
-        }
-        default = most.get(name, (0, 0))
-        document = {
-            **document,
-            "protocol": {**document.get("protocol", {}), "name": name},
-            "servers": {"f": default[0], **document.get("servers", {}), "count": servers},
-            "workers": {"f": default[1], **document.get("workers", {}), "count": workers},
-        }
-        if f_s is not None:
-            document["servers"]["f"] = f_s
-        if f_w is not None:
-            document["workers"]["f"] = f_w
-        document.pop("nodes", None)
-        cluster = cluster_of(document)
-        if len(set(addresses)) < len(addresses):
-            raise ValueError("two nodes have the same address")
+        try:
+            cluster = cluster_of(_sized(document, len(addresses), options))
+        except (TypeError, ValueError, AttributeError):
+            if options.cluster:
+                read_cluster(options.cluster)  # what is wrong in the file itself is told with it
+            raise
+        check_names(cluster.training.model, cluster.training.data)
+        _require_distinct(addresses, cluster.names)
         named = zip(cluster.names, addresses, strict=True)
         signing = cluster.of_role("server") if cluster.signs else ()
         nodes = {
@@ -89,8 +70,8 @@ def run(options: argparse.Namespace) -> int:
         for path in taken:
             if path.exists():
                 raise ValueError(f"{path} is there already: take another --out")
+        require_folder(out, "--out")
         try:
-            out.mkdir(parents=True, exist_ok=True)
             for node, at in nodes.items():
                 made = make_key(out / f"{node}.pem", node)
                 public = public_key(out / f"{node}.pem") if node in signing else ""
@@ -99,7 +80,10 @@ def run(options: argparse.Namespace) -> int:
         except OSError as error:
             raise Refused(f"cannot write to {out}: {error.strerror}") from error
     read_cluster(out / "cluster.toml")
-    print(f"{out / 'cluster.toml'}: for all nodes ({name}, {servers} servers, {workers} workers)")
+    groups = (("server", cluster.servers), ("worker", cluster.workers))
+    said = [f"{g.count} {what}{'s' * (g.count > 1)}, f = {g.f}" for what, g in groups]
+    print(f"{out / 'cluster.toml'}: for all nodes ({cluster.text.name}; {'; '.join(said)})")
+    caution([cluster])
     for node, (host, port) in zip(cluster.names, addresses, strict=True):
         print(f"{out / node}.pem: for {node} at {host}:{port}, and for nobody else")
     hosts = [host for host, _ in addresses]
@@ -107,6 +91,39 @@ def run(options: argparse.Namespace) -> int:
         print(f"{', '.join(here)}: reached on their own machine alone, by their addresses")
     print(f"on each machine: fastgar node --cluster {out / 'cluster.toml'} --key {out}/NAME.pem")
     return 0
+
+
+def _sized(document: Mapping[str, Any], count: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return a document for so many nodes, with as many liars as the protocol allows."""
+    from ..protocols.registry import most_liars
+
+    tables = {name: dict(document.get(name, {})) for name in ("protocol", "servers", "workers")}
+    servers = options.servers or tables["servers"].get("count", 1)
+    if not 0 < servers < count:
+        raise ValueError(f"of {count} nodes 1 to {count - 1} can be servers, got {servers}")
+    name = tables["protocol"].get("name", "vanilla" if servers == 1 else "byzsgd")
+    name = options.protocol or name
+    resilience = tables["protocol"].get("resilience", "weak")
+    f_s, f_w = most_liars(name, servers, count - servers, resilience)
+    tables["protocol"]["name"] = name
+    tables["servers"] = {"f": f_s, **tables["servers"], "count": servers}
+    tables["workers"] = {"f": f_w, **tables["workers"], "count": count - servers}
+    for role, f in (("servers", options.f_servers), ("workers", options.f_workers)):
+        if f is not None:
+            tables[role]["f"] = f
+    return {name: table for name, table in {**document, **tables}.items() if name != "nodes"}
+
+
+def _require_distinct(addresses: Sequence[tuple[str, int]], names: Sequence[str]) -> None:
+    """Raise a ValueError that says which two nodes have the same address."""
+    first: dict[tuple[str, int], int] = {}
+    for i, at in enumerate(addresses):
+        j = first.setdefault(at, i)
+        if j < i:
+            raise ValueError(
+                f"addresses {j + 1} and {i + 1} are the same, {at[0]}:{at[1]}: {names[j]} and "
+                f"{names[i]} need one each"
+            )
 
 
 def _address(text: str) -> tuple[str, int]:

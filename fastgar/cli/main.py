@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from difflib import get_close_matches
 
 import fastgar as fg
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error(f"unrecognized arguments: {' '.join(odd)}{hint}")
     options.command = shlex.join(["fastgar", *(sys.argv[1:] if arguments is None else arguments)])
     try:
-        status: int = options.run(options)
+        with ExitStack() as options.held:  # until the command is over
+            status: int = options.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()  # here it can be told that the output is full or closed
     except Refused as error:

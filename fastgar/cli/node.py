@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import shown
-from .refuse import Refused, refusing
+from .refuse import Refused, refusing, require_folder
 
 __all__ = ["NAME", "SUMMARY", "add_arguments", "run"]
 
@@ -51,18 +51,25 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     with refusing(extra="train"):
+        from ..protocols.addresses import name_of, only_here
         from ..protocols.file import read_cluster
-        from ..protocols.member import member, name_of, only_here
+        from ..protocols.names import check_names
 
         try:
             cluster = read_cluster(options.cluster)
+            check_names(cluster.training.model, cluster.training.data)
             key = _key(options, cluster.names)
             name = name_of(cluster, key)
         except OSError as error:
             raise Refused(f"cannot read {error.filename}: {error.strerror}") from error
         listen = _listen(options)
+        folder = options.out or Path(f"fastgar-node-{name}")
+        require_folder(folder, "--out")
+        from ..protocols.member import member
+        from ..train import models
+
+        models.check(cluster.training.model)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    folder = options.out or Path(f"fastgar-node-{name}")
     here = only_here({node: address.host for node, address in cluster.nodes.items()})
     if here:
         print(

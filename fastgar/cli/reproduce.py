@@ -18,7 +18,7 @@ import fastgar as fg
 
 from ..machine import cores, versions
 from ..progress import Progress
-from .refuse import Refused, refusing
+from .refuse import Refused, alone, refusing
 from .tables import markdown_table, text_table
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ def _open(options: argparse.Namespace, grid: Grid) -> tuple[Store, Path]:
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        options.held.enter_context(alone(folder, "--out"))
         path = folder / "results.jsonl"
         store = Store(path, grid, fresh=options.fresh)
     except OSError as error:

@@ -14,8 +14,8 @@ from ..errors import shown
 from ..progress import passing
 from .cluster_flags import add_flags, cluster_from
 from .cluster_out import draw, open_results
-from .cluster_report import table_of_seeds
-from .refuse import refusing
+from .cluster_report import caution, table_of_seeds
+from .refuse import alone, refusing, require_folder
 
 if TYPE_CHECKING:
     from ..protocols.cluster import Cluster
@@ -49,7 +49,13 @@ def run(options: argparse.Namespace) -> int:
         if options.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
         if options.out is not None:
+            require_folder(options.out, "--out")
+            options.held.enter_context(alone(options.out, "--out"))
             from ..protocols import plot  # noqa: F401  (a missing extra is told before the work)
+        from ..protocols.learning import Learning
+
+        Learning(cluster.training)  # what is wrong with model and data is told before, too
+    caution([cluster])
     if options.out is None:
         return _run(options, cluster, seeds)
     with open_results(options.out, cluster) as results:

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..progress import Kind, Progress
-from .refuse import Refused, refusing
+from .refuse import Refused, alone, refusing
 from .train_flags import DEFAULTS, add_settings, given_settings
 from .train_report import percent, report
 
@@ -131,6 +131,7 @@ def _results(options: argparse.Namespace, config: Config) -> Results:
 
     try:
         options.out.mkdir(parents=True, exist_ok=True)
+        options.held.enter_context(alone(options.out, "--out"))
         return Results(options.out / "results.jsonl", config, fresh=options.fresh)
     except OSError as error:
         raise Refused(f"cannot write to --out {options.out}: {error.strerror}") from error

@@ -302,10 +302,13 @@ class Cluster:
     def of_later_models(self, t: int) -> Want:
         """Return the want of a server that is behind: models of one later step.
 
-        Of 2 f_s + 1 models the median lies within those of honest servers, in each coordinate. With
-        q_s it might wait for ever: for liars that took part, and then fell silent.
+        Of 2 f_s + 1 models the median lies within those of honest servers, in each coordinate. So
+        many may never come, nor q_s: of liars that took part, and then fell silent. After some
+        deadlines f_s + 2 will do, see `fastgar.protocols.byzsgd`.
         """
-        return Want("model", t + 1, 2 * self.f_s + 1, self.f_s, later=True)
+        most, least = 2 * self.f_s + 1, self.f_s + 2
+        enough = least if least < most else None
+        return Want("model", t + 1, most, self.f_s, later=True, enough=enough)
 
     @cached_property
     def aggregation(self) -> fg.Rule:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..dtypes import widened
@@ -47,6 +46,8 @@ def encoded(vector: Vector, dtype: str) -> Vector:
         return np.asarray(vector, np.float32)
     if vector.dtype == BITS:
         return vector
+    import torch  # whose import takes seconds, which who only reads a cluster file need not wait
+
     vector = np.require(vector, np.float32, ("C", "W"))
     bits: Vector = torch.from_numpy(vector).to(torch.bfloat16).view(torch.int16).numpy().view(BITS)
     return bits

@@ -68,12 +68,20 @@ def read_cluster(path: Path) -> Cluster:
     OSError
         If it cannot be read.
     """
-    return cluster_of(read_document(path))
+    document = read_document(path)
+    try:
+        return cluster_of(document)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{path}: {error}") from None
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """Return the tables of a file, as they are."""
-    return read_settings(path)
+    """Return the tables of a file, as they are; an error names it."""
+    try:
+        return read_settings(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def cluster_of(document: Mapping[str, Any], text: Text | None = None) -> Cluster:

@@ -43,6 +43,13 @@ class Gathering:
         self._read: set[tuple[str, str]] = set()
         self._restore()
 
+    def go_on(self) -> None:
+        """Read what has come, and say what there is to say now."""
+        self.read()
+        for kind, vector in self.to_say():
+            self.me.send(self.servers, kind, self.t, vector)
+            self.supersede(kind)
+
     # What comes.
 
     def read(self) -> None:

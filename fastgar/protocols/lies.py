@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ from ..errors import unknown
 from ..statistic import hash_key
 from .cluster import TWINS, Cluster
 from .gathering import ENTRY
-from .learning import Learning
 from .node import Node
 from .seals import SEAL, as_numbers, digest_of, seal_of, sealed, statement
+
+if TYPE_CHECKING:
+    from .learning import Learning
 
 __all__ = [
     "SERVER_ATTACKS", "Adversary", "Honest", "check_attacks", "check_machines", "lie_of",

@@ -47,10 +47,11 @@ class Want:
     later : bool
         Whether any later step will do as well.
     enough : int, optional
-        How many will do when the deadline has passed: the others have holes then. If 0, nothing
-        is what comes of it, so that a text hears of the deadline.
+        How many will do when the deadline has passed: the others have holes then, and of a later
+        step are left out. If 0, nothing is what comes of it, so that a text hears of the deadline.
     patience : int
-        How many deadlines have to pass, each twice as long as the one before it.
+        How many deadlines have to pass, each twice as long as the one before it; where any later
+        step will do, `fastgar.protocols.waits` says how long.
     news : tuple of str
         If there are any: what is waited for is that more than q messages of these kinds have come
         since the node began, or the deadline. Nothing is what comes of it: a text that makes more
@@ -214,6 +215,11 @@ class Mailbox:
         return steps[k - 1] if 0 < k <= len(steps) else -1
 
     @locked
+    def anybody_past(self, step: int) -> bool:
+        """Return whether anything has come from anybody for a later step."""
+        return any(max(of.values(), default=-1) > step for of in self.newest.values())
+
+    @locked
     def lacking(self, want: Want) -> list[str]:
         """Return whose messages a want lacks."""
         if want.later:
@@ -263,10 +269,11 @@ class Mailbox:
         steps: Sequence[int] = (want.step,)
         if want.later:
             steps = sorted((step for step in held if step >= want.step), reverse=True)
-        for step in steps:
-            found = self._found(want, step, held.get(step))
-            if found is not None:
-                return found
+        for least in (want.q, want.enough) if late and want.later and want.enough else (want.q,):
+            for step in steps:
+                found = self._found(want, step, held.get(step), least)
+                if found is not None:
+                    return found
         return Received(want.kind, want.step, (), []) if late and want.enough == 0 else None
 
     @property
@@ -288,7 +295,7 @@ class Mailbox:
         if min(map(len, parts)) < want.q:
             return None
         rows = {name: np.concatenate([part[name] for part in parts]) for name in self.whole(want)}
-        return self._found(want, want.step, rows)
+        return self._found(want, want.step, rows, want.q)
 
     def _in_part(self, want: Want) -> Received | None:
         """Return the rows of everybody, with holes, if enough are whole, and f at most are not."""
@@ -306,18 +313,21 @@ class Mailbox:
         faulty = tuple(name for name in order if name in whole and name not in good)
         return Received(want.kind, want.step, order, rows, missing, faulty)
 
-    def _found(self, want: Want, step: int, rows: dict[str, Vector] | None) -> Received | None:
+    def _found(
+        self, want: Want, step: int, rows: dict[str, Vector] | None, least: int
+    ) -> Received | None:
+        """Return q of some rows, or what there is of them if that is the least that will do."""
         own = want.own is not None
         if rows is None:
             rows = {}
-        if len(rows) + own < want.q:
+        if len(rows) + own < least:
             return None
         order = self._order(want.kind)
         finite = [peer for peer, vector in rows.items() if is_finite(vector)]
         holes = [peer for peer in rows if peer not in finite] if len(finite) < len(rows) else []
         faulty = tuple(name for name in order if name in holes)
         chosen = (finite + holes[: want.f])[: want.q - own]
-        if len(chosen) + own < want.q:
+        if len(chosen) + own < least:
             if len(rows) + own == len(order):
                 raise TooManyFaulty(want, faulty, [order.index(name) for name in faulty])
             return None

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import numpy as np
 
 import fastgar as fg
 
-from ..network import check_key, expiry
+from ..network import expiry
 from ..train.lines import line as as_line
 from ..train.threads import threads_for
+from .addresses import name_of
 from .cluster import Cluster
 from .file import hash_of
 from .learning import Learning, sketch
@@ -29,26 +30,9 @@ from .record import Record
 from .room import in_megabytes, memory_held, require_files, require_memory
 from .storage import Disk
 
-__all__ = ["member", "name_of", "only_here"]
+__all__ = ["member"]
 
 EVERY = 0.5  # seconds between two lines about how a node is
-
-
-def name_of(cluster: Cluster, key: Path) -> str:
-    """Return the name of the node whose key a file holds.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be used, or no node of the cluster has that key.
-    """
-    own = check_key(key)
-    for name, node in cluster.nodes.items():
-        if node.fingerprint == own:
-            return name
-    if not cluster.nodes:
-        raise ValueError("the cluster file has no [nodes]: make one with fastgar keys")
-    raise ValueError(f"{key} is the key of no node of this cluster file")
 
 
 def member(
@@ -82,6 +66,8 @@ def member(
     """
     check_machines(cluster)
     name = name_of(cluster, key)
+    if events:
+        _event({"kind": "starts", "from": name, "what": "loading data"})
     folder.mkdir(parents=True, exist_ok=True)
     disk = Disk(folder / "state", f"{name} {hash_of(cluster).hex()}")
     found, kept = folder / "model.npy", disk.read()
@@ -137,23 +123,8 @@ def member(
             watcher.over.set()
             if events:
                 reporter.join()  # nothing runs any more when the interpreter ends
-        write({"kind": "ended", "node": name, "step": cluster.steps, **watcher.counts()})
-
-
-def only_here(addresses: Mapping[str, str]) -> list[str]:
-    """Return the nodes that only their own machine reaches, where others are on other machines.
-
-    Parameters
-    ----------
-    addresses : mapping of str to str
-        The host of each node.
-    """
-    found = [
-        name
-        for name, host in addresses.items()
-        if host in ("localhost", "::1") or host.startswith("127.")
-    ]
-    return found if len(found) < len(addresses) else []
+            step = cluster.steps if process.node.done else cluster.step(process.node.at)
+            write({"kind": "ended", "node": name, "step": step, **watcher.counts()})
 
 
 class _Watcher(Record):

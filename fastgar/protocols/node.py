@@ -15,7 +15,7 @@ long it waits in `waits`; what it asks of a driver in `driver`.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from numpy.typing import NDArray
@@ -65,6 +65,8 @@ class Node(Speaker):
         What it waits for.
     court : Court or None
         Whom it has convicted, where servers sign.
+    aside : callable or None
+        What a text has left that others may still wait for: called when messages have come.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Node(Speaker):
         self._work = work
         self._asked: set[tuple[str, str, int]] = set()
         self.court = Court(self) if cluster.signs else None
+        self.aside: Callable[[], None] | None = None
         self._coroutine: Coroutine[Any, Any, Vector] | None = None
 
     # For the driver.
@@ -149,6 +152,11 @@ class Node(Speaker):
         whole = kind.partition("/")[0]
         if whole == "proof" and self.court is not None:
             self.court.look(kind)
+        if self.aside is not None:
+            try:
+                self.aside()
+            except TooManyFaults as error:
+                self._fail(error)
         self._look(whole)
 
     def ask(self, peer: str, kind: str, step: int) -> None:
@@ -317,9 +325,11 @@ class Node(Speaker):
         return received if want.news else self.settle(want, received, seconds)
 
     def _ask_if_behind(self, want: Want) -> None:
-        """Ask for what will do instead, if a peer that is honest has gone on."""
+        """Ask for what will do instead, if a peer that is honest has gone on, or may have."""
         gone = self.mailbox.reached(want.kind, want.f + 1) > want.step
-        if want.later or not (gone or want.news):  # who went on need not say so in these kinds
+        if self.waits.long:  # who has gone on need not say so in this kind, nor may f others
+            gone = gone or self.mailbox.anybody_past(want.step)
+        if want.later or not (gone or want.news):
             return
         for other in self.waits.wants:
             if other.later:

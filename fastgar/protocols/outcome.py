@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .cluster import Cluster
@@ -41,8 +42,10 @@ class Outcome:
     convicted : dict of str to int
         Who has been proved to have said two things, and of which step.
     lines : list of dict
-        Evaluations and spreads as they came, and what a step sent (without what was sent in the
-        earlier lives of processes that were killed).
+        Evaluations and spreads as they came, and what a step sent.
+    taken_up : int
+        How often a run of processes went on after it was interrupted; all counts and seconds are
+        those of the whole.
     """
 
     cluster: Cluster = field(repr=False)
@@ -60,6 +63,18 @@ class Outcome:
     not_finite: dict[str, int]
     convicted: dict[str, int]
     lines: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    taken_up: int = 0
+
+    @classmethod
+    def of_summary(cls, cluster: Cluster, line: Mapping[str, Any]) -> Outcome:
+        """Return what a line of ``results.jsonl`` says, as `summary` has made it."""
+        simulated = "virtual_seconds" in line
+        known = {each.name for each in fields(cls)}
+        found = {name: value for name, value in line.items() if name in known}
+        nan = float("nan")
+        found["accuracy"] = {n: nan if a is None else a for n, a in line["accuracy"].items()}
+        found["seconds"] = line["virtual_seconds" if simulated else "seconds"]
+        return cls(cluster=cluster, simulated=simulated, **found)
 
     @property
     def lowest(self) -> float:
@@ -85,4 +100,5 @@ class Outcome:
             "shares": self.shares,
             "not_finite": self.not_finite,
             "convicted": self.convicted,
+            **({} if self.simulated else {"taken_up": self.taken_up}),
         }

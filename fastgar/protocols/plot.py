@@ -62,8 +62,10 @@ def plot_run(lines: Sequence[Line], cluster: Cluster, path: Path, origin: Origin
                 own = [line for line in here if line["node"] == server]
                 if own:
                     drawn = _draw(panel, own, what, unit, **looks[server], alpha=alpha)
-                    handles.setdefault(server, drawn)
-        panel.set_title(name, fontsize=10)
+                    lies = " (lies)" if server in cluster.liars else ""
+                    handles.setdefault(f"{server}{lies}", drawn)
+        estimated = any(line.get("estimated") for line in lines if line["kind"] == kind)
+        panel.set_title(f"{name}{' (estimated)' * estimated}", fontsize=10)
         panel.tick_params(labelsize=8)
         dress(panel)
         most = max((unit * line[what] for line in lines if line["kind"] == kind), default=0.0)

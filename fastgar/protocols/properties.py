@@ -2,8 +2,9 @@
 
 ==== ==========================================================================================
 P1   after a gather each coordinate of an honest server lies within the honest servers' range
-     before it; of a server that caught up, within their models of that step
-P2   a gather does not widen the spread of the honest servers, in no coordinate
+     before it; of a server that caught up, within their models of the step that it took, and its
+     own where these were fewer than 2 f + 1
+P2   a gather does not widen the spread of the honest servers that take part, in no coordinate
 P3   with the agreement "rbtm" a gather leaves at most f / (n - 2 f) of that spread
 P4   between gathers the distance of two honest servers grows in a step by at most the learning
      rate times the distance of what the rule made of their gradients, but for rounding (`growth`)
@@ -72,7 +73,7 @@ class Properties:
         self._needed = {
             ("gradient", "server"): cluster.q_w,
             ("model", "worker"): cluster.q_s,
-            ("model", "server"): 2 * cluster.f_s + 1,
+            ("model", "server"): min(2 * cluster.f_s + 1, cluster.f_s + 2),
             ("gather", "server"): cluster.servers.count - cluster.f_s
             if cluster.agreement == "rbtm"
             else cluster.q_s,
@@ -87,6 +88,8 @@ class Properties:
         self._nodes: dict[int, Node] = {}
         self._used: dict[int, dict[str, Vector]] = {}
         self._quorums: dict[tuple[str, str, int], Received] = {}
+        self._last: dict[str, tuple[Want, Received]] = {}  # of each node
+        self._gathered: dict[int, set[str]] = {}  # by step, whose models of it come of a gather
 
     def posted(self, sender: str, peer: str, kind: str, step: int, vector: Vector) -> None:
         """Check a message that is sent: P1, P2, P4, P6, P10."""
@@ -126,6 +129,7 @@ class Properties:
                 self._as_sent(node, kind, step, name, row, name in received.holes)
         if node.name in self.honest:
             self._quorums[node.name, kind, step] = received
+            self._last[node.name] = want, received
             self._remember(step)
             if kind == "gather" and self.cluster.signs:
                 self._agree(node, received)
@@ -190,16 +194,27 @@ class Properties:
             self._grows(sender, kind, step, step)
         if kind != "model" or step == 0:
             return
-        gathered = self._quorums.get((sender, "gather", step - 1))
-        caught_up = self._quorums.get((sender, "model", step))
-        if gathered is not None or caught_up is not None:
-            what, at = ("gather", step - 1) if caught_up is None else ("model", step)
-            self._within(sender, what, at, vector)
-        elif (sender, "gradient", step - 1) in self._quorums:
+        if sender not in self._last:
+            raise Broken(f"P6: {sender} came to step {step} without a quorum")
+        want, last = self._last[sender]
+        came = last.kind, last.step
+        if came == ("gather", step - 1):
+            self._gathered.setdefault(step, set()).add(sender)
+            self._within(sender, *came, vector)
+        elif came in (("model", step), ("model", step + 1)):
+            self._within(sender, *came, vector, self._own(sender, want, last))
+        elif came == ("gradient", step - 1):
             self._reached("gradient", step - 1, self.cluster.q_w, sender)
             self._grows(sender, kind, step, step - 1)
         else:
             raise Broken(f"P6: {sender} came to step {step} without a quorum")
+
+    def _own(self, sender: str, want: Want, received: Received) -> list[Vector]:
+        """Return what a server that caught up may have put beside too few models of others."""
+        if len(received.names) > 2 * self.cluster.f_s:
+            return []
+        said = [self._sent.get((kind, want.step - 1), {}) for kind in ("model", "gather")]
+        return [each[sender] for each in said if sender in each]
 
     def _grows(self, sender: str, kind: str, step: int, t: int) -> None:
         """Check how far a server is from others after its step t: P4."""
@@ -248,15 +263,17 @@ class Properties:
         if self._history.setdefault(step, vector).tobytes() != vector.tobytes():
             raise Broken(f"P12: {who} has another model of step {step}: the history forks")
 
-    def _within(self, sender: str, kind: str, step: int, vector: Vector) -> None:
+    def _within(
+        self, sender: str, kind: str, step: int, vector: Vector, own: Sequence[Vector] = ()
+    ) -> None:
         sent = self._sent.get((kind, step), {})
-        before = np.stack([each[: len(vector)] for each in sent.values()])
+        before = np.stack([each[: len(vector)] for each in (*sent.values(), *own)])
         low, high = before.min(axis=0), before.max(axis=0)
         if not ((vector >= low) & (vector <= high)).all():
             raise Broken(f"P1: {sender} left the honest range in {kind} of step {step}")
         if kind == "gather" and len(before) > 1:
             models = self._sent[("model", step + 1)]
-            after = np.stack(list(models.values()))
+            after = np.stack([models[name] for name in self._gathered[step + 1]])
             wide, narrow = high - low, after.max(axis=0) - after.min(axis=0)
             if (narrow > wide).any():
                 raise Broken(f"P2: the gather of step {step} widened the spread")
@@ -290,8 +307,9 @@ class Properties:
             del self._used[old]
         for quorum in [key for key in self._quorums if key[2] < alive]:
             del self._quorums[quorum]
-        for t in [t for t in self._moves if t < alive]:
-            del self._moves[t]
+        for by_step in (self._moves, self._gathered):
+            for t in [t for t in by_step if t < alive]:
+                del by_step[t]
 
 
 def growth(pairs: Sequence[tuple[Vector, Vector]], wire: str) -> tuple[float, float]:

@@ -30,8 +30,8 @@ What holds whatever liars say, whom they say it to, and whoever hears whom when:
   n - f signatures that anybody can check. Who lacks a model when a deadline has passed asks those
   who have said that they accepted it ("relay"). An honest one wrote it to disk before it said so,
   and keeps it for as long as what it sent itself: two gathers. Who is further behind catches up, as
-  everywhere in ByzSGD: when a deadline has passed it asks for later models, too, as one that has
-  caught up in the midst of a gather says nothing more in it.
+  everywhere in ByzSGD: when a deadline has passed it asks for later models, too. Who has caught up
+  in the midst of a gather still vouches in it, and says what it has accepted, until the next one.
 
 Two seals of one server that differ convict it, see `fastgar.protocols.evidence`. Nobody vouches for
 who is convicted. Nothing above needs that, and what was accepted stays accepted.
@@ -81,7 +81,7 @@ KINDS = {
 
 async def gather(me: Node, net: Node, c: Cluster, t: int, theta: Vector) -> Received:
     """Return the models that all servers agree on, or later ones if the others have gone on."""
-    began = me.transport.now()
+    began, me.aside = me.transport.now(), None
     known = Gathering(me, c, t)
     said = net.send(
         known.servers, "gather", t, sealed(me.transport.keys, me.name, "gather", t, theta)
@@ -90,10 +90,7 @@ async def gather(me: Node, net: Node, c: Cluster, t: int, theta: Vector) -> Rece
     late, turn = False, 0
     while True:
         come = me.mailbox.arrived(NEWS)
-        known.read()
-        for kind, vector in known.to_say():
-            net.send(known.servers, kind, t, vector)
-            known.supersede(kind)
+        known.go_on()
         rows = known.agreed()
         if rows is not None:
             want = Want("gather", t, known.enough, c.f_s)
@@ -106,8 +103,19 @@ async def gather(me: Node, net: Node, c: Cluster, t: int, theta: Vector) -> Rece
         wait = Want("gather", t, come, c.f_s, own=theta, news=NEWS)
         got = await net.first(wait, c.of_later_models(t))
         if got.rows:
+            me.aside = known.go_on
             return got
         late = got.late
+
+
+def stay(me: Node, c: Cluster, t: int) -> None:
+    """After a restart in a step: take part in the last gather, if it was left before its end."""
+    last = t // c.gather_every * c.gather_every - 1
+    said = me.kept.get("gather", {}).get(last)
+    if said is not None:
+        known = Gathering(me, c, last)
+        known.model(me.name, said[0])
+        me.aside = known.go_on
 
 
 def trimmed(rows: list[Vector], f: int) -> Vector:

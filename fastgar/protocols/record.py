@@ -15,7 +15,7 @@ from .learning import Learning, spread
 from .mailbox import Received, Want
 from .node import Node
 
-__all__ = ["Record", "traffic_lines"]
+__all__ = ["Record", "add_traffic", "traffic_lines"]
 
 Vector = NDArray[Any]
 Line = dict[str, Any]
@@ -152,6 +152,16 @@ class Record:
         return self._evaluated[1]
 
 
+def add_traffic(parts: Iterable[Traffic]) -> dict[int, list[int]]:
+    """Return the sums of what several records have of the steps up to each evaluation."""
+    sums: dict[int, list[int]] = {}
+    for part in parts:
+        for until, counts in part.items():
+            before = sums.get(int(until), [0, 0])
+            sums[int(until)] = [a + b for a, b in zip(before, counts, strict=True)]
+    return sums
+
+
 def traffic_lines(cluster: Cluster, parts: Iterable[Traffic]) -> list[Line]:
     """Return what was sent, in a step of each time between evaluations, as lines of results.
 
@@ -162,13 +172,8 @@ def traffic_lines(cluster: Cluster, parts: Iterable[Traffic]) -> list[Line]:
         The `Record.traffic` of one record, or of each node's.
     """
     every = cluster.training.evaluation_interval
-    sums: dict[int, list[int]] = {}
-    for part in parts:
-        for until, counts in part.items():
-            before = sums.get(int(until), [0, 0])
-            sums[int(until)] = [a + b for a, b in zip(before, counts, strict=True)]
     lines = []
-    for until, (messages, sent) in sorted(sums.items()):
+    for until, (messages, sent) in sorted(add_traffic(parts).items()):
         steps = (until - 1) % every + 1
         line = {"step": until, "messages": messages / steps, "bytes": sent / steps}
         lines.append({"kind": "traffic", **line})

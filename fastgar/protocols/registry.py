@@ -9,7 +9,7 @@ from . import aggregathor, byzsgd, crash_tolerant, rbtm, vanilla
 from .cluster import Cluster
 from .text import Kind, Text
 
-__all__ = ["PROTOCOLS", "text_of"]
+__all__ = ["PROTOCOLS", "most_liars", "text_of"]
 
 ENTRY_POINTS = "fastgar.protocols"
 
@@ -155,6 +155,23 @@ PROTOCOLS = {
         ),
     )
 }
+
+
+def most_liars(name: str, servers: int, workers: int, resilience: str = "weak") -> tuple[int, int]:
+    """Return how many servers and workers may lie, or with crash_tolerant be gone, at most.
+
+    Examples
+    --------
+    >>> most_liars("byzsgd", 5, 10), most_liars("vanilla", 1, 10)
+    ((1, 3), (0, 0))
+    """
+    most = {
+        "byzsgd": ((servers - 2) // 3, (workers - 1) // 3),
+        "aggregathor": (0, (workers - 3) // (4 if resilience == "strong" else 2)),
+        "crash_tolerant": ((servers - 1) // 2, (workers - 1) // 2),
+    }
+    f_s, f_w = most.get(name, (0, 0))
+    return max(0, f_s), max(0, f_w)
 
 
 def text_of(name: object) -> Text:

@@ -2,7 +2,8 @@
 
 ================= ==============================================================================
 ``cluster.toml``  the cluster; its first line says which code began
-``results.jsonl`` evaluations, spreads, traffic and a summary at the end, a line each as they come
+``results.jsonl`` evaluations, spreads, traffic and a summary at the end, a line each as they
+                  come; of processes also what was counted so far, for who goes on
 ================= ==============================================================================
 """
 
@@ -18,7 +19,9 @@ from ..train.lines import (
     Mismatch,
     is_number,
     is_table,
+    is_text,
     is_whole,
+    or_none,
     records,
     write_whole,
 )
@@ -29,11 +32,38 @@ from .file import hash_of, read_cluster, to_toml
 __all__ = ["Mismatch", "Results"]
 
 CLUSTER, RESULTS = "cluster.toml", "results.jsonl"
-KINDS: Kinds = {
+
+
+def is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))
+
+
+KINDS: Kinds = {  # of many seeds
     "evaluation": {"seed": is_whole, "step": is_whole},
     "spread": {"seed": is_whole, "step": is_whole},
     "traffic": {"seed": is_whole, "step": is_whole},
     "summary": {"seed": is_whole, "accuracy": is_table, "virtual_seconds": is_number},
+}
+
+
+TABLES = ("waited_for", "not_finite", "convicted")
+OF_PROCESSES: Kinds = {
+    "evaluation": {"node": is_text, "step": is_whole, "accuracy": or_none(is_number)},
+    "spread": {"step": is_whole, "spread": or_none(is_number)},
+    "convicted": {"node": is_text, "step": is_whole},
+    "so_far": {
+        **dict.fromkeys(("parts", "crashed", "messages", "bytes", "skipped"), is_whole),
+        **dict.fromkeys((*TABLES, "used", "traffic"), is_table),
+        "seconds": is_number,
+        "killed": is_texts,
+        "perturbed": is_texts,
+    },
+    "summary": {
+        **dict.fromkeys(("seed", "messages", "bytes", "crashed", "taken_up"), is_whole),
+        **dict.fromkeys((*TABLES, "accuracy", "dropped", "shares"), is_table),
+        "seconds": is_number,
+        "spread": or_none(is_number),
+    },
 }
 
 
@@ -64,6 +94,13 @@ class Results(Lines):
         self.one_code = _take_up(folder, cluster)
         super().__init__(folder / RESULTS)
         self._content = self.mend()
+
+    def of_processes(self) -> list[dict[str, Any]]:
+        """Return the lines of a run as processes that were there; what is damaged is passed over.
+
+        Without its traffic, which is written at its end alone.
+        """
+        return records(self._content, self.path, OF_PROCESSES, skip=True)
 
     def of_seeds(self) -> list[dict[str, Any]]:
         """Return the lines of seeds that were there; what is damaged of them can be run again."""

@@ -7,7 +7,6 @@ are lost, pauses, clocks, what liars send and to whom: one number stands for all
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -225,23 +224,11 @@ def survive(
             )
 
         limit = LIMIT * (2 if cluster.signs else 1)  # a gather takes three rounds then, not one
-        if not simulation.run(finished, limit) and not is_split(simulation):
+        if not simulation.run(finished, limit):
             raise checked.unfinished(simulation.nodes, gone)
     except Broken as broken:
         raise Broken(f"seed {seed}: {broken}") from broken
     return simulation
-
-
-def is_split(simulation: Simulation) -> bool:
-    """Return whether servers stand as in the one case that is not excluded from two liars on.
-
-    No step has a quorum of servers in it, and the newest has fewer than those behind need to catch
-    up: not even all together would help.
-    """
-    cluster = simulation.cluster
-    at = Counter(simulation.nodes[n].at for n in cluster.of_role("server") if n in simulation.nodes)
-    few = 2 * cluster.f_s + 1
-    return cluster.f_s > 1 and max(at.values()) < cluster.q_s and at[max(at)] < few
 
 
 def _gone(lines: Sequence[str]) -> set[str]:

@@ -10,6 +10,7 @@ from .pace import Pace
 __all__ = ["Waits"]
 
 DOUBT, MOST_DOUBT = 1.0, 5.0  # so that a slow network is not taken for a dead leader for ever
+IN_VAIN = 4.0  # deadlines until fewer models of a later step will do: asked for after the first
 
 
 class Waits:
@@ -64,6 +65,11 @@ class Waits:
         """Whether it is the first wait of the node's life."""
         return self._count == 1
 
+    @property
+    def long(self) -> bool:
+        """Whether more than one deadline has passed."""
+        return self._late > 1
+
     def settled(self) -> None:
         """Take note that a text has made something of news: the next wait is for something else."""
         self._going = self._again = self._vain = False
@@ -83,7 +89,7 @@ class Waits:
         for want in self.wants:
             if kind is not None and kind != want.kind and kind not in want.news:
                 continue
-            received = self.mailbox.look(want, self._is_late(want))
+            received = self.mailbox.look(want, self._is_late(want, now))
             if self._enough_at is None and self._is_enough(want):
                 self._enough_at = now
             if received is not None:
@@ -93,7 +99,7 @@ class Waits:
     def _end(self, want: Want, received: Received, now: float) -> float:
         """End the wait, and return how long it took."""
         self._going = bool(want.news)
-        self._again = self._going and self._is_late(want)
+        self._again = self._going and self._is_late(want, now)
         self._vain = not received.rows
         if want.enough == 0:
             change = DOUBT if self._vain else -DOUBT / 10
@@ -110,10 +116,16 @@ class Waits:
         seconds = pace.floor if pace.usual is None and self._behind() else pace.deadline
         return float(min(seconds * 2 ** min(self._late, 30), pace.ceiling))
 
-    def _is_late(self, want: Want) -> bool:
+    def _is_late(self, want: Want, now: float) -> bool:
         if want.news:
             return self._late > self._told
+        if want.later and want.enough:  # news that trickle in do not put it off
+            return now - self.quiet >= IN_VAIN * self.pace.deadline
         return self._late >= want.patience + (self._doubt if want.enough == 0 else 0.0)
 
     def _is_enough(self, want: Want) -> bool:
-        return bool(want.enough) and len(self.mailbox.whole(want)) >= (want.enough or 0)
+        return (
+            bool(want.enough)
+            and not want.later
+            and len(self.mailbox.whole(want)) >= (want.enough or 0)
+        )

@@ -127,15 +127,8 @@ class Aggregation:
         if not self._checked and self.exchange.shared:
             self.faulty[self.peers.rank] |= not is_finite(vector)
         slab = self.exchange.send(vector, self._columns, into, offered)
-        end = slab.begin + slab.width
-        if self.rule.refs:
-            known = references or {}
-            passed = {name: whole[slab.begin : end] for name, whole in known.items()}
-            T = slab.table
-            slab.refs = tuple(
-                "origin" if name not in passed else reference(T, passed[name], name)
-                for name in self.rule.refs
-            )
+        own = slice(slab.begin, slab.begin + slab.width)
+        slab.passed = {name: whole[own] for name, whole in (references or {}).items()}
         self._columns += len(vector)
         self.slabs.append(slab)
         return slab
@@ -149,6 +142,10 @@ class Aggregation:
             slab = self.slabs[self._arrived]
             self.peers.wait(slab.arriving)
             self._arrived += 1
+            slab.refs = tuple(
+                reference(slab.table, slab.passed[name], name) if name in slab.passed else "origin"
+                for name in self.rule.refs
+            )
             if self._by_columns:
                 if not self._checked and not self.exchange.shared:
                     self.faulty |= [not is_finite(row) for row in slab.rows]

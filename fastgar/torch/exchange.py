@@ -49,8 +49,10 @@ class Slab:
         The memory in which the rows are.
     into : tensor, optional
         Where the aggregate of the vector goes.
+    passed : dict
+        The same columns of what the caller passed for the rule to refer to.
     refs : tuple
-        The same columns of what the rule refers to.
+        What the rule refers to, as it takes that, once the rows are there.
     """
 
     vector: Tensor
@@ -62,6 +64,7 @@ class Slab:
     into: Tensor | None
     arriving: list[dist.Work] = field(default_factory=list)
     gathering: list[dist.Work] = field(default_factory=list)
+    passed: dict[str, Tensor] = field(default_factory=dict)
     refs: tuple[Any, ...] = ()
     result: Tensor | None = None
 

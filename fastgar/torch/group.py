@@ -61,9 +61,11 @@ class Peers:
         self.n = dist.get_world_size(group)
         self.ranks = tuple(dist.get_process_group_ranks(group))
         self.rules: dict[Rule, Rule] = {}  # of calls with a string: they count the calls
-        self.on_one_machine = True  # until it turns out that they cannot share memory
-        backends = dist.get_backend_config(group).split(",")
-        self.devices = {pair.split(":")[0] for pair in backends}
+        pairs = dist.get_backend_config(group).split(",")
+        self.backends = dict(pair.split(":") for pair in pairs)  # by the kind of device
+        self.devices = set(self.backends)
+        # In place of gloo's sockets, until it turns out that they cannot share memory.
+        self.on_one_machine = self.backends.get("cpu") == "gloo"
         gpu = "cpu" not in self.devices
         self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else CPU
         self.calls, self.broken = 0, ""
@@ -88,7 +90,8 @@ class Peers:
         own, widths = pieces[self.rank], [len(piece) for piece in pieces]
         before, count = sum(widths[: self.rank]), sum(widths)
         whole = own.as_strided((count,), (1,), own.storage_offset() - before)
-        if own.is_cuda and len(set(widths)) == 1 and self.n > 1:
+        gloo = self.backends.get(own.device.type) == "gloo"
+        if not gloo and len(set(widths)) == 1 and self.n > 1:
             return [
                 dist.all_gather_single(_bytes(whole), _bytes(own), group=self.group, async_op=True)
             ]

@@ -260,7 +260,7 @@ class RobustState:
                     "is a rank's own, so every rank must save and load its state"
                 )
         self.momentum.load_state_dict(saved["momentum"], model)
-        arrays = {name: value.numpy().copy() for name, value in saved["tally"].items()}
+        arrays = {name: value.cpu().numpy().copy() for name, value in saved["tally"].items()}
         self.tally = Tally(saved["step"], **arrays)
         self.rule.step = saved["draws"]
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import torch
-from torch import Generator, Tensor
 
 from ..options import Probability, Range
 from .named import configured
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Generator, Tensor
+else:  # who only checks the name of a split need not wait for the import
+    from ..later import torch
 
 __all__ = ["SPLITS", "check", "split"]
 

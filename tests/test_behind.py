@@ -1,0 +1,147 @@
+"""Servers that are behind come on, whoever has helped the others and then fell silent for good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastgar.protocols.byzsgd import caught_up
+from fastgar.protocols.cluster import Cluster
+from fastgar.protocols.properties import Properties
+from fastgar.protocols.record import Record
+from fastgar.protocols.scenario import Quadratic, drawn
+from fastgar.protocols.simulated import Simulation
+
+HEALED = 25.0  # when everything comes through
+Held = Callable[[str, str, str, int], bool]
+
+
+class Holding(Simulation):
+    """What `held` says of sender, receiver, kind and step does not come before everything does."""
+
+    held: Held = staticmethod(lambda sender, receiver, kind, step: False)
+
+    def arrive(self, node: Any, port: Any, kind: str, step: int, vector: Any) -> None:
+        """Give a vector to a node if it comes through."""
+        if self.now >= HEALED or not self.held(port.name, node.name, kind.partition("/")[0], step):
+            super().arrive(node, port, kind, step, vector)
+
+
+def cluster_of(
+    *perturb: str, f: int = 2, agreement: str = "dmc", gather_every: int = 5, workers: int = 4
+) -> Cluster:
+    """Return 3 f + 2 servers, and workers of which one may lie, that have gone eight steps."""
+    cluster = drawn(0, steps=8, agreement=agreement)[0]
+    f_w = (workers - 1) // 3
+    return replace(
+        cluster, wire="float32", gather_every=gather_every, quorum_servers=0, quorum_workers=0,
+        servers=replace(cluster.servers, count=3 * f + 2, f=f, byzantine=0),
+        workers=replace(cluster.workers, count=workers, f=f_w, byzantine=0),
+        training=replace(cluster.training, workers=workers, byzantine=0, declared=f_w),
+        perturb=perturb, deadline_ceiling=1.0, simulated={"latency": 0.01},
+    )  # fmt: skip
+
+
+def ends(cluster: Cluster, held: Held | None = None, steps: dict[str, int] | None = None) -> float:
+    """Run it, and return when all have ended but those that are killed.
+
+    Parameters
+    ----------
+    steps : dict of str to int, optional
+        Where servers must be when everything is about to come through: the case is this one.
+    """
+    work = Quadratic(cluster)
+    record = Record(cluster, work)  # type: ignore[arg-type]
+    network = Holding(cluster, 0, lambda name: work, Properties(cluster, record))
+    if held is not None:
+        network.held = held  # type: ignore[method-assign]
+    lines = [line.split()[:2] for line in cluster.perturb]
+    gone = {name for what, names in lines if what == "kill" for name in names.split(",")}
+    gone -= {name for what, name in lines if what == "restart"}
+    alive = [name for name in cluster.names if name not in gone]
+    network.run(lambda: network.now > HEALED - 0.1)
+    assert steps is None or steps == {name: network.nodes[name].at for name in steps}
+    assert network.run(lambda: all(name in record.ended_nodes for name in alive), 200.0), {
+        name: network.nodes[name].at for name in alive
+    }
+    return network.now
+
+
+@pytest.mark.parametrize("agreement", ["dmc", "rbtm"])
+@pytest.mark.parametrize("f", [2, 3])
+def test_fewer_than_2f_plus_1_are_ahead_and_f_behind(f: int, agreement: str) -> None:
+    """F take part while f cannot be heard, and are gone when these are back: f + 2 are ahead."""
+    names = [f"ps{i}" for i in range(3 * f + 2)]
+    behind, silent = names[f + 2 : 2 * f + 2], names[2 * f + 2 :]
+    cluster = cluster_of(
+        f"partition {','.join(behind)} | rest @ 0.05 s for {HEALED} s",
+        f"kill {','.join(silent)} @ step 5", f=f, agreement=agreement, workers=3,
+    )  # fmt: skip
+    assert len(names) - len(behind) == cluster.q_s and f + 2 < 2 * f + 1
+    ends(cluster)
+
+
+def test_who_goes_on_to_what_few_have_reached_leaves_no_hole() -> None:
+    """PS5 hears of step 2 alone: from two, and from two that are gone then.
+
+    The third worker has none of six models of step 1 but with that of ps5, and ps2, ps3 and ps4
+    have no three gradients of step 1 but with that worker's.
+    """
+
+    def held(sender: str, receiver: str, kind: str, step: int) -> bool:
+        if receiver == "ps5":
+            return kind == "gradient" or (kind == "model" and step < 2)
+        if receiver == "w2":
+            return kind == "model" and step >= 1
+        return receiver in ("ps2", "ps3", "ps4") and kind in ("gradient", "model") and step >= 1
+
+    at = {"ps0": 2, "ps1": 2, "ps2": 1, "ps3": 1, "ps4": 1}
+    ends(cluster_of("kill ps6,ps7,w3 @ 20 s"), held, at)
+
+
+def test_who_is_behind_asks_though_one_worker_alone_says_that_others_are_ahead() -> None:
+    """W0 has left out step 1: of its gradients there are two, and of step 2 there is one."""
+
+    def held(sender: str, receiver: str, kind: str, step: int) -> bool:
+        if receiver in ("w0", "w1", "w2"):
+            return kind == "model" and step == (1 if receiver == "w0" else 2)
+        return receiver in ("ps4", "ps5") and (sender == "w3" or kind == "model") and step >= 1
+
+    at = {"ps0": 2, "ps1": 2, "ps2": 2, "ps3": 2, "ps4": 1, "ps5": 1}
+    ends(cluster_of("kill ps6,ps7,w3 @ 1 s"), held, at)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_who_leaves_a_gather_by_reliable_broadcast_still_takes_part_in_it(restarts: bool) -> None:
+    """PS1 goes on by models of ps0, ps2 and two that are gone then: three are ahead, not four.
+
+    Ps3, ps4 and ps5 wait for what six have accepted, and ps1 had not accepted anything.
+    """
+
+    def held(sender: str, receiver: str, kind: str, step: int) -> bool:
+        if receiver in ("ps1", "ps3", "ps4", "ps5"):
+            ahead = receiver == "ps1" and sender in ("ps0", "ps2", "ps6", "ps7")
+            unread = ("core", "echo") if receiver == "ps1" else ("core",)
+            return kind in unread or (kind == "model" and not ahead)
+        return receiver.startswith("w") and step == 1
+
+    perturb = ["kill ps6,ps7 @ 20 s", *(["kill ps1 @ 22 s", "restart ps1 @ 22.5 s"] * restarts)]
+    at = {"ps0": 1, "ps1": 1, "ps2": 1, "ps3": 0, "ps4": 0, "ps5": 0}
+    ends(cluster_of(*perturb, agreement="rbtm", gather_every=1, workers=3), held, at)
+
+
+@pytest.mark.parametrize("f", [2, 3, 5])
+def test_a_model_of_ones_own_among_too_few_keeps_it_within_the_honest_range(f: int) -> None:
+    draw = np.random.default_rng(f)
+    for k in range(f + 2, 2 * f + 2):
+        for _ in range(50):
+            honest = list(draw.standard_normal((k - f + 1, 7)).astype(np.float32))
+            lies = list((1e6 * draw.choice([-1, 1], (f, 7))).astype(np.float32))
+            lies[0][:] = np.nan
+            found = caught_up(honest[1:] + lies, honest[0], f)
+            assert (np.min(honest, axis=0) <= found).all()
+            assert (found <= np.max(honest, axis=0)).all()
