@@ -26,23 +26,28 @@ CODES = {"float32": (0, 1), "bfloat16": (2, 3)}  # of models and of gradients
 WAYS = {"gloo": None, "links": "float32", "halves": "bfloat16"}  # as what numbers travel
 
 
-def measured(*options):
-    """Run the processes; return wall and CPU seconds of each way."""
+def in_processes(module, count, *options):
+    """Run a module as so many ranks; return what the first one prints."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "asv_benchmarks.network", "--folder", folder, *options]
+        command = [sys.executable, "-m", f"asv_benchmarks.{module}", "--folder", folder, *options]
         ranks = [
             subprocess.Popen(
                 [*command, "--rank", str(rank)], cwd=Path(__file__).parent.parent,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE if rank == 0 else None, text=True,
             )
-            for rank in range(RANKS)
+            for rank in range(count)
         ]  # fmt: skip
         found, _ = ranks[0].communicate()
         for process in ranks:
             if process.wait() != 0:
                 raise RuntimeError("a rank has failed")
         return json.loads(found)
+
+
+def measured(*options):
+    """Return wall and CPU seconds of each way."""
+    return in_processes("network", RANKS, *options)
 
 
 class Network:
