@@ -48,13 +48,35 @@ README = (ROOT / "README.md").read_text()
 STEPS, EVERY = 40, 5
 PLAIN = [*SERVER_ATTACKS, TWINS]
 SERVERS = [*PLAIN, *(a for a in list_attacks() if a not in PLAIN and not attack(a).poisons)]
-WORKERS = [*list_attacks(), "empire(k=10)", TWINS]
+SLOW, FAST = 0.05, 0.3
+FATAL = {  # what averaging fails under, and the rate at which that is seen
+    **dict.fromkeys(("reverse", "gaussian", "huge", "inf", "nan", "optimal"), FAST),
+    **dict.fromkeys(("empire(k=10)", "empire_strict(eps=9)", "little(k=100)"), FAST),
+    **dict.fromkeys(("sign_flip", "bit_flip", "label_flip", "anti_cge"), SLOW),
+}
+SMALL = "at most as long as an honest row, and 3 of 7 of these leave the mean its direction"
+HARMLESS = {  # to averaging, as they are by default, and why
+    **dict.fromkeys(("empire", "empire_strict", "zero", "drop"), SMALL),
+    **dict.fromkeys(("little", "fang", "min_max", "min_sum"), "within the spread of honest rows"),
+    **dict.fromkeys(
+        ("mimic", "mimic_heuristic", TWINS), "an honest row, or what honest code sends"
+    ),
+    "random": "of length 1 a number, which is noise that steps average out",
+    "bulyan": "adds 1 to one bias, which costs next to nothing",
+}
 
 
 def learned(
-    server: str, worker: str, protocol: str = "byzsgd", seed: int = 0, wire: str = "float32"
+    server: str,
+    worker: str,
+    protocol: str = "byzsgd",
+    seed: int = 0,
+    wire: str = "float32",
+    rule: str = "",
+    lr: float = FAST,
 ) -> Outcome:
     """Run logistic regression on the digits: 5 servers of which 1 lies, 10 workers, 3 lie."""
+    own = {"rule": rule} if rule else {}
     groups: dict[str, Any] = {
         "servers": {"count": 5, "f": 1, "byzantine": 1, "attack": server},
         "workers": {"count": 10, "f": 3, "byzantine": 3, "attack": worker},
@@ -64,9 +86,9 @@ def learned(
         groups["workers"].update(f=0)
     return simulate(
         {
-            "protocol": {"name": protocol, "gather_every": 5, "wire": wire},
+            "protocol": {"name": protocol, "gather_every": 5, "wire": wire, **own},
             "training": {
-                "model": "logistic", "steps": STEPS, "lr": 0.3, "batch": 64, "evaluate_every": EVERY
+                "model": "logistic", "steps": STEPS, "lr": lr, "batch": 64, "evaluate_every": EVERY
             },
             **groups,
         },
@@ -99,7 +121,7 @@ def clean(honest: Outcome) -> float:
     ("server", "worker"),
     [
         *((server, "empire") for server in SERVERS),
-        *(("equivocate", worker) for worker in WORKERS),
+        *(("equivocate", worker) for worker in HARMLESS),
     ],
 )
 def test_lying_servers_and_workers_cost_at_most_five_points(
@@ -108,6 +130,32 @@ def test_lying_servers_and_workers_cost_at_most_five_points(
     """Every attack of servers with one of workers, and the other way round: P11."""
     assert clean > 0.9
     assert final(learned(server, worker)) > clean - 0.05
+
+
+@pytest.fixture(scope="module")
+def clean_slow() -> float:
+    return final(learned("none", "none", lr=SLOW))
+
+
+@pytest.mark.parametrize("worker", FATAL)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # averages of huge numbers overflow
+def test_workers_that_ruin_averaging_cost_at_most_five_points(
+    worker: str, clean: float, clean_slow: float
+) -> None:
+    """P11, and its control: honest servers that average lose more than five."""
+    lr = FATAL[worker]
+    bar = (clean if lr == FAST else clean_slow) - 0.05
+    assert final(learned("equivocate", worker, lr=lr)) > bar
+    try:
+        averaged = final(learned("none", worker, rule="mean", lr=lr))
+    except Broken as broken:  # a model that is not finite is nobody's
+        assert "NaN or infinity" in str(broken)
+    else:
+        assert averaged < bar
+
+
+def test_every_attack_of_workers_ruins_averaging_or_is_said_not_to() -> None:
+    assert {attack(name).name for name in FATAL} | HARMLESS.keys() == {*list_attacks(), TWINS}
 
 
 @pytest.mark.parametrize("lie", ["random", "reverse", "empire(k=10)"])
