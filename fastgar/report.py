@@ -36,7 +36,8 @@ class Report:
         What the rule returns.
     weights : (n,) array
         The weight of each row in the aggregate. For column rules, the share of the coordinates in
-        which the row was used (mixed rows count for the rows they are made of).
+        which the row was used (mixed rows count for the rows they are made of). Rows or values that
+        are equal share alike what was taken of any of them.
     scores : (n,) array or None
         What a distance rule ranked the rows by: lower is better. None where it ranks no rows.
     selected, excluded : tuple of int
@@ -164,26 +165,38 @@ def weigh(decision: Decision, used: Matrix | None) -> Matrix:
     used : (m,) array or None
         Of a statistic: what `usage` gives for it.
     """
-    if decision.weights is not None:
-        return decision.weights
-    mix = decision.mix
-    if mix is None:
-        assert used is not None
-        return used
-    if used is None:
-        share = np.full(len(mix), 1.0 / len(mix))
-    else:
-        total = used.sum()
-        share = used / total if total > 0 else used
-    weights: Matrix = share @ np.nan_to_num(mix)
-    return weights
+    weights, mix = decision.weights, decision.mix
+    if weights is None:
+        if mix is None:
+            assert used is not None
+            return used
+        if used is None:
+            share = np.full(len(mix), 1.0 / len(mix))
+        else:
+            total = used.sum()
+            share = used / total if total > 0 else used
+        weights = np.asarray(share @ np.nan_to_num(mix))
+    return _shared(weights, decision.distances)
+
+
+def _shared(weights: Matrix, D: Matrix | None) -> Matrix:
+    """Return the weights with those of rows that are 0 apart spread evenly over these."""
+    if D is None:
+        return weights
+    n = len(D)
+    apart = D.copy()
+    np.fill_diagonal(apart, 0.0)
+    first = (apart == 0).argmax(axis=1)  # the lowest of the rows that are equal
+    total, count = np.bincount(first, weights[:n], n), np.bincount(first, minlength=n)
+    return np.concatenate([(total / np.maximum(count, 1))[first], weights[n:]])
 
 
 def usage(T: Table, statistic: Statistic, refs: Refs = (), W: Matrix | None = None) -> Matrix:
     """Return the share of columns in which each row (of W times the points) was used.
 
-    Used are the values whose rank has a weight, or that are among the closest; of equal values
-    those of the lowest rows. Made for reports: it sorts with NumPy, a range of columns at a time.
+    Used are the values whose rank has a weight, or that are among the closest; where those are k of
+    t equal values, each of the t counts k/t. Made for reports: it sorts with NumPy, a range of
+    columns at a time.
     """
     m = T.n if W is None else len(W)
     counts: Matrix = np.zeros(m)
@@ -209,25 +222,25 @@ def _mixed(W: Matrix, X: Matrix) -> Matrix:
     return mixed
 
 
-def _used(values: Matrix, statistic: Statistic, offset: int) -> NDArray[np.bool_]:
-    """Return which values the statistic uses; the columns are numbered from `offset` on."""
+def _used(values: Matrix, statistic: Statistic, offset: int) -> Matrix:
+    """Return how far the statistic uses each value; the columns are numbered from `offset` on."""
     m, columns = values.shape
     finite: NDArray[np.bool_] = np.isfinite(values)
     if statistic.kind == "finite_mean":
-        return finite
+        return finite.astype(np.float64)
     if statistic.kind in ("mean", "sign"):
-        return np.ones_like(finite)
+        return np.ones((m, columns))
     if not finite.all():
         values = np.where(np.isnan(values), math.inf, values)
     ranked = np.sort(values, axis=0)
-    used = np.zeros_like(finite)
+    used = np.zeros((m, columns))
     for first, last in _ranks_used(ranked, statistic):
-        used |= _at_ranks(values, ranked, first, last)
-    used &= finite.sum(axis=0) >= m - statistic.faults
+        used += _at_ranks(values, ranked, first, last)
+    used *= finite.sum(axis=0) >= m - statistic.faults
     if statistic.kind == "condense":
         first_row = ~statistic.takes_median(offset, offset + columns)
-        used[:, first_row] = False
-        used[0, first_row] = True
+        as_first = values[:, first_row] == values[0, first_row]
+        used[:, first_row] = as_first / as_first.sum(axis=0)
     return used
 
 
@@ -249,19 +262,15 @@ def _ranks_used(ranked: Matrix, statistic: Statistic) -> list[tuple[Ranks, Ranks
     return [(first, first + k - 1)]
 
 
-def _at_ranks(values: Matrix, ranked: Matrix, first: Ranks, last: Ranks) -> NDArray[np.bool_]:
-    """Return which values have these ranks; of equal values the lower row ranks lower."""
+def _at_ranks(values: Matrix, ranked: Matrix, first: Ranks, last: Ranks) -> Matrix:
+    """Return which values have these ranks; equal ones that do not all have them share alike."""
     each = np.arange(values.shape[1])
     low, high = ranked[first, each], ranked[last, each]
-    found: NDArray[np.bool_] = (values >= low) & (values <= high)
+    found = ((values >= low) & (values <= high)).astype(np.float64)
     if (found.sum(axis=0) == last + 1 - first).all():
         return found
     for bound in (low, high):
-        equal = values == bound
-        rank = (values < bound).sum(axis=0) - 1  # of the last of the equal values so far
-        for row, here in zip(found, equal, strict=True):
-            rank += here
-            row &= ~here | ((first <= rank) & (rank <= last))
-        if np.array_equal(low, high):
-            break
+        begin, end = (ranked < bound).sum(axis=0), (ranked <= bound).sum(axis=0)
+        here = np.minimum(end, last + 1) - np.maximum(begin, first)
+        found = np.where(values == bound, here / (end - begin), found)
     return found
