@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 import fastgar
 from fastgar import arrays, primitives
 from fastgar.cpu import backend
-from fastgar.report import usage
 from fastgar.statistic import CHUNK, Statistic, hash64, hash_key
+from fastgar.usage import usage
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 

@@ -18,7 +18,7 @@ from fastgar.arrays import reference, table
 from fastgar.errors import TooManyFaults
 from fastgar.geometry import Decision
 from fastgar.pipeline import Rule
-from fastgar.report import usage, weigh
+from fastgar.usage import usage, weigh
 
 from .calls import Call
 from .errors import TooManyFaultyRanks
