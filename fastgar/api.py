@@ -16,6 +16,7 @@ from .pipeline import Rule
 from .primitives import Refs
 from .registry import lookup, registered
 from .stages import Stage
+from .usage import votes
 
 __all__ = ["columns", "combine", "sqdist"]
 
@@ -91,6 +92,9 @@ def combine(W: Any, X: Any, refs: References = ()) -> Any:
     weights = _weights("W", W, T, T.n + len(vectors), (1, 2))
     out = T.empty(None if weights.ndim == 1 else len(weights))
     primitives.combine(weights, T, vectors, out)
+    if T.votes is not None:
+        rows = np.atleast_2d(weights)
+        out.votes = votes(Decision(mix=rows), T)
     return out.value()
 
 

@@ -28,10 +28,10 @@ from .dtypes import ITEMSIZE, widened
 from .errors import require_name, shown
 from .libraries import NUMPY, DLPack, Library, View, as_numpy, library_of
 
-__all__ = ["Block", "Out", "Table", "numbers", "reference", "table"]
+__all__ = ["Block", "Out", "Table", "Vote", "numbers", "reference", "rounded_mean", "table"]
 
 _INTEGERS = {"bool"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-_POLICIES = ("median", "first", "error")
+_POLICIES = ("median", "first", "selected", "error")
 _new = tuple.__new__  # of a NamedTuple: half the time of calling it
 _FLOATS = "float16, bfloat16, float32 and float64"
 
@@ -63,6 +63,20 @@ def numbers(x: Any) -> np.ndarray:
 # ---------------------------------------------------------------------------------------- tables
 
 
+class Vote(NamedTuple):
+    """What makes the integers of a result."""
+
+    rows: tuple[int, ...]  # that were believed
+    mean: bool = False  # of these, rounded, instead of their lower median
+
+
+def rounded_mean(stack: np.ndarray) -> np.ndarray:
+    """Return the mean of integers over the first axis, rounded; exact where all are equal."""
+    wide = stack.astype(np.int64)
+    mean = wide[0] + np.rint((wide - wide[0]).mean(axis=0)).astype(np.int64)
+    return np.asarray(mean.astype(stack.dtype))
+
+
 class _Leaf(NamedTuple):
     """One array of n rows, or the n arrays at one place of n structures."""
 
@@ -75,12 +89,47 @@ class _Leaf(NamedTuple):
     block: Block | None  # None: integers
     views: list[View]
 
-    def vote(self, policy: str) -> np.ndarray:
+    def vote(self, vote: Vote) -> tuple[list[int], str]:
+        """Return the rows that make the value of an integer leaf, and how: "first" is as it is."""
+        if len(vote.rows) == 1:
+            return list(vote.rows), "first"
+        if prod(self.shape) <= 1:
+            return list(vote.rows), "mean" if vote.mean else "median"
+        row = self._majority()
+        if row is None:
+            raise TypeError(
+                f"leaf {shown(self.path)} holds {prod(self.shape)} integers that differ from row "
+                "to row, and a mixture of codes has no meaning: turn them into floating numbers "
+                "first (dequantise), pass buffers='selected' to take them from the row of most "
+                "weight, or leave them out"
+            )
+        return [row], "first"
+
+    def _majority(self) -> int | None:
+        """Return a row that holds what more than half of the rows do, if any."""
+        arrays = [self._on_host(view) for view in self.views]
+        candidate = lead = 0
+        for i, array in enumerate(arrays):  # Boyer and Moore's vote
+            if lead == 0:
+                candidate = i
+            lead += 1 if np.array_equal(array, arrays[candidate]) else -1
+        alike = sum(np.array_equal(array, arrays[candidate]) for array in arrays)
+        return candidate if 2 * alike > len(arrays) else None
+
+    def _on_host(self, view: View) -> np.ndarray:
+        if self.device == "cpu":
+            return as_numpy(view)
+        array = self.library.to_host(view.owner)
+        return as_numpy((library_of(array) or NUMPY).view(array))
+
+    def value(self, rows: list[int], policy: str) -> np.ndarray:
         """Return the value of an integer leaf on the CPU."""
         if policy == "first":
-            return as_numpy(self.views[0])
-        middle = (len(self.views) - 1) // 2
-        stack = np.stack([as_numpy(view) for view in self.views])
+            return as_numpy(self.views[rows[0]])
+        stack = np.stack([as_numpy(self.views[row]) for row in rows])
+        if policy == "mean":
+            return rounded_mean(stack)
+        middle = (len(rows) - 1) // 2
         return np.asarray(np.partition(stack, middle, axis=0)[middle])
 
 
@@ -142,6 +191,12 @@ class Table:
         """Whether the rows are those of one array, and not a sequence."""
         return self._build is None
 
+    @property
+    def votes(self) -> str | None:
+        """What becomes of the integer leaves, if there are any."""
+        some = self._build is not None and any(leaf.block is None for leaf in self._leaves)
+        return self._buffers if some else None
+
     def empty(self, count: int | None = None) -> Out:
         """Return fresh memory for one row, or for a stack of `count` rows."""
         if self._build is None:
@@ -152,7 +207,7 @@ class Table:
             if count is not None:
                 step = self.columns * ITEMSIZE[leaf.dtype]
                 places = [address + i * step for i in range(count)]
-            return Out((places,), lambda: leaf.library.finish(made, leaf.like))
+            return Out((places,), lambda _: leaf.library.finish(made, leaf.like))
         return _empty_structures(self, self._build, count)
 
     def select(self, predicate: Callable[[str], bool]) -> Table:
@@ -173,20 +228,25 @@ class Out:
     ----------
     places : tuple of list of int
         For each block of the table, where the first number of each row of the result goes.
+    votes : sequence of Vote or None
+        For each row of the result, what makes its integers; None: all rows.
     """
 
-    __slots__ = ("_finish", "places")
+    __slots__ = ("_finish", "places", "votes")
 
-    def __init__(self, places: tuple[list[int], ...], finish: Callable[[], Any]) -> None:
+    def __init__(
+        self, places: tuple[list[int], ...], finish: Callable[[Sequence[Vote] | None], Any]
+    ) -> None:
         self.places = places
         self._finish = finish
+        self.votes: Sequence[Vote] | None = None
 
     def value(self) -> Any:
         """Return the result in the library, dtype, device and structure of the input.
 
         Call it once, after the last write: jax arrays live on in this memory and never change.
         """
-        return self._finish()
+        return self._finish(self.votes)
 
 
 class _Selection(Table):
@@ -207,9 +267,8 @@ def table(X: Any, *, buffers: str = "median") -> Table:
         An array of shape (n, ...), a sequence of n equal-shaped arrays, or a sequence of n equal
         structures (see the top of this file). float16, bfloat16, float32 or float64; different
         leaves of a structure may have different dtypes. Never written; gradients do not flow.
-    buffers : {"median", "first", "error"}
-        What becomes of integer and bool leaves of structures: their lower median (an integer, and
-        as robust as a median), the value of row 0, or a TypeError.
+    buffers : {"median", "first", "selected", "error"}
+        What becomes of integer and bool leaves of structures, as in calling a `Rule`.
 
     Returns
     -------
@@ -340,8 +399,13 @@ def _table_of_sequence(X: Any, buffers: str) -> Table:
     integers = [leaf.path for leaf in leaves if leaf.block is None]
     if integers and buffers == "error":
         raise TypeError(
-            f"leaf {shown(integers[0])} holds integers: pass buffers='median' or 'first', or drop "
-            "it"
+            f"leaf {shown(integers[0])} holds integers: pass buffers='median', 'first' or "
+            "'selected', or drop it"
+        )
+    if integers and len(integers) == len(leaves):
+        raise TypeError(
+            f"no leaf holds floating numbers, by which rows are believed "
+            f"({shown(integers[0])} holds {leaves[0].dtype}): convert them first"
         )
     return Table(len(rows), leaves, rows[0], build, buffers)
 
@@ -464,18 +528,20 @@ def _empty_structures(T: Table, build: _Build, count: int | None) -> Out:
         [row[k][0] for row in made] for k, leaf in enumerate(leaves) if leaf.block is not None
     )
 
-    def finish() -> Any:
+    def finish(given: Sequence[Vote] | None) -> Any:
+        everyone = Vote((0,) if T._buffers in ("first", "selected") else tuple(range(T.n)))
+        votes = [everyone] * len(made) if given is None else given
         for k, leaf in enumerate(leaves):
-            if leaf.block is None:
+            if leaf.block is not None:
+                continue
+            for row, vote in zip(made, votes, strict=True):
+                voters, policy = leaf.vote(vote)
                 if leaf.device != "cpu":
-                    arrays = [view.owner for view in leaf.views]
-                    for row in made:
-                        leaf.library.vote(arrays, T._buffers, row[k][1])
+                    arrays = [leaf.views[voter].owner for voter in voters]
+                    leaf.library.vote(arrays, policy, row[k][1])
                     continue
-                vote = leaf.vote(T._buffers)
-                for row in made:
-                    view = View(row, row[k][0], leaf.shape, None, 1, leaf.dtype, leaf.device)
-                    as_numpy(view, writable=True)[...] = vote
+                view = View(row, row[k][0], leaf.shape, None, 1, leaf.dtype, leaf.device)
+                as_numpy(view, writable=True)[...] = leaf.value(voters, policy)
         rows = []
         for row in made:
             pairs = zip(leaves, row, strict=True)

@@ -104,7 +104,7 @@ class Deciding(Composition):
         read = None if inner is None or rescale is None else (inner, rescale[1])
         g = Geometry(D, self._names, read)
         self.require(g.n)
-        faulty = g.faulty
+        faulty, between = g.faulty, D[: g.n, : g.n]
         if g.any_faulty and self._too_many(faulty):
             raise TooManyFaults(np.flatnonzero(faulty).tolist(), tolerated(self.f, g.n))
         if self._names:
@@ -125,7 +125,7 @@ class Deciding(Composition):
             decision = _over_original(g, as_decision(last, g, given))
         if self._centre is not None and decision.weights is not None:
             decision.weights = decision.weights[: g.n]  # the median is no point to be read
-        decision.faulty = faulty
+        decision.faulty, decision.distances = faulty, between
         return decision
 
     def _too_many(self, faulty: NDArray[Any]) -> bool:
@@ -176,9 +176,13 @@ class Deciding(Composition):
         if D is None:
             D = self.measure(part, near)
         assert D is not None
-        if part is not T and part.columns < T.columns:
+        partial = part is not T and part.columns < T.columns
+        if partial:
             _add_faults(D, T, refs, part.paths)
-        return self.conclude(D, [(part, near)])
+        decision = self.conclude(D, [(part, near)])
+        if partial:
+            decision.distances = None
+        return decision
 
 
 def _add_faults(D: Array, T: Table, refs: Refs, seen: tuple[str, ...]) -> None:

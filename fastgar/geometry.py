@@ -53,6 +53,8 @@ class Decision:
         What the last stage ranked its rows by: lower is better.
     faulty : (n,) array of bool or None
         Rows with a non-finite entry, where that is known.
+    distances : (n, n) array or None
+        Between the rows, squared, where all columns count in them.
     """
 
     weights: Array | None = None
@@ -60,6 +62,7 @@ class Decision:
     statistic: Statistic | None = None
     scores: Array | None = None
     faulty: NDArray[np.bool_] | None = None
+    distances: Array | None = None
 
 
 class Frame(NamedTuple):

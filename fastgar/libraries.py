@@ -214,6 +214,10 @@ class Torch(Library):
             into.copy_(arrays[0])
             return
         stack = self.torch.stack([x.detach().to(self.torch.int64) for x in arrays])
+        if policy == "mean":
+            spread = (stack - stack[0]).double().mean(dim=0).round()
+            into.copy_(stack[0] + spread.to(self.torch.int64))
+            return
         into.copy_(stack.sort(dim=0).values[(len(arrays) - 1) // 2])
 
 
@@ -265,11 +269,18 @@ class Cupy(Library):
         if not first and self._capturing(f"cuda:{into.device.id}"):
             raise RuntimeError(
                 "integer leaves of cupy are not sorted while a CUDA graph is being captured, which "
-                "would use memory that is given back: pass buffers='first'"
+                "would use memory that is given back: leave them out"
             )
         with self.cupy.cuda.Device(into.device.id):
-            middle = (len(arrays) - 1) // 2
-            into[...] = arrays[0] if first else self.cupy.sort(self.cupy.stack(arrays), 0)[middle]
+            if first:
+                into[...] = arrays[0]
+                return
+            stack, middle = self.cupy.stack(arrays), (len(arrays) - 1) // 2
+            if policy == "mean":
+                wide = stack.astype("int64")
+                into[...] = wide[0] + self.cupy.rint((wide - wide[0]).mean(axis=0)).astype("int64")
+            else:
+                into[...] = self.cupy.sort(stack, 0)[middle]
 
 
 def _index(device: str) -> int:

@@ -19,6 +19,7 @@ from .errors import shown
 from .geometry import Decision
 from .primitives import Refs
 from .stages import parse, whole
+from .usage import votes
 
 __all__ = ["Explained", "Rule", "rule"]
 
@@ -84,8 +85,13 @@ class Rule(Deciding):
         ----------
         X : array of shape (n, ...), sequence of n arrays, or sequence of n structures
             One row per worker, of any array library. Never written.
-        buffers : {"median", "first", "error"}
-            What becomes of integer leaves of structures.
+        buffers : {"median", "first", "selected", "error"}
+            What becomes of integer leaves of structures. Where the rule takes one row, they are
+            those of that row. Else "median" is the lower median of the rows that have a weight (of
+            column rules, of all rows; of `mean` and `nan_mean` the rounded mean), for a leaf of one
+            number; a leaf of more must be the same in more than half of the rows, or is a
+            TypeError. "first" and "selected" take all of them from one row: the first that has a
+            weight, and the one that has the most. "error" is a TypeError.
         distance_on : "all" or callable
             For structures: a function of a leaf's path that says whether the leaf counts in
             distances. Column rules have no distances and take no notice.
@@ -114,7 +120,7 @@ class Rule(Deciding):
         On a GPU everything runs on the caller's current stream. Column rules, krum, multi_krum,
         bulyan and cge, and nnm before an order statistic (of numbers but float64) wait for nothing,
         and can be captured in a CUDA graph once they have run; other rules wait once, for the n x n
-        distances.
+        distances, and so do these where there are integer leaves.
         """
         T = table(X, buffers=buffers)
         plan = self._plans.get(T.n) or self._plan(T.n)
@@ -124,7 +130,7 @@ class Rule(Deciding):
         else:
             refs, D = self.references(T, start, reference), None
             plain = on_all(distance_on) and not _checked(check)
-            selection = plan.selection if plain else None
+            selection = plan.selection if plain and T.votes is None else None
             if selection is not None:
                 dtypes = None if T.device == "cpu" else [block.dtype for block in T.blocks]
                 if primitives.selects(selection, T.n, dtypes):
@@ -134,9 +140,9 @@ class Rule(Deciding):
                         self.step += 1
                         return out.value()
             decision = self._decide_on(T, refs, distance_on, D)
-        out = self.apply(decision, T, refs)
+        result = self.apply(decision, T, refs).value()
         self.step += 1
-        return out.value()
+        return result
 
     def explain(
         self,
@@ -234,21 +240,21 @@ class Rule(Deciding):
         `careful`: a row that has weight 0 in one mixed row, but not in all, may be non-finite.
         """
         statistic, mix = decision.statistic, decision.mix
+        if statistic is not None and mix is not None and statistic.kind in WITHOUT_MIXTURE:
+            mixed = self.apply(Decision(mix=mix), T, refs)
+            rows = table(mixed.value(), buffers=T.votes or "median")
+            return self.apply(Decision(statistic=statistic), rows, offset=offset)
+        out = T.empty(None if mix is None or statistic is not None else len(mix))
         if statistic is None:
             weights = decision.weights if mix is None else mix
             assert weights is not None
-            out = T.empty(None if mix is None else len(mix))
             primitives.combine(weights, T, refs, out)
-            return out
-        if mix is not None and statistic.kind in WITHOUT_MIXTURE:
-            stack = T.empty(len(mix))
-            primitives.combine(mix, T, refs, stack)
-            T, mix, refs = table(stack.value()), None, ()
-        out = T.empty()
-        if mix is None:
+        elif mix is None:
             primitives.columns(T, statistic, None, out, offset=offset)
         else:
             primitives.columns(T, statistic, mix, out, refs=refs, offset=offset, careful=careful)
+        if T.votes is not None:
+            out.votes = votes(decision, T, refs)
         return out
 
 

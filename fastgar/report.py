@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import primitives
-from .arrays import Table
 from .deciding import DistanceOn
-from .geometry import Decision
 from .pipeline import Rule, rule
-from .primitives import Refs
-from .statistic import Statistic
+from .usage import usage, weigh
 
-__all__ = ["Report", "inspect", "on_a_screen", "usage", "weigh"]
+__all__ = ["Report", "inspect", "on_a_screen"]
 
-WIDE = 4 << 20  # bytes of float64 in which `usage` sorts at a time
 HALF = 20  # lines that a repr has at the beginning, and at the end
-Matrix = NDArray[np.float64]
-Ranks = NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +28,8 @@ class Report:
         What the rule returns.
     weights : (n,) array
         The weight of each row in the aggregate. For column rules, the share of the coordinates in
-        which the row was used (mixed rows count for the rows they are made of).
+        which the row was used (mixed rows count for the rows they are made of). Rows or values that
+        are equal share alike what was taken of any of them.
     scores : (n,) array or None
         What a distance rule ranked the rows by: lower is better. None where it ranks no rows.
     selected, excluded : tuple of int
@@ -153,115 +146,3 @@ def inspect(
         faulty=faulty,
         references=dict(zip(configured.refs, weights[n:].tolist(), strict=False)),
     )
-
-
-def weigh(decision: Decision, used: Matrix | None) -> Matrix:
-    """Return what each row, and then each reference, counts by a decision.
-
-    Parameters
-    ----------
-    decision : Decision
-    used : (m,) array or None
-        Of a statistic: what `usage` gives for it.
-    """
-    if decision.weights is not None:
-        return decision.weights
-    mix = decision.mix
-    if mix is None:
-        assert used is not None
-        return used
-    if used is None:
-        share = np.full(len(mix), 1.0 / len(mix))
-    else:
-        total = used.sum()
-        share = used / total if total > 0 else used
-    weights: Matrix = share @ np.nan_to_num(mix)
-    return weights
-
-
-def usage(T: Table, statistic: Statistic, refs: Refs = (), W: Matrix | None = None) -> Matrix:
-    """Return the share of columns in which each row (of W times the points) was used.
-
-    Used are the values whose rank has a weight, or that are among the closest; of equal values
-    those of the lowest rows. Made for reports: it sorts with NumPy, a range of columns at a time.
-    """
-    m = T.n if W is None else len(W)
-    counts: Matrix = np.zeros(m)
-    seen = 0
-    step = max(1, WIDE // (8 * max(m, T.n)))
-    for number, block in enumerate(T.blocks):
-        for begin in range(0, block.columns, step):
-            count = min(step, block.columns - begin)
-            X = primitives.values(T, refs, number, begin, count)
-            values = X[: T.n] if W is None else _mixed(W, X)
-            counts += _used(values, statistic, seen).sum(axis=1)
-            seen += count
-    share: Matrix = counts / max(seen, 1)
-    return share
-
-
-def _mixed(W: Matrix, X: Matrix) -> Matrix:
-    """Return W X where weight 0 is not read."""
-    mixed = np.full((len(W), X.shape[1]), math.nan)
-    for i, weights in enumerate(W):
-        if not np.isnan(weights).any():
-            mixed[i] = weights[weights != 0.0] @ X[weights != 0.0]
-    return mixed
-
-
-def _used(values: Matrix, statistic: Statistic, offset: int) -> NDArray[np.bool_]:
-    """Return which values the statistic uses; the columns are numbered from `offset` on."""
-    m, columns = values.shape
-    finite: NDArray[np.bool_] = np.isfinite(values)
-    if statistic.kind == "finite_mean":
-        return finite
-    if statistic.kind in ("mean", "sign"):
-        return np.ones_like(finite)
-    if not finite.all():
-        values = np.where(np.isnan(values), math.inf, values)
-    ranked = np.sort(values, axis=0)
-    used = np.zeros_like(finite)
-    for first, last in _ranks_used(ranked, statistic):
-        used |= _at_ranks(values, ranked, first, last)
-    used &= finite.sum(axis=0) >= m - statistic.faults
-    if statistic.kind == "condense":
-        first_row = ~statistic.takes_median(offset, offset + columns)
-        used[:, first_row] = False
-        used[0, first_row] = True
-    return used
-
-
-def _ranks_used(ranked: Matrix, statistic: Statistic) -> list[tuple[Ranks, Ranks]]:
-    """Return the first and the last rank that each column of (m, columns) sorted values uses.
-
-    Several times, where ranks without a weight lie in between.
-    """
-    m, columns = ranked.shape
-    weights = np.array(statistic.weights)
-    (ranks,) = np.nonzero(weights)
-    if statistic.closest is None:
-        runs = np.split(ranks, np.flatnonzero(np.diff(ranks) > 1) + 1)
-        return [(np.full(columns, run[0]), np.full(columns, run[-1])) for run in runs]
-    k = statistic.closest
-    with np.errstate(invalid="ignore"):  # of opposite infinities: NaN, and all is then as far
-        centre = weights[ranks] @ ranked[ranks]
-        first = (ranked[k:] - centre < centre - ranked[: m - k]).sum(axis=0)
-    return [(first, first + k - 1)]
-
-
-def _at_ranks(values: Matrix, ranked: Matrix, first: Ranks, last: Ranks) -> NDArray[np.bool_]:
-    """Return which values have these ranks; of equal values the lower row ranks lower."""
-    each = np.arange(values.shape[1])
-    low, high = ranked[first, each], ranked[last, each]
-    found: NDArray[np.bool_] = (values >= low) & (values <= high)
-    if (found.sum(axis=0) == last + 1 - first).all():
-        return found
-    for bound in (low, high):
-        equal = values == bound
-        rank = (values < bound).sum(axis=0) - 1  # of the last of the equal values so far
-        for row, here in zip(found, equal, strict=True):
-            rank += here
-            row &= ~here | ((first <= rank) & (rank <= last))
-        if np.array_equal(low, high):
-            break
-    return found

@@ -834,6 +834,24 @@ def a_rank_that_is_dropped_more_than_chance_does_is_logged(rank: int, group: Any
     assert "   0    0.000       1.00   dropped" in str(last).splitlines()
 
 
+@case(5)
+def ranks_that_send_the_same_are_believed_alike(rank: int, group: Any) -> None:
+    handler = Lines()
+    logging.getLogger("fastgar.torch").addHandler(handler)
+    specs = ("median", "trimmed_mean", "krum", "mda", "nnm | median")
+    try:
+        for spec in specs:
+            state = fgt.RobustState(spec, 1, group=group)
+            trained(0, group, state, range(4))  # of the same data
+            report = state.report
+            assert report is not None and report.dropped == () and (report.suspicion == 0).all()
+            assert len(set(report.weights)) == 1 and report.weights[0] > 0
+    finally:
+        logging.getLogger("fastgar.torch").removeHandler(handler)
+    line = "all ranks sent the same gradient in 3 steps in a row, up to step 2: is the sampler "
+    assert handler.lines == [line + "distributed?"] * len(specs) * (rank == 0)
+
+
 @case(4)
 def an_error_in_a_callback_spoils_no_gradient(rank: int, group: Any) -> None:
     def fail(report: Any) -> None:

@@ -618,6 +618,30 @@ def test_a_report_maps_mixing_back_to_rows() -> None:
     assert fg.inspect("bucketing(s=2) | krum(neighbours='n-f-1')", X, f=2).scores is None
 
 
+@pytest.mark.parametrize(
+    "spec",
+    ["median", "trimmed_mean", "phocas", "condense(p=0.5)", "krum", "multi_krum(m=1)", "mda", "cge",
+     "dnc", "monna", "bulyan", "nnm | krum", "nnm | median", "bucketing(s=2) | mda"],
+)  # fmt: skip
+def test_a_row_that_equals_a_believed_one_is_believed(spec: str) -> None:
+    same = fg.inspect(spec, np.ones((7, 10)), f=1)
+    assert same.excluded == () and "not used" not in str(same)
+    np.testing.assert_allclose(same.weights, same.weights[0])
+    X = rows(8, 10)
+    X[3] = X[5] = X[6]
+    X[1] = 1e9
+    report = fg.inspect(spec, X, f=1)
+    assert report.weights[3] == report.weights[5] == report.weights[6]
+    if fg.rule(spec, 1).explain(X).decision.statistic is None:
+        np.testing.assert_allclose(report.weights @ X, report.aggregate, rtol=1e-6)
+
+
+def test_rows_that_are_equal_in_some_leaves_are_not_equal() -> None:
+    X = [{"a": np.ones(3), "b": np.full(2, float(i))} for i in range(5)]
+    report = fg.inspect("krum", X, f=1, distance_on=lambda path: path == "a")
+    assert report.selected == (0,) and fg.inspect("krum", X, f=1).selected != (0,)
+
+
 def test_a_report_names_references_and_faults() -> None:
     X = rows()
     X[6, 2] = np.inf

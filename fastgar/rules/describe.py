@@ -37,8 +37,8 @@ reference : like one row of X
     The vector that is trusted. It must be finite."""
 
 BUFFERS = """\
-buffers : {"median", "first", "error"}
-    What becomes of integer leaves of structures."""
+buffers : {"median", "first", "selected", "error"}
+    What becomes of integer leaves of structures, as in calling a `fastgar.Rule`."""
 
 DISTANCE_ON = """\
 distance_on : "all" or callable

@@ -19,7 +19,7 @@ from fastgar.arrays import reference, table
 from fastgar.errors import TooManyFaults
 from fastgar.geometry import Decision
 from fastgar.pipeline import Rule
-from fastgar.report import usage, weigh
+from fastgar.usage import usage, weigh
 
 from .calls import Call
 from .errors import TooManyFaultyRanks
@@ -68,6 +68,7 @@ class Aggregation:
             np.zeros(peers.n if self._by_columns else 1) if reported else None
         )
         self._sampled = 0.0
+        self._alike: bool | None = None  # as far as this rank has looked at columns that are not 0
         self._D = Sums()
         self._left = False
         self._call: Call | None = None  # of the last vector
@@ -290,6 +291,8 @@ class Aggregation:
         columns = torch.stack([row[::step] for row in slab.rows]).cpu()
         refs = ("origin",) * len(slab.refs)  # all that a mixing step knows
         count = columns.shape[1]
+        if columns.any():
+            self._alike = self._alike is not False and bool((columns == columns[0]).all())
         self._used = self._used + count * usage(table(columns), statistic, refs, mix)
         self._sampled += count
 
@@ -298,9 +301,14 @@ class Aggregation:
         decision, n = self.decision, self.peers.n
         assert decision is not None and self._used is not None
         if decision.weights is not None:
-            return decision.weights[:n].copy()
+            return weigh(decision, None)[:n]
         mix, counts, sampled = decision.mix, self._used, self._sampled
         if mix is not None:  # which was not known before: a column rule has told all already
             *parts, sampled = self._sum(np.append(np.zeros(len(mix)) + counts, sampled))
             counts = np.array(parts)
         return weigh(decision, counts / max(sampled, 1))[:n]
+
+    def alike(self) -> bool:
+        """Return whether all ranks sent the same, after `finish`; of a statistic, in a sample."""
+        D = None if self.decision is None else self.decision.distances
+        return bool(self._alike) if D is None else not D.any()

@@ -204,7 +204,9 @@ class Backward:
             scores = decision.scores if self.together and decision is not None else None
             weights = self.weights / self.columns
             with postponed_errors():
-                self.state.account(self.aggregation.peers, weights, scores, self.faulty)
+                self.state.account(
+                    self.aggregation.peers, weights, scores, self.faulty, self.aggregation.alike()
+                )
         finally:
             self.reset()
 

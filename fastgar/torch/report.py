@@ -26,7 +26,8 @@ class RankReport:
         The ranks of the group by their numbers in the whole job; what follows is in this order.
     weights : (n,) array
         The weight of each rank in the aggregate. Where a column rule comes last, the share of
-        coordinates in which the rank was used, from a sample of them.
+        coordinates in which the rank was used, from a sample of them. Ranks that sent the same
+        share alike what was taken of any of them.
     scores : (n,) array or None
         What a distance rule ranked the ranks by: lower is better.
     faulty, dropped : tuple of int

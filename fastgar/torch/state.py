@@ -29,6 +29,7 @@ __all__ = ["RobustState"]
 
 Array = NDArray[np.float64]
 log = logging.getLogger("fastgar.torch")
+ALIKE = 3  # steps in a row in which all ranks send the same, after which the log says so
 FIELDS = ("the rule", "f", "the step", "the mode", "momentum", "too_many")
 
 
@@ -62,7 +63,8 @@ class RobustState:
         A line is logged (by logger "fastgar.torch", on one rank) at once where a rank sends NaN or
         infinity, and where one is dropped in more steps than chance explains: that names an honest
         rank in one run of 1000, if all are alike (`fastgar.torch.suspicion`). With `patience`, also
-        after so many steps in a row in which a rank was dropped, which chance does too.
+        after so many steps in a row in which a rank was dropped, which chance does too. A line also
+        says where all ranks sent the same gradient in 3 steps in a row.
     callback : callable, optional
         Called with the `RankReport` of every step.
 
@@ -109,6 +111,7 @@ class RobustState:
         self.patience, self.callback = patience, callback
         self.report: RankReport | None = None
         self.tally = Tally()
+        self.alike = 0  # steps in a row in which all ranks sent the same
         self.memory = Memory()
         self.peers: Peers | None = None
         self.underway: object = None  # of the hook: the buckets of this backward pass
@@ -179,11 +182,14 @@ class RobustState:
         """Take in what an aggregation that is finished found out about the ranks."""
         weights, decision = aggregation.weights(), aggregation.decision
         assert decision is not None
-        self.account(aggregation.peers, weights, decision.scores, aggregation.faulty)
+        self.account(
+            aggregation.peers, weights, decision.scores, aggregation.faulty, aggregation.alike()
+        )
 
     def account(
-        self, peers: Peers, weights: Array, scores: Array | None, faulty: NDArray[np.bool_]
-    ) -> None:
+        self, peers: Peers, weights: Array, scores: Array | None, faulty: NDArray[np.bool_],
+        alike: bool = False,
+    ) -> None:  # fmt: skip
         """Take what a step found out about the ranks into the report."""
         if scores is not None and len(scores) != peers.n:
             scores = None  # they rank buckets, not ranks
@@ -195,6 +201,7 @@ class RobustState:
             step, str(self.rule), peers.ranks, weights, scores, _named(faulty, peers),
             _named(dropped, peers), self.tally.suspicion(),
         )  # fmt: skip
+        self.alike = self.alike + 1 if alike else 0
         self._log(dropped, events)
         if self.callback is not None:
             self.callback(self.report)
@@ -206,6 +213,11 @@ class RobustState:
         if dropped.all() or int(np.argmin(dropped)) != peers.rank:
             return
         step, rule = report.step, report.rule
+        if self.alike == ALIKE and peers.n > 1:
+            log.warning(
+                "all ranks sent the same gradient in %d steps in a row, up to step %d: is the "
+                "sampler distributed?", ALIKE, step,
+            )  # fmt: skip
         for rank in _named(events.not_finite, peers):
             log.warning("rank %d sent NaN or infinity in step %d: not finite", rank, step)
         for rank in _named(events.dropped_too_often, peers):

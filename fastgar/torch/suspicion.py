@@ -14,8 +14,8 @@ happens to any with probability at most `ALARM`, in a run of any length.
 With momentum at the workers the steps depend on each other, and a bet counts as 1 - momentum of
 one (its power, which is no better than fair). That is a rule of thumb, held by a simulation. Ranks
 with data of another kind are not exchangeable, and are named if that shows. So may be honest ranks
-when faulty ones, which the rule does not drop, leave it to them; and ranks that send the very same,
-of which rules drop the first or the last.
+when faulty ones, which the rule does not drop, leave it to them. Ranks that send the very same are
+distrusted alike.
 
 A rank that is dropped in every step from step s on, with f - 1 others, is named after at most
 log(4 n s (s + 1) / ALARM) / log(n / f) steps, rounded up (with momentum, divided by 1 - momentum):
