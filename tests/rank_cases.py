@@ -1603,8 +1603,10 @@ def work(
                     trouble = traceback.format_exc()
             written.write(json.dumps([name, trouble, perf_counter() - began]) + "\n")
             written.flush()
-            if trouble is not None:
-                break  # the others will not be understood
+            if trouble is not None:  # the others will not be understood, and need not wait for it
+                for later in cases:
+                    store.set(f"{later}/{rank}", "gone")
+                break
 
 
 def prepare() -> None:

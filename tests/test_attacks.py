@@ -324,7 +324,8 @@ def test_anti_cge_survives_cge(seed: int, h: int, q: int, f: int) -> None:
     )
     if f:  # longer by 1 %, and the last attacker gives way to an honest row
         everyone[h:] *= 1.01
-        assert (fg.inspect("cge", everyone, f).weights[h:] == 0).any()
+        weights = fg.inspect("cge", everyone, f).weights  # equal rows share what one of them lost
+        assert weights[h:].sum() < (q - 0.5) / (h + q - f)
 
 
 def test_anti_cge_takes_f_from_the_rule() -> None:

@@ -43,8 +43,8 @@ class StrictGroup(dist.ProcessGroup):
     is sent, or received, must not be written meanwhile. Ranks that do not call the same collectives
     in the same order get an error that names both lines, where NCCL would hang.
 
-    It has broadcast, all_reduce, all_gather, reduce_scatter, all_to_all_single, barrier and
-    batches of sends and receives, and what PyTorch makes of these.
+    It has broadcast, scatter, all_reduce, all_gather, reduce_scatter, all_to_all_single, barrier
+    and batches of sends and receives, and what PyTorch makes of these.
     """
 
     def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
@@ -105,6 +105,17 @@ class StrictGroup(dist.ProcessGroup):
             "broadcast", sent, received,
             lambda ins, outs: self._inner.broadcast([bytes_of(t) for t in (*ins, *outs)], opts),
             opts=opts, size=_size(tensors), root=opts.rootRank,
+        )  # fmt: skip
+
+    def scatter(self, outputs: Tensors, inputs: Sequence[Tensors], opts: Any) -> Pending:
+        """Send a tensor of one rank to each."""
+        parts = list(inputs[0]) if inputs else []
+        return self._launch(
+            "scatter", parts, outputs,
+            lambda ins, outs: self._inner.scatter(
+                list(map(bytes_of, outs)), [list(map(bytes_of, ins))] if ins else [], opts
+            ),
+            opts=opts, size=_size(outputs), root=opts.rootRank,
         )  # fmt: skip
 
     def allreduce(self, tensors: Tensors, opts: Any) -> Pending:
