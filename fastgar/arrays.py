@@ -13,6 +13,9 @@ array, and a list of k rows where it was a sequence, so that a stack is valid in
 What is read in place: any row stride (also negative or zero) as long as each row is C-contiguous,
 aligned and in native byte order. Any other layout costs one copy of that array. Rows of a
 sequence are judged one by one. What differs by library is in `libraries`.
+
+Leaves that are the same memory in every row (tied weights) are one leaf: they count once in
+distances, and the result has one array for all of them.
 """
 
 from __future__ import annotations
@@ -88,6 +91,7 @@ class _Leaf(NamedTuple):
     device: str
     block: Block | None  # None: integers
     views: list[View]
+    names: tuple[str, ...]  # its path, and those of what is the same memory in every row
 
     def vote(self, vote: Vote) -> tuple[list[int], str]:
         """Return the rows that make the value of an integer leaf, and how: "first" is as it is."""
@@ -156,7 +160,7 @@ class Table:
     """
 
     __slots__ = (
-        "_buffers", "_build", "_leaves", "_row", "backend", "blocks", "columns", "device",
+        "_buffers", "_build", "_leaves", "_row", "_ties", "backend", "blocks", "columns", "device",
         "library", "n", "paths",
     )  # fmt: skip
 
@@ -167,6 +171,7 @@ class Table:
         row: Any = None,
         build: Callable[[Iterator[Any]], Any] | None = None,
         buffers: str = "median",
+        ties: tuple[int, ...] = (),
     ) -> None:
         self.n = n
         self.device = leaves[0].device if leaves else "cpu"
@@ -185,6 +190,7 @@ class Table:
         self._row = row  # row 0 of a sequence, to compare a reference with
         self._build = build  # leaf values -> a row; None: the rows are one array
         self._buffers = buffers
+        self._ties = ties  # which leaf is at each place of a structure; (): one at each
 
     @property
     def one_array(self) -> bool:
@@ -213,7 +219,9 @@ class Table:
     def select(self, predicate: Callable[[str], bool]) -> Table:
         """Return the table of the leaves whose path satisfies `predicate`, for reading only."""
         kept = tuple(
-            leaf for leaf in self._leaves if leaf.block is not None and predicate(leaf.path)
+            leaf
+            for leaf in self._leaves
+            if leaf.block is not None and any(map(predicate, leaf.names))
         )
         if not kept:
             known = ", ".join(map(shown, self.paths[:20]))
@@ -319,7 +327,7 @@ def table(X: Any, *, buffers: str = "median") -> Table:
         else:
             view = library.contiguous(view)
     block = _new(Block, (_addresses(view.address, n, step), columns, dtype))
-    leaf = _new(_Leaf, ("", library, X, row, dtype, view.device, block, [view]))
+    leaf = _new(_Leaf, ("", library, X, row, dtype, view.device, block, [view], ("",)))
     return Table(n, (leaf,))
 
 
@@ -349,11 +357,15 @@ def reference(T: Table, v: Any, name: str = "reference") -> Table:
     if T._build is not None:
         found = []
         build = _walk([T._row, v], "", lambda i: name if i else "a row of X", found)
+    if T._ties:
+        assert build is not None
+        build = _tied(build, T._ties)
+        found = [found[T._ties.index(k)] for k in range(len(T._leaves))]
     leaves = tuple(
         _leaf(path, arrays[-1:], lambda i: name, leaf)
         for leaf, (path, arrays) in zip(T._leaves, found, strict=True)
     )
-    return Table(1, leaves, v, build, T._buffers)
+    return Table(1, leaves, v, build, T._buffers, T._ties)
 
 
 # ------------------------------------------------------------------------- sequences, structures
@@ -382,6 +394,9 @@ def _table_of_sequence(X: Any, buffers: str) -> Table:
     found: _Found = []
     build = _walk(rows, "", "row {}".format, found)
     leaves = tuple(_leaf(path, arrays, "row {}".format) for path, arrays in found)
+    leaves, ties = _untied(leaves)
+    if ties:
+        build = _tied(build, ties)
     devices = {leaf.device: leaf.path for leaf in leaves}
     if len(devices) > 1:
         where = ", ".join(f"leaf {shown(path)} is on {device}" for device, path in devices.items())
@@ -407,7 +422,33 @@ def _table_of_sequence(X: Any, buffers: str) -> Table:
             f"no leaf holds floating numbers, by which rows are believed "
             f"({shown(integers[0])} holds {leaves[0].dtype}): convert them first"
         )
-    return Table(len(rows), leaves, rows[0], build, buffers)
+    return Table(len(rows), leaves, rows[0], build, buffers, ties)
+
+
+def _untied(leaves: tuple[_Leaf, ...]) -> tuple[tuple[_Leaf, ...], tuple[int, ...]]:
+    """Return one leaf for all that are the same memory, and which of these each leaf is."""
+    places: dict[Any, list[int]] = {}
+    for k, leaf in enumerate(leaves):
+        where = [(view.address, view.strides) for view in leaf.views]
+        places.setdefault((leaf.dtype, leaf.shape, *where) if prod(leaf.shape) else k, []).append(k)
+    if len(places) == len(leaves):
+        return leaves, ()
+    groups = list(places.values())
+    kept = tuple(
+        leaves[group[0]]._replace(names=tuple(leaves[k].path for k in group)) for group in groups
+    )
+    each = {k: number for number, group in enumerate(groups) for k in group}
+    return kept, tuple(each[k] for k in range(len(leaves)))
+
+
+def _tied(build: _Build, ties: tuple[int, ...]) -> _Build:
+    """Return how to build a structure from one value for each of its different leaves."""
+
+    def build_tied(values: Iterator[Any]) -> Any:
+        made = list(values)
+        return build(iter([made[k] for k in ties]))
+
+    return build_tied
 
 
 def _holds_numbers(nodes: Any) -> bool:
@@ -515,7 +556,7 @@ def _leaf(path: str, arrays: list[Any], label: _Label, like: _Leaf | None = None
     if dtype in ITEMSIZE:
         addresses = np.array([view.address for view in views], np.int64)
         block = Block(addresses, prod(shape), dtype)
-    return _Leaf(path, library, arrays[0], tuple(shape), dtype, device, block, views)
+    return _Leaf(path, library, arrays[0], tuple(shape), dtype, device, block, views, (path,))
 
 
 def _empty_structures(T: Table, build: _Build, count: int | None) -> Out:

@@ -109,10 +109,11 @@ def max_f(name: str | Rule, n: int) -> int:
     n : int
         The number of rows.
 
-    Raises
-    ------
-    ValueError
-        If n is too small even for f = 0.
+    Returns
+    -------
+    int
+        0 also where n is too small even for f = 0, which calling the rule says then: so
+        `f=min(2, fastgar.max_f(name, n))` does for rounds of any size.
 
     Examples
     --------
@@ -120,11 +121,9 @@ def max_f(name: str | Rule, n: int) -> int:
     (4, 2, 0)
     """
     n = _whole("n", n)
-    lowest = rule(name, 0)
-    lowest.require(n)
-    if all(stage.spec.f == "no" for stage in lowest.stages):
+    if all(stage.spec.f == "no" for stage in rule(name, 0).stages):
         return 0
-    good, bad = 0, n  # f < n always
+    good, bad = 0, max(n, 1)  # f < n always
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if rule(name, middle).check(n) is None else (good, middle)

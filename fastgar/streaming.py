@@ -51,6 +51,11 @@ class Streaming:
 
     def __init__(self, spec: str | Rule, n: int, f: int | None = None) -> None:
         self.rule = rule(spec, f)
+        if n is None:
+            raise TypeError(
+                "n must be the number of rows of each chunk, got None: a rule needs it to know "
+                "how many may be left out, before it has seen any chunk"
+            )
         self.n = whole("n", n) or 0
         self.rule.require(self.n)
         self._begin()

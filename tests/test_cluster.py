@@ -425,7 +425,9 @@ WRITER = textwrap.dedent(
         os.waitpid(child, 0)
         os.close(writes)
         before, found = whole, disk.read()
-        least = before + len(os.read(reads, 1 << 16))
+        written = len(os.read(reads, 1 << 16))
+        least = before + written
+        takes *= 1.1 if written == 0 else 0.9 if written > 3 else 1.0  # however busy the machine is
         os.close(reads)
         assert found.step in (least, least + 1), (life, least, found.step)
         assert (found.arrays["theta"] == found.step).all() and found.step in found.kept["model"]

@@ -185,7 +185,7 @@ def test_both_dial_at_once_and_one_connection_remains(tmp_path: Path) -> None:
             posted(a, "b", GRADIENT, turn)
             it.boxes["b"].wait("a", GRADIENT, turn)
             connected(a, b)
-            assert len(a.company.links()) == len(b.company.links()) == 1
+            until(lambda b=b: len(a.company.links()) == len(b.company.links()) == 1)  # type: ignore
             ends.update(b.status()["a"].closed)
             b.close()
         assert not {*ends} - {"double", "replaced", "left"}

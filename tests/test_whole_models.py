@@ -9,6 +9,7 @@ import pytest
 
 import fastgar as fg
 from fastgar.arrays import rounded_mean
+from fastgar.cpu.compile import Kernel
 
 
 def models(n: int = 7, count: int = 1) -> list[dict[str, Any]]:
@@ -88,3 +89,48 @@ def test_a_weighted_sum_takes_integers_of_rows_with_a_weight() -> None:
     rows = models()
     assert fg.combine([0, 0, 0.5, 0, 0.5, 0, 0], rows)["i"].tolist() == [6]
     assert [m["i"].tolist() for m in fg.combine(np.eye(7)[[5, 2]], rows)] == [[15], [6]]
+
+
+@pytest.mark.parametrize(
+    "spec", ["krum", "median", "nnm | trimmed_mean", "geometric_median", "nnm"]
+)
+def test_tied_weights_count_once_and_stay_tied(spec: str) -> None:
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        once = [{"w": draw.normal(size=(4, 2)), "b": draw.normal(size=3)} for _ in range(7)]
+        rows = [{"head": x["w"][:], "b": x["b"], "body": [x["w"]]} for x in once]
+        rule = fg.rule(spec, 1)
+        found, wanted = rule(rows), rule(once)
+        for got, want in zip(*([x] if spec != "nnm" else x for x in (found, wanted)), strict=True):
+            assert got["head"] is got["body"][0]
+            np.testing.assert_array_equal(got["head"], want["w"])
+            np.testing.assert_array_equal(got["b"], want["b"])
+
+
+def test_tied_weights_have_all_their_names() -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        {"first": w, "second": w[:], "b": draw.normal(size=2)} for w in draw.normal(size=(7, 3))
+    ]
+    heads = [{"first": row["first"]} for row in rows]
+    for name in ("first", "second"):
+        got = fg.krum(rows, 1, distance_on=name.__eq__)
+        np.testing.assert_array_equal(got["second"], fg.krum(heads, 1)["first"])
+    rows[3]["second"] = rows[3]["second"].copy()  # not tied in every row: two leaves
+    assert fg.median(rows)["first"] is not fg.median(rows)["second"]
+    start = {"first": np.ones(3), "second": np.ones(3), "b": np.ones(2)}
+    assert fg.centered_clipping(rows, 1, tau=1.0, start=start)["b"].shape == (2,)
+    rows[3]["second"] = rows[3]["first"]
+    got = fg.centered_clipping(rows, 1, tau=1.0, start=start)
+    assert got["first"] is got["second"]
+    with pytest.raises(ValueError, match="has not: all rows must have one structure"):
+        fg.centered_clipping(rows, 1, tau=1.0, start={"first": np.ones(3), "b": np.ones(2)})
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="n must be the number of rows of each chunk, got None"):
+        fg.Streaming("krum", None, f=1)  # type: ignore[arg-type]
+    monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
+    kernel = Kernel(lambda a, k: None, 1)
+    with pytest.raises(RuntimeError, match="NUMBA_DISABLE_JIT is set, but"):
+        kernel.specialised(1)

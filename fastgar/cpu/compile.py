@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 from llvmlite import binding
-from numba import njit, typeof, types
+from numba import config, njit, typeof, types
 from numba.core.caching import FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.runtime import nrt
@@ -168,6 +168,14 @@ def _fingerprint() -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
+def _require_compiler() -> None:
+    if cast(Any, config).DISABLE_JIT:
+        raise RuntimeError(
+            "NUMBA_DISABLE_JIT is set, but the kernels of fastgar only run compiled: unset it "
+            "(coverage of your own Python code does not need it)"
+        )
+
+
 _compiled: dict[Callable[..., Any], Any] = {}
 
 
@@ -202,6 +210,7 @@ class Kernel:
         try:
             return self._entries[constants]
         except KeyError:
+            _require_compiler()
             literal: Any = types.literal
             literals = [literal(value) for value in constants]
             signature = (types.intp,) * self._run_time + tuple(literals)

@@ -265,9 +265,8 @@ def configured(spec: str | Rule, f: int | None, n: int) -> Rule:
         )
     complaint = found.check(n)
     if complaint is not None:
-        try:
-            hint = f"the largest f for {n} ranks is {max_f(found, n)}"
-        except ValueError:
+        hint = f"the largest f for {n} ranks is {max_f(found, n)}"
+        if rule(spec, 0).check(n) is not None:
             hint = f"{n} ranks are too few for it even with f=0"
         raise ValueError(f"{complaint} (the ranks are its rows): {hint}")
     return found
