@@ -39,9 +39,10 @@ def drawn(protocol, seed, steps):
         workers = {"count": 7, "f": 2, "byzantine": 1, "attack": draw.choice(("little", "nan"))}
     else:
         servers, workers = {"count": 3, "f": 1}, {"count": 3, "f": 1}
+    pieces = {"pieces": 8} if protocol == "aggregathor" else {}
     training = {"model": "logistic", "steps": steps, "evaluate_every": 20, "seed": seed}
     document = {
-        "protocol": {"name": protocol}, "servers": servers, "workers": workers,
+        "protocol": {"name": protocol} | pieces, "servers": servers, "workers": workers,
         "training": training,
     }  # fmt: skip
     if protocol == "byzsgd":

@@ -85,7 +85,7 @@ WRONG = {
     "holes must be 'nan', 'zero' or 'previous', got 'none'": {
         "protocol": {"name": "aggregathor", "holes": "none"}, "servers": {"count": 1},
     },
-    "pieces must lie between 1 and 64, got 65": {
+    "pieces must lie between 1 and 64, or be 0, got 65": {
         "protocol": {"name": "aggregathor", "pieces": 65}, "servers": {"count": 1},
     },
     "holes of [protocol] must be a string, got 3": {
@@ -146,6 +146,20 @@ def test_a_file_says_again_what_it_was_read_from(tmp_path: Path) -> None:
     path.write_text(to_toml(cluster_of({"protocol": thor, **groups})))
     again = read_cluster(path)
     assert (again.training.rule, again.holes, again.pieces) == ("bulyan", "previous", 3)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "d", "count"), [(0, 650, 1), (0, 40_000, 2), (0, 10**6, 8), (3, 650, 3)]
+)
+def test_a_short_gradient_goes_in_one_piece(pieces: int, d: int, count: int) -> None:
+    thor = {"name": "aggregathor", "pieces": pieces}
+    cluster = cluster_of(
+        {"protocol": thor, "servers": {"count": 1}, "workers": {"count": 7, "f": 1}}
+    )
+    fitted = cluster.fitted(d)
+    assert len(fitted.parts["gradient"]) == count
+    assert sum(fitted.length(kind, d) for kind in fitted.parts["gradient"]) == d
+    assert cluster.pieces == pieces and fitted.fitted(1) is fitted
 
 
 @pytest.mark.parametrize(

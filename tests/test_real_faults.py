@@ -122,7 +122,7 @@ def test_a_leader_that_is_killed_is_succeeded(tmp_path: Path, forks: Nursery) ->
 
 def test_aggregathor_goes_on_without_a_worker(tmp_path: Path, forks: Nursery) -> None:
     document = {
-        "protocol": {"name": "aggregathor"},
+        "protocol": {"name": "aggregathor", "pieces": 8},
         "servers": {"count": 1},
         "workers": {"count": 5, "f": 1},
         "training": {"model": "logistic", "steps": 30, "evaluate_every": 10},

@@ -434,7 +434,7 @@ def test_both_resiliences_learn_among_lying_workers(resilience: str) -> None:
 @pytest.mark.parametrize("holes", ["nan", "zero", "previous"])
 def test_a_slow_worker_leaves_holes_and_is_not_waited_for(holes: str) -> None:
     slow = {**DIGITS, "perturb": ["slow w3 @ step 5 for 1000 s"]}
-    settings = {"name": "aggregathor", "holes": holes, "deadline_floor": 0.05}
+    settings = {"name": "aggregathor", "holes": holes, "pieces": 8, "deadline_floor": 0.05}
     outcome = simulate({**slow, "protocol": settings})
     waiting = simulate({**slow, "protocol": {**settings, "quorum_workers": 9}})
     assert outcome.shares["w3"] < 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = ["TWINS", "Address", "Cluster", "Group"]
 
 TWINS = "twins"  # the attack that is none: see `fastgar.protocols.twins`
 PREFIXES = {"server": "ps", "worker": "w"}
+PIECES, PIECE = 8, 1 << 14  # into how many a gradient goes, if each has so many numbers
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Cluster:
     holes : {"nan", "zero", "previous"}
         Of aggregathor: what stands where a piece of a gradient has not come by the deadline.
     pieces : int
-        Of aggregathor: in how many a gradient goes.
+        Of aggregathor: in how many a gradient goes; 0: up to 8, each of 16,384 numbers at least.
     wire : {"float32", "bfloat16"}
         As what models and gradients travel. What is not sent, such as a server's model between two
         gathers, is float32.
@@ -105,7 +106,7 @@ class Cluster:
     agreement: str = "dmc"
     resilience: str = "weak"
     holes: str = "nan"
-    pieces: int = 8
+    pieces: int = 0
     wire: str = "float32"
     deadline_floor: float = 0.2
     deadline_ceiling: float = 10.0
@@ -196,7 +197,7 @@ class Cluster:
         """Return the kinds as which a kind travels: itself, or its pieces or copies."""
         way = self.ways[kind]
         count = {"": 0, "f": self.f_s + 1, "n": self.servers.count}[way.copies]
-        count = self.pieces if way.pieces else count
+        count = self.pieces or 1 if way.pieces else count
         return tuple(f"{kind}/{i}" for i in range(count)) or (kind,)
 
     @cached_property
@@ -224,7 +225,15 @@ class Cluster:
 
     def ends(self, d: int) -> list[tuple[int, int]]:
         """Return where each piece of d numbers begins and ends."""
-        return [(i * d // self.pieces, (i + 1) * d // self.pieces) for i in range(self.pieces)]
+        count = self.pieces or 1
+        return [(i * d // count, (i + 1) * d // count) for i in range(count)]
+
+    def fitted(self, d: int) -> Cluster:
+        """Return the cluster with a number of pieces for models of d numbers.
+
+        A piece of a small gradient is no earlier than the whole, and a message costs as much.
+        """
+        return self if self.pieces else replace(self, pieces=min(PIECES, max(1, d // PIECE)))
 
     def talks(self, role: str, other: str) -> bool:
         """Return whether nodes of two roles have something to say to each other."""

@@ -82,11 +82,12 @@ class NodeProcess:
         limits: Limits | None = None,
         led: bool = False,
     ) -> None:
+        d, identity = len(learning.initial), hash_of(cluster)
+        cluster = cluster.fitted(d)
         self.led, self.released = led, threading.Event()
         self.cluster, self.name, self.watcher = cluster, name, watcher
         names = dict(enumerate(cluster.kinds))
         self._numbers = {kind: number for number, kind in names.items()}
-        d = len(learning.initial)
         lengths = {kind: cluster.length(kind, d) for kind in cluster.kinds}
         pools = {length: Pool(length) for length in lengths.values()}
         self.inbox = NodeInbox(
@@ -109,7 +110,7 @@ class NodeProcess:
                 if peer != name and cluster.talks(cluster.role(peer), cluster.role(name))
             },
             key,
-            identity=hash_of(cluster),
+            identity=identity,
             about=_about(d, cluster.wire, learning),
             kinds={
                 **{

@@ -60,8 +60,8 @@ def _of_aggregathor(c: Cluster) -> str | None:
         if value not in ways:
             *first, last = map(repr, ways)
             return f"{what} must be {', '.join(first)} or {last}, got {shown(value)}"
-    if not 1 <= c.pieces <= MOST_PIECES:
-        return f"pieces must lie between 1 and {MOST_PIECES}, got {c.pieces}"
+    if not 0 <= c.pieces <= MOST_PIECES:
+        return f"pieces must lie between 1 and {MOST_PIECES}, or be 0, got {c.pieces}"
     factor = 2 if c.resilience == "weak" else 4
     default = c.text.rule if c.resilience == "weak" else c.text.strong
     if c.training.rule == default and c.n_w < factor * c.f_w + 3:

@@ -53,7 +53,7 @@ class Speaker:
         self.arrays: dict[str, Vector] = {}
         self.kept: dict[str, dict[int, tuple[Vector, tuple[str, ...]]]] = {}
         self.lie: Any = None
-        self._place = cluster.of_role(self.role).index(name) % cluster.pieces
+        self._place = cluster.of_role(self.role).index(name) % (cluster.pieces or 1)
         self._followers: dict[tuple[str, str], int] = {}
         self._answered: dict[tuple[str, bool], float] = {}
         state = storage.read()

@@ -78,6 +78,7 @@ def simulate(
     """
     cluster = as_cluster(cluster)
     learning = Learning(cluster.training, model, data)
+    cluster = cluster.fitted(len(learning.initial))
     record = Record(cluster, learning, write)
     watcher = Properties(cluster, record) if check else record
     lies = {name: lie_of(cluster, name) for name in cluster.names}
