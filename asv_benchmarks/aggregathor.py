@@ -1,6 +1,7 @@
 """A step of AggregaThor against plain averaging, on the same network of real processes.
 
-    python -m asv_benchmarks.aggregathor        7,510 parameters (--hidden N for 75 N + 10)
+    python -m asv_benchmarks.aggregathor        7,510 parameters
+    (--hidden N for 75 N + 10; --turns N)
 
 One server and seven workers, each a process with its links and its disk, on this machine: the mean
 (vanilla), Multi-Krum (aggregathor, weak resilience) and Bulyan (strong), both with f = 1. Nobody
@@ -48,9 +49,10 @@ class AggregaThor:
     track_weak_ratio.unit = track_strong_ratio.unit = "x"
 
 
-def measured(hidden):
+def measured(hidden, count=TURNS):
     """Run the processes; return wall and CPU seconds of a step of each way."""
-    return in_processes("aggregathor", len(NAMES), "--hidden", str(hidden))
+    options = "--hidden", str(hidden), "--turns", str(count)
+    return in_processes("aggregathor", len(NAMES), *options)
 
 
 # ----------------------------------------------------------------------------- what a process does
@@ -103,7 +105,7 @@ def learning_of(hidden):
     return Learning(cluster_of("vanilla").training, network)
 
 
-def turns(rank, folder, hidden):
+def turns(rank, folder, hidden, count):
     """Return the middle wall and CPU seconds of a step of each way."""
     import socket
 
@@ -129,7 +131,7 @@ def turns(rank, folder, hidden):
     for each in clusters.values():
         each.rule([learning.initial] * WORKERS, 0)  # compiles
     found = {way: {"wall": [], "cpu": []} for way in WAYS}
-    for turn in range(TURNS + 1):
+    for turn in range(count + 1):
         for way, cluster in clusters.items():
             watcher = Watcher()
             disk = Disk(Path(folder) / f"{name} {way} {turn}", way)
@@ -151,13 +153,14 @@ def main():
     parser.add_argument("--rank", type=int)
     parser.add_argument("--folder")
     parser.add_argument("--hidden", type=int, default=HIDDEN)
+    parser.add_argument("--turns", type=int, default=TURNS)
     options = parser.parse_args()
     if options.rank is not None:
-        found = turns(options.rank, options.folder, options.hidden)
+        found = turns(options.rank, options.folder, options.hidden, options.turns)
         if options.rank == 0:
             print(json.dumps(found))
         return
-    found = measured(options.hidden)
+    found = measured(options.hidden, options.turns)
     for key in ("wall", "cpu"):
         plain = found["vanilla"][key]
         for way in WAYS:
