@@ -294,7 +294,7 @@ class Mailbox:
         parts = [self._held[part].get(want.step, {}) for part in self.parts[want.kind]]
         if min(map(len, parts)) < want.q:
             return None
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in self.whole(want)}
+        rows = {name: _joined([part[name] for part in parts]) for name in self.whole(want)}
         return self._found(want, want.step, rows, want.q)
 
     def _in_part(self, want: Want) -> Received | None:
@@ -306,7 +306,7 @@ class Mailbox:
             return None
         holes = [np.full_like(part[good[0]], np.nan) for part in parts]
         rows = [
-            np.concatenate([part.get(name, hole) for part, hole in zip(parts, holes, strict=True)])
+            _joined([part.get(name, hole) for part, hole in zip(parts, holes, strict=True)])
             for name in order
         ]
         missing = tuple(name for name in order if name not in whole)
@@ -344,6 +344,10 @@ class Mailbox:
         del rows[peer]
         if not rows:
             del self._held[kind][step]
+
+
+def _joined(parts: Sequence[Vector]) -> Vector:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def is_finite(vector: Vector) -> bool:
