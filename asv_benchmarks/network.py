@@ -3,6 +3,7 @@
     python -m asv_benchmarks.network            16 MB to each of four peers and back: all ratios
 
 Links carry float32, and bfloat16 in half the bytes, with what it takes to round and to widen again.
+Beside them go gloo's isend and irecv, which wait for nobody else, as links do.
 Every turn takes each way once, one after the other, between barriers. Wall is the server's time
 from the first byte to the last; CPU is that of all processes together. Medians of many turns count.
 """
@@ -23,7 +24,7 @@ from .profiles import FULL
 RANKS, COLUMNS = 5, 4_000_000
 TURNS = 45 if FULL else 15
 CODES = {"float32": (0, 1), "bfloat16": (2, 3)}  # of models and of gradients
-WAYS = {"gloo": None, "links": "float32", "halves": "bfloat16"}  # as what numbers travel
+WAYS = {"gloo": None, "links": "float32", "halves": "bfloat16", "isend": None}  # of travel
 
 
 def in_processes(module, count, *options):
@@ -70,11 +71,14 @@ class Network:
     def track_halves_cpu_ratio(self, seconds):
         return seconds["halves"]["cpu"] / seconds["links"]["cpu"]
 
+    def track_isend_wall_ratio(self, seconds):
+        return seconds["isend"]["wall"] / seconds["gloo"]["wall"]
+
     def track_cpu_milliseconds(self, seconds):
         return 1000 * seconds["links"]["cpu"]
 
     track_wall_ratio.unit = track_cpu_ratio.unit = "x"
-    track_halves_wall_ratio.unit = track_halves_cpu_ratio.unit = "x"
+    track_halves_wall_ratio.unit = track_halves_cpu_ratio.unit = track_isend_wall_ratio.unit = "x"
     track_cpu_milliseconds.unit = "ms"
 
 
@@ -156,11 +160,22 @@ def rounds(rank, folder, columns):
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
     links, inbox = links_of(rank, store, folder, columns)
     model, gradient = torch.randn(columns), torch.randn(columns)
+    received = torch.empty(columns)
     gathered = [torch.empty(columns) for _ in range(RANKS)] if rank == 0 else None
 
     def over_gloo(step, dtype):
         dist.broadcast(model, 0)
         dist.gather(gradient, gathered, 0)
+
+    def by_isend(step, dtype):
+        if rank == 0:
+            works = [dist.isend(model, peer) for peer in range(1, RANKS)]
+            works += [dist.irecv(gathered[peer], peer) for peer in range(1, RANKS)]
+        else:
+            dist.recv(received, 0)
+            works = [dist.isend(gradient, 0)]
+        for work in works:
+            work.wait()
 
     def over_links(step, dtype):
         to, back = CODES[dtype]
@@ -173,10 +188,11 @@ def rounds(rank, folder, columns):
             inbox.wait(step)
             links.post("node 0", back, step, encoded(gradient.numpy(), dtype).data)
 
+    ways = {"gloo": over_gloo, "isend": by_isend}
     found = {name: {"wall": [], "cpu": []} for name in WAYS}
     for step in range(TURNS + 2):
         for number, (name, dtype) in enumerate(WAYS.items()):
-            call = over_gloo if dtype is None else over_links
+            call = ways.get(name, over_links)
             dist.barrier()
             cpu, wall = process_time(), perf_counter()
             call(len(WAYS) * step + number, dtype)
@@ -206,9 +222,9 @@ def main():
         return
     seconds = measured("--columns", str(options.columns))
     for key in ("wall", "cpu"):
-        gloo, links, halves = (seconds[name][key] for name in WAYS)
-        print(f"{key:5} links {links:.3f} s, gloo {gloo:.3f} s: {links / gloo:.2f} times")
-        print(f"{key:5} links {links:.3f} s, bfloat16 {halves:.3f} s: {halves / links:.2f} times")
+        gloo = seconds["gloo"][key]
+        for name in WAYS:
+            print(f"{key:5} {name:7} {seconds[name][key]:.3f} s: {seconds[name][key] / gloo:.2f} x")
 
 
 if __name__ == "__main__":

@@ -81,8 +81,8 @@ def test_nodes_are_killed_and_told_to_end_at_any_moment(
     from asv_benchmarks import kills
 
     monkeypatch.setattr(kills, "PATIENCE", PATIENCE)
-    monkeypatch.setattr(kills, "EXITS", 0.5)
-    found = kills.run(kind, 9, steps, tmp_path, forks, least=4)
+    monkeypatch.setattr(kills, "EXITS", 0.5)  # the draws of this seed begin with a kill and an end
+    found = kills.run(kind, 12, steps, tmp_path, forks, least=4)
     assert found["error"] is None and found["accuracy"] > 0.8
     assert found["kills"] and found["exits"]
 
