@@ -23,10 +23,10 @@ from fastgar.protocols.aggregathor import filled
 from fastgar.protocols.crash_tolerant import later, number_of, stamped
 from fastgar.protocols.encoding import BLOCK, encoded, land, landing, numbers
 from fastgar.protocols.file import cluster_of, hash_of, read_cluster, to_toml
-from fastgar.protocols.inbox import Pool
 from fastgar.protocols.mailbox import Mailbox, Verdict, Want
 from fastgar.protocols.pace import Pace
 from fastgar.protocols.perturb import read_perturbation
+from fastgar.protocols.pool import Pool
 from fastgar.protocols.results import Results
 from fastgar.protocols.storage import Damaged, Disk, State, pack, unpack
 

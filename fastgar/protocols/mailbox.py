@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TooManyFaults
+from .pool import Pool
 
 __all__ = ["Mailbox", "Received", "TooManyFaulty", "Verdict", "Want"]
 
@@ -139,6 +140,7 @@ class Mailbox:
         self._families: dict[str, list[str]] = {}
         for kind in self.senders:
             self._families.setdefault(kind.partition("/")[0], []).append(kind)
+        self._pools: dict[str, Pool] = {}
         self._arrived = dict.fromkeys(self.senders, 0)
         self._latest = frozenset(latest)
         self._floor = dict.fromkeys(self.senders, 0)
@@ -294,8 +296,17 @@ class Mailbox:
         parts = [self._held[part].get(want.step, {}) for part in self.parts[want.kind]]
         if min(map(len, parts)) < want.q:
             return None
-        rows = {name: _joined([part[name] for part in parts]) for name in self.whole(want)}
+        rows = {
+            name: self._row(want.kind, [part[name] for part in parts]) for name in self.whole(want)
+        }
         return self._found(want, want.step, rows, want.q)
+
+    def _row(self, kind: str, parts: Sequence[Vector]) -> Vector:
+        """Return pieces as one vector, in memory that nobody else refers to any more."""
+        if len(parts) == 1:
+            return parts[0]
+        pool = self._pools.setdefault(kind, Pool(sum(map(len, parts)), parts[0].dtype))
+        return np.concatenate(parts, out=pool.take())
 
     def _in_part(self, want: Want) -> Received | None:
         """Return the rows of everybody, with holes, if enough are whole, and f at most are not."""
@@ -304,10 +315,9 @@ class Mailbox:
         good = [name for name in whole if all(is_finite(part[name]) for part in parts)]
         if len(whole) < (want.enough or 0) or len(good) < max(1, len(order) - want.f):
             return None
-        holes = [np.full_like(part[good[0]], np.nan) for part in parts]
+        pairs = [(part, np.full_like(part[good[0]], np.nan)) for part in parts]
         rows = [
-            _joined([part.get(name, hole) for part, hole in zip(parts, holes, strict=True)])
-            for name in order
+            self._row(want.kind, [part.get(name, hole) for part, hole in pairs]) for name in order
         ]
         missing = tuple(name for name in order if name not in whole)
         faulty = tuple(name for name in order if name in whole and name not in good)
@@ -344,10 +354,6 @@ class Mailbox:
         del rows[peer]
         if not rows:
             del self._held[kind][step]
-
-
-def _joined(parts: Sequence[Vector]) -> Vector:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def is_finite(vector: Vector) -> bool:
