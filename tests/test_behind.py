@@ -11,11 +11,14 @@ import pytest
 
 from fastgar.protocols.byzsgd import caught_up
 from fastgar.protocols.cluster import Cluster, Group
+from fastgar.protocols.mailbox import Mailbox, Want
+from fastgar.protocols.pace import Pace
 from fastgar.protocols.properties import Properties
 from fastgar.protocols.record import Record
 from fastgar.protocols.scenario import Quadratic, drawn
 from fastgar.protocols.seals import sealed
 from fastgar.protocols.simulated import Simulation
+from fastgar.protocols.waits import Waits
 
 CUT, HEALED = 8.0, 25.0  # until when some hear nothing, and when everything comes through
 Held = Callable[[str, str, str, int], bool]
@@ -211,6 +214,64 @@ def test_liars_and_the_network_can_take_all_back_to_where_f_servers_were(agreeme
     assert min(after) > 0.8 * first
 
 
+@pytest.mark.parametrize("agreement", ["dmc", "rbtm"])
+def test_liars_that_some_never_hear_leave_them_behind_for_no_longer(agreement: str) -> None:
+    """All others go on with the liars, step by step: four models of each come, and soon are old."""
+    cluster = cluster_of("partition ps4,ps5 | rest @ 0.05 s for 1 s", agreement=agreement)
+    cluster = replace(
+        cluster, servers=Group(8, 2, 2, "silence"), simulated={"latency": 0.01, "compute": 0.1},
+        training=replace(cluster.training, steps=80),
+    )  # fmt: skip
+    work = Quadratic(cluster)
+    record = Record(cluster, work)  # type: ignore[arg-type]
+
+    def lie(node: Any, kind: str, step: int, vector: Any, peer: str) -> Any:
+        return None if peer in ("ps4", "ps5") else vector
+
+    network = Simulation(
+        cluster, 0, lambda name: work, Properties(cluster, record),
+        lambda name: lie if name in cluster.liars else None,
+    )  # fmt: skip
+    network.run(lambda: len(network.nodes) == len(cluster.names))
+    nodes = network.nodes
+    assert network.run(lambda: nodes["ps0"].at == 20, 200.0)
+    assert nodes["ps4"].at <= 1
+    assert nodes["ps5"].at <= 1
+    assert network.run(lambda: nodes["ps0"].at == 70, 200.0)
+    assert nodes["ps4"].at >= 60
+    assert nodes["ps5"].at >= 60
+    assert network.run(record.finished, 200.0)
+
+
+def test_who_is_behind_gives_the_others_time_from_the_first_models_of_a_step_on() -> None:
+    """That is ten seconds from the first such step on, and then the same or one more step."""
+    names = [f"ps{i}" for i in range(8)]
+    mailbox = Mailbox("ps7", {"gradient": ["w0"], "model": names}, ["model"])
+    waits = Waits(mailbox, Pace(floor=0.1, ceiling=10.0, usual=0.1), lambda: True)
+    behind = Want("model", 1, 5, 2, later=True, enough=4)
+
+    def come(now: float, step: int, *peers: int) -> int | None:
+        for peer in peers:
+            mailbox.put(names[peer], "model", step, np.zeros(1, np.float32))
+        found = waits.ready(None, now)
+        return None if found is None else found[1].step
+
+    waits.begin((Want("gradient", 0, 1), behind), 0.0)
+    assert come(99.0, 4, 0, 1, 2) is None
+    for _ in range(7):
+        waits.passed(99.0)
+    assert waits.due > 105.0
+    assert come(100.0, 4, 3) is None
+    assert waits.due <= 100.4  # those that lack are asked soon
+    assert come(109.9, 4) is None
+    assert come(109.9, 5, 0, 1, 2, 3) is None
+    assert come(110.0, 5) == 4
+    waits.begin((behind,), 110.0)
+    assert come(110.0, 5) is None  # another wait
+    assert come(111.0, 6, 0, 1) is None
+    assert come(111.0, 6, 2, 3, 4) == 6  # as many as it takes
+
+
 @pytest.mark.parametrize("f", [2, 3, 5])
 def test_a_model_of_ones_own_among_too_few_keeps_it_within_the_honest_range(f: int) -> None:
     draw = np.random.default_rng(f)
@@ -222,3 +283,14 @@ def test_a_model_of_ones_own_among_too_few_keeps_it_within_the_honest_range(f: i
             found = caught_up(honest[1:] + lies, honest[0], f)
             assert (np.min(honest, axis=0) <= found).all()
             assert (found <= np.max(honest, axis=0)).all()
+
+
+@pytest.mark.parametrize("f", [2, 3, 5])
+def test_f_plus_1_honest_models_of_others_keep_it_within_their_range(f: int) -> None:
+    draw = np.random.default_rng(f)
+    for k in range(f + 2, 2 * f + 2):
+        honest = list(draw.standard_normal((f + 1, 7)).astype(np.float32))
+        lies = [np.full(7, 1e6, np.float32)] * (k - f - 1)
+        found = caught_up(honest + lies, np.full(7, 10, np.float32), f)
+        assert (np.min(honest, axis=0) <= found).all()
+        assert (found <= np.max(honest, axis=0)).all()
