@@ -11,13 +11,16 @@ import pytest
 
 from fastgar.protocols.byzsgd import caught_up
 from fastgar.protocols.cluster import Cluster, Group
+from fastgar.protocols.mailbox import Mailbox, Want
+from fastgar.protocols.pace import Pace
 from fastgar.protocols.properties import Properties
 from fastgar.protocols.record import Record
 from fastgar.protocols.scenario import Quadratic, drawn
 from fastgar.protocols.seals import sealed
 from fastgar.protocols.simulated import Simulation
+from fastgar.protocols.waits import Waits
 
-HEALED = 25.0  # when everything comes through
+CUT, HEALED = 8.0, 25.0  # until when some hear nothing, and when everything comes through
 Held = Callable[[str, str, str, int], bool]
 
 
@@ -135,11 +138,16 @@ def test_who_leaves_a_gather_by_reliable_broadcast_still_takes_part_in_it(restar
     ends(cluster_of(*perturb, agreement="rbtm", gather_every=1, workers=3), held, at)
 
 
-@pytest.mark.parametrize("agreement", ["dmc", "rbtm"])
-def test_liars_and_the_network_can_take_all_back_to_where_f_servers_were(agreement: str) -> None:
-    """Ps4 and ps5 fill up with their first model, and the gather of step 4 has them and two others.
+def pulled(agreement: str, after: float) -> tuple[float, list[float], list[float]]:
+    """Have liars pull all back: ps4 and ps5, cut off, hear of step 4 from them and two others.
 
-    That is what is not promised. What is, the honest range, is checked at every event.
+    From ps2 and ps3 they hear it so many seconds later. The gather of step 4 has ps4 and ps5
+    in it, the liars, and two others.
+
+    Returns
+    -------
+    float, list of float, list of float
+        How far from the minimum the first model is, and those of ps0 to ps3 before and after it.
     """
     cluster = cluster_of(agreement=agreement)
     cluster = replace(
@@ -148,11 +156,15 @@ def test_liars_and_the_network_can_take_all_back_to_where_f_servers_were(agreeme
     work = Quadratic(cluster)
     away = np.sign(work.initial - work.points.mean(axis=0))
     far = (work.initial + 1000 * away).astype(np.float32)
+    begins = dict.fromkeys(("ps4", "ps5"), HEALED)  # when they hear of it from ps2 and ps3
 
     def held(sender: str, receiver: str, kind: str, step: int) -> bool:
-        if receiver in ("ps4", "ps5") and kind in ("gradient", "model"):
-            ahead = sender in ("ps0", "ps1", "ps6", "ps7")
-            return step < 3 if kind == "gradient" else not ahead or step != 4
+        if receiver in begins and kind in ("gradient", "model"):
+            if len(network.nodes[receiver].mailbox.held("model", 4)) == 4:
+                begins[receiver] = min(begins[receiver], network.now + after)
+            first = sender in ("ps0", "ps1", "ps6", "ps7") and network.now > CUT
+            comes = first or network.now > begins[receiver]
+            return step < 3 if kind == "gradient" else step != 4 or not comes
         pair = {"ps0": "ps1", "ps1": "ps0", "ps2": "ps3", "ps3": "ps2"}
         out = sender in ("ps2", "ps3") if cluster.signs else pair.get(receiver, sender) != sender
         return kind == "gather" and step == 4 and sender in pair and out
@@ -178,10 +190,86 @@ def test_liars_and_the_network_can_take_all_back_to_where_f_servers_were(agreeme
         return [work.accuracy(network.nodes[name].arrays["theta"]) for name in fresh]
 
     network.run(lambda: len(network.nodes) == len(cluster.names))
-    first = work.accuracy(work.initial)
-    assert max(came(4)) < 0.3 * first
-    assert min(came(5)) > 0.8 * first
+    before, behind = came(4), came(5)
     assert network.run(record.finished, 200.0)
+    return work.accuracy(work.initial), before, behind
+
+
+@pytest.mark.parametrize("agreement", ["dmc", "rbtm"])
+def test_liars_that_are_heard_first_take_nobody_back(agreement: str) -> None:
+    """Ps4 and ps5 have been cut off for long, and the others need a moment more than the liars."""
+    first, before, after = pulled(agreement, 0.3)
+    assert max(before) < 0.3 * first
+    assert max(after) < 0.3 * first
+
+
+@pytest.mark.parametrize("agreement", ["dmc", "rbtm"])
+def test_liars_and_the_network_can_take_all_back_to_where_f_servers_were(agreement: str) -> None:
+    """Where others are held back for long, ps4 and ps5 fill up with their first model.
+
+    That is what is not promised. What is, the honest range, is checked at every event.
+    """
+    first, before, after = pulled(agreement, HEALED)
+    assert max(before) < 0.3 * first
+    assert min(after) > 0.8 * first
+
+
+@pytest.mark.parametrize("agreement", ["dmc", "rbtm"])
+def test_liars_that_some_never_hear_leave_them_behind_for_no_longer(agreement: str) -> None:
+    """All others go on with the liars, step by step: four models of each come, and soon are old."""
+    cluster = cluster_of("partition ps4,ps5 | rest @ 0.05 s for 1 s", agreement=agreement)
+    cluster = replace(
+        cluster, servers=Group(8, 2, 2, "silence"), simulated={"latency": 0.01, "compute": 0.1},
+        training=replace(cluster.training, steps=80),
+    )  # fmt: skip
+    work = Quadratic(cluster)
+    record = Record(cluster, work)  # type: ignore[arg-type]
+
+    def lie(node: Any, kind: str, step: int, vector: Any, peer: str) -> Any:
+        return None if peer in ("ps4", "ps5") else vector
+
+    network = Simulation(
+        cluster, 0, lambda name: work, Properties(cluster, record),
+        lambda name: lie if name in cluster.liars else None,
+    )  # fmt: skip
+    network.run(lambda: len(network.nodes) == len(cluster.names))
+    nodes = network.nodes
+    assert network.run(lambda: nodes["ps0"].at == 20, 200.0)
+    assert nodes["ps4"].at <= 1
+    assert nodes["ps5"].at <= 1
+    assert network.run(lambda: nodes["ps0"].at == 70, 200.0)
+    assert nodes["ps4"].at >= 60
+    assert nodes["ps5"].at >= 60
+    assert network.run(record.finished, 200.0)
+
+
+def test_who_is_behind_gives_the_others_time_from_the_first_models_of_a_step_on() -> None:
+    """That is ten seconds from the first such step on, and then the same or one more step."""
+    names = [f"ps{i}" for i in range(8)]
+    mailbox = Mailbox("ps7", {"gradient": ["w0"], "model": names}, ["model"])
+    waits = Waits(mailbox, Pace(floor=0.1, ceiling=10.0, usual=0.1), lambda: True)
+    behind = Want("model", 1, 5, 2, later=True, enough=4)
+
+    def come(now: float, step: int, *peers: int) -> int | None:
+        for peer in peers:
+            mailbox.put(names[peer], "model", step, np.zeros(1, np.float32))
+        found = waits.ready(None, now)
+        return None if found is None else found[1].step
+
+    waits.begin((Want("gradient", 0, 1), behind), 0.0)
+    assert come(99.0, 4, 0, 1, 2) is None
+    for _ in range(7):
+        waits.passed(99.0)
+    assert waits.due > 105.0
+    assert come(100.0, 4, 3) is None
+    assert waits.due <= 100.4  # those that lack are asked soon
+    assert come(109.9, 4) is None
+    assert come(109.9, 5, 0, 1, 2, 3) is None
+    assert come(110.0, 5) == 4
+    waits.begin((behind,), 110.0)
+    assert come(110.0, 5) is None  # another wait
+    assert come(111.0, 6, 0, 1) is None
+    assert come(111.0, 6, 2, 3, 4) == 6  # as many as it takes
 
 
 @pytest.mark.parametrize("f", [2, 3, 5])
@@ -195,3 +283,14 @@ def test_a_model_of_ones_own_among_too_few_keeps_it_within_the_honest_range(f: i
             found = caught_up(honest[1:] + lies, honest[0], f)
             assert (np.min(honest, axis=0) <= found).all()
             assert (found <= np.max(honest, axis=0)).all()
+
+
+@pytest.mark.parametrize("f", [2, 3, 5])
+def test_f_plus_1_honest_models_of_others_keep_it_within_their_range(f: int) -> None:
+    draw = np.random.default_rng(f)
+    for k in range(f + 2, 2 * f + 2):
+        honest = list(draw.standard_normal((f + 1, 7)).astype(np.float32))
+        lies = [np.full(7, 1e6, np.float32)] * (k - f - 1)
+        found = caught_up(honest + lies, np.full(7, 10, np.float32), f)
+        assert (np.min(honest, axis=0) <= found).all()
+        assert (found <= np.max(honest, axis=0)).all()

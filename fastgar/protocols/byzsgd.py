@@ -6,13 +6,20 @@ agreement "dmc"; `fastgar.protocols.rbtm` is another.
 
 A server that the others have left behind catches up by models of a later step s, and stays safe:
 
-- It takes the median of 2 f_s + 1, of which f_s may lie. Where these have not come when some
-  deadlines have passed, k >= f_s + 2 will do, with 2 f_s + 1 - k copies of its own model: that is
-  honest to itself, so that each coordinate lies within the range of honest models, its own among
-  them. Two of k are honest, so that liars make up no step, nor a model. But if f_s >= 2, liars and
-  a network that brings what they say first may have it take its own old model for that step, f_s
-  servers do so at once, and the next gather take all to it: back to where these were, however long
-  ago.
+- It takes the median of 2 f_s + 1, of which f_s may lie. Where these do not come, k >= f_s + 2
+  will do, with 2 f_s + 1 - k copies of its own model: that is honest to itself, so that each
+  coordinate lies within the range of honest models, its own among them. Two of k are honest, so
+  that liars make up no step, nor a model.
+- Before that it gives the others time, from when f_s + 2 models of one step have come: four
+  deadlines, and not less than the longest. Of another step it gives the same, or, as the others may
+  not stay at one for so long, until as many of a still later one have come. When f_s + 1 honest
+  models of s are there by then, copies and lies are f_s at most, and the median lies within these
+  models, however far behind its own is.
+- If f_s >= 2, liars may still have it take its own old model for step s, with a network that holds
+  back for so long what all but f_s honest servers say. Where f_s servers do that at once, the next
+  gather may take all to it: back to where these were, however long ago. No choice among k models
+  helps, as any two of them may be the honest ones; and to wait for more may be to wait for those
+  who are gone. It would take signed models, 2 f_s + 2 of a step, passed on by who had them.
 - It goes on with step s - 1, or with s if it has sent a model of s - 1 before, and takes part in a
   gather of s - 1. So nobody waits for a message that it has left out.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import wraps
@@ -48,11 +48,12 @@ class Want:
     later : bool
         Whether any later step will do as well.
     enough : int, optional
-        How many will do when the deadline has passed: the others have holes then, and of a later
-        step are left out. If 0, nothing is what comes of it, so that a text hears of the deadline.
+        How many will do when the deadline has passed: the others have holes then. Where any later
+        step will do, the others are left out: those that have not come some deadlines after the
+        first so many of that step, see `fastgar.protocols.waits`. If 0, nothing is what comes of
+        it, so that a text hears of the deadline.
     patience : int
-        How many deadlines have to pass, each twice as long as the one before it; where any later
-        step will do, `fastgar.protocols.waits` says how long.
+        How many deadlines have to pass, each twice as long as the one before it.
     news : tuple of str
         If there are any: what is waited for is that more than q messages of these kinds have come
         since the node began, or the deadline. Nothing is what comes of it: a text that makes more
@@ -253,8 +254,15 @@ class Mailbox:
         ]
 
     @locked
-    def look(self, want: Want, late: bool = False) -> Received | None:
-        """Return what is wanted if it is there, or what will do if it is late.
+    def steps_of(self, want: Want) -> list[int]:
+        """Return the steps of which as many messages are there as will do."""
+        held = self._held[want.kind].items()
+        least = want.q if want.enough is None else want.enough
+        return [step for step, rows in held if step >= want.step and len(rows) >= least]
+
+    @locked
+    def look(self, want: Want, late: bool = False, few: Collection[int] = ()) -> Received | None:
+        """Return what is wanted if it is there, or what will do if it is late, or of some steps.
 
         Raises
         ------
@@ -271,11 +279,12 @@ class Mailbox:
         steps: Sequence[int] = (want.step,)
         if want.later:
             steps = sorted((step for step in held if step >= want.step), reverse=True)
-        for least in (want.q, want.enough) if late and want.later and want.enough else (want.q,):
-            for step in steps:
-                found = self._found(want, step, held.get(step), least)
-                if found is not None:
-                    return found
+        least = [(step, want.q) for step in steps]
+        least += [(step, want.enough or want.q) for step in steps if step in few]
+        for step, number in least:
+            found = self._found(want, step, held.get(step), number)
+            if found is not None:
+                return found
         return Received(want.kind, want.step, (), []) if late and want.enough == 0 else None
 
     @property

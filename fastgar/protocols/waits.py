@@ -10,7 +10,9 @@ from .pace import Pace
 __all__ = ["Waits"]
 
 DOUBT, MOST_DOUBT = 1.0, 5.0  # so that a slow network is not taken for a dead leader for ever
-IN_VAIN = 4.0  # deadlines until fewer models of a later step will do: asked for after the first
+IN_VAIN = (
+    4.0  # deadlines for the others of a later step to come, until those that came first will do
+)
 
 
 class Waits:
@@ -44,6 +46,8 @@ class Waits:
         self._vain = False  # whether the last one was
         self._doubt = 0.0  # deadlines that a want without a message gets more: some were too few
         self._enough_at: float | None = None
+        self._there: dict[int, float] = {}  # by later step, since when as many as `enough` are
+        self._first: float | None = None  # since when that was so of any, while all is in vain
 
     def begin(self, wants: tuple[Want, ...], now: float) -> None:
         """Begin a wait."""
@@ -56,6 +60,7 @@ class Waits:
         self.since = now
         if not self._vain:
             self.quiet = now
+            self._there, self._first = {}, None
         self.due = now + self._next()
         if self._going and wants[0].news:  # else news that trickle in would put it off for ever
             self.due = min(due, self.due)
@@ -89,7 +94,10 @@ class Waits:
         for want in self.wants:
             if kind is not None and kind != want.kind and kind not in want.news:
                 continue
-            received = self.mailbox.look(want, self._is_late(want, now))
+            if want.later and want.enough:
+                received = self.mailbox.look(want, False, self._settled(want, now))
+            else:
+                received = self.mailbox.look(want, self._is_late(want, now))
             if self._enough_at is None and self._is_enough(want):
                 self._enough_at = now
             if received is not None:
@@ -114,13 +122,29 @@ class Waits:
         """Return the seconds until the next deadline."""
         pace = self.pace
         seconds = pace.floor if pace.usual is None and self._behind() else pace.deadline
-        return float(min(seconds * 2 ** min(self._late, 30), pace.ceiling))
+        most = pace.deadline if self._there else pace.ceiling  # those that lack are asked again
+        return float(min(seconds * 2 ** min(self._late, 30), most))
+
+    def _settled(self, want: Want, now: float) -> list[int]:
+        """Return the later steps of which the messages that are there will do.
+
+        The others had time to come since any step had so many: several deadlines, and the longest
+        there is, as a link that broke is dialled again by then. And since this one had: as much, or
+        until a later one had as many, as the cluster would not stay at one step for so long.
+        """
+        before, time = self._there, max(IN_VAIN * self.pace.deadline, self.pace.ceiling)
+        there = {step: before.get(step, now) for step in self.mailbox.steps_of(want)}
+        self._there, newest = there, max(there, default=0)
+        if there and self._first is None:
+            self._first = now
+            self.due = min(self.due, now + self._next())
+        if self._first is None or now - self._first < time:
+            return []
+        return [step for step, at in there.items() if step < newest or now - at >= time]
 
     def _is_late(self, want: Want, now: float) -> bool:
         if want.news:
             return self._late > self._told
-        if want.later and want.enough:  # news that trickle in do not put it off
-            return now - self.quiet >= IN_VAIN * self.pace.deadline
         return self._late >= want.patience + (self._doubt if want.enough == 0 else 0.0)
 
     def _is_enough(self, want: Want) -> bool:
