@@ -522,8 +522,7 @@ def the_hook_equals_the_rule_on_stacked_gradients(rank: int, group: Any) -> None
                         network(0, dtype), group, bucket_cap_mb=cap,
                         gradient_as_bucket_view=k % 2 == 0,
                     )  # fmt: skip
-                    state = fgt.RobustState(spec, f, group=group, mode=mode)
-                    model.register_comm_hook(state, fgt.robust_hook)
+                    state = fgt.make_robust(model, spec, f, mode=mode)
                     for step in range(2):  # buckets are cut anew after the first
                         model.zero_grad()
                         x, y = batch(rank, step, dtype)
@@ -569,6 +568,7 @@ def trained(
         model = parallel(network(), group, bucket_cap_mb=0.002)
         if state is not None:
             model.register_comm_hook(state, fgt.robust_hook)
+            state.registered = True  # spares a search for the model
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     for step in steps:
         optimizer.zero_grad()
@@ -912,6 +912,52 @@ def states_that_cannot_be_right(rank: int, group: Any) -> None:
         trained(rank, group, one, [2], model=model)
 
 
+@case(4)
+def a_model_in_ddp_is_made_robust_in_its_own_group(rank: int, group: Any) -> None:
+    own = [rank // 2 * 2, rank // 2 * 2 + 1]
+    pair = dist.new_group(own, TIMEOUT, use_local_synchronization=True)
+    model = parallel(network(), pair, bucket_cap_mb=0.002)
+    with raises(ValueError, "the largest f for 2 ranks is 0"):
+        fgt.make_robust(model, "median", 1)
+    for wrong in ({"scope": "group"}, {"replicas": group}):
+        with raises(ValueError, "are of FSDP2"):
+            fgt.make_robust(model, "median", 0, **wrong)
+    state = fgt.make_robust(nn.Sequential(model), "median", 0)  # as a wrapper has it
+    trained(rank, pair, state, range(2), model=model, lr=0.0)
+    wanted = fg.rule("median", 0)([gradient(network(), each, 1) for each in own])
+    for name, p in model.module.named_parameters():
+        expect(p.grad, wanted[name])
+    assert state.report.ranks == tuple(own)
+    with raises(ValueError, "robust already"):
+        fgt.make_robust(model, "median", 0)
+    other = parallel(network(), pair)
+    with raises(ValueError, "2 DistributedDataParallel modules"):
+        fgt.make_robust(nn.Sequential(model, other), "median", 0)
+    other.register_comm_hook(pair, default_hooks.allreduce_hook)
+    with raises(ValueError, "communication hook allreduce_hook already"):
+        fgt.make_robust(other, "median", 0)
+    with raises(TypeError, "DistributedDataParallel, or after", "fully_shard"):
+        fgt.make_robust(network(), "median", 0)
+
+
+@case(4)
+def a_state_of_another_group_than_the_model(rank: int, group: Any) -> None:
+    own = [rank // 2 * 2, rank // 2 * 2 + 1]
+    pair = dist.new_group(own, TIMEOUT, use_local_synchronization=True)
+    both = "of ranks 0, 1, 2, 3", f"has that of ranks {own[0]}, {own[1]}", "fgt.make_robust"
+    for mistaken in (own, own[:1]):  # one rank alone tells the other
+        model = parallel(network(), pair)
+        wrong = rank in mistaken
+        state = fgt.RobustState("median", 0, group=group if wrong else pair)
+        model.register_comm_hook(state, fgt.robust_hook)
+        with raises(ValueError, *(both if wrong else (f"rank {own[0]} could not take part",))):
+            trained(rank, pair, state, [0], model=model)
+        assert not any(p.grad.any() for p in model.parameters())
+    trained(rank, pair, fgt.RobustState("median", 0, group=pair), range(2))
+    alike = dist.new_group(own, TIMEOUT, use_local_synchronization=True)  # the same ranks do
+    trained(rank, pair, fgt.RobustState("median", 0, group=alike), range(2))
+
+
 # ------------------------------------------------------------------------------------------ FSDP2
 
 
@@ -1028,7 +1074,7 @@ def fsdp_survives_a_bad_rank_and_says_when_there_are_more(rank: int, group: Any)
         fgt.make_robust(model, "median", 1)
     with raises(ValueError, "the word of each rank for its shard", "replicas="):
         fgt.make_robust(sharded(group), "median", 1, mode="replicated")
-    with raises(TypeError, "fully_shard", "robust_hook"):
+    with raises(TypeError, "fully_shard", "DistributedDataParallel"):
         fgt.make_robust(network(), "median", 1)
     with raises(ValueError, "unknown scope", "global"):
         fgt.make_robust(sharded(group), "median", 1, scope="all")

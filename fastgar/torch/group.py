@@ -23,7 +23,7 @@ from fastgar.pipeline import Rule, rule
 from fastgar.stages import names
 
 CPU = torch.device("cpu")
-__all__ = ["SMALL", "TEXT", "Peers", "configured", "peers_of", "short"]
+__all__ = ["SMALL", "TEXT", "Peers", "configured", "named", "peers_of", "ranks_of", "short"]
 
 SIGN = 3.0  # seconds in which ranks say that they are alive, when an exchange broke off
 SMALL = 400_000  # bytes up to which one exchange takes less time than one from every rank
@@ -59,7 +59,7 @@ class Peers:
                 f"rank {dist.get_rank()} is not in this process group: only its ranks may call"
             )
         self.n = dist.get_world_size(group)
-        self.ranks = tuple(dist.get_process_group_ranks(group))
+        self.ranks = ranks_of(group)
         self.rules: dict[Rule, Rule] = {}  # of calls with a string: they count the calls
         pairs = dist.get_backend_config(group).split(",")
         self.backends = dict(pair.split(":") for pair in pairs)  # by the kind of device
@@ -210,9 +210,7 @@ class Peers:
 
     def name(self, positions: Any) -> str:
         """Return "rank 3" or "ranks 1, 3" for positions in the group."""
-        names = ", ".join(str(self.ranks[int(i)]) for i in positions[:20])
-        more = ", ..." if len(positions) > 20 else ""
-        return f"rank{'' if len(positions) == 1 else 's'} {names}{more}"
+        return named([self.ranks[int(i)] for i in positions])
 
 
 def short(error: BaseException) -> str:
@@ -249,6 +247,17 @@ def peers_of(group: Any) -> Peers:
     if peers is None:
         peers = _known[group] = Peers(group)
     return peers
+
+
+def ranks_of(group: Any) -> tuple[int, ...]:
+    """Return the numbers in the whole job of a group's ranks (None: of the default group)."""
+    return tuple(dist.get_process_group_ranks(group))
+
+
+def named(ranks: Sequence[int]) -> str:
+    """Return "rank 3" or "ranks 1, 3"."""
+    names, more = ", ".join(map(str, ranks[:20])), ", ..." if len(ranks) > 20 else ""
+    return f"rank{'' if len(ranks) == 1 else 's'} {names}{more}"
 
 
 def configured(spec: str | Rule, f: int | None, n: int) -> Rule:
