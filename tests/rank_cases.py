@@ -29,6 +29,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._composable.replicate_with_fsdp import replicate
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -956,6 +957,35 @@ def a_state_of_another_group_than_the_model(rank: int, group: Any) -> None:
     trained(rank, pair, fgt.RobustState("median", 0, group=pair), range(2))
     alike = dist.new_group(own, TIMEOUT, use_local_synchronization=True)  # the same ranks do
     trained(rank, pair, fgt.RobustState("median", 0, group=alike), range(2))
+
+
+@case(4)
+def models_that_would_average_around_the_rule(rank: int, group: Any) -> None:
+    inner, weights = network(), network()
+    known = [("4.weight", inner[4].weight), ("4.bias", inner[4].bias)]
+    delayed = parallel(
+        inner, group, delay_all_reduce_named_params=known, param_to_hook_all_reduce=inner[4].bias
+    )
+    with raises(ValueError, "averages 2 parameters", "leave that option out"):
+        fgt.make_robust(delayed, "median", 1)
+    with torch._dynamo.config.patch(optimize_ddp="python_reducer"):
+        single = parallel(network(), group)
+    with raises(ValueError, "python_reducer", '"ddp_optimizer"'):
+        fgt.make_robust(single, "median", 1)
+    mesh = DeviceMesh.from_group(group, "cpu")
+    copies = replicate(weights, mesh=mesh)
+    with raises(ValueError, "replicate()", "call fully_shard"):
+        fgt.make_robust(copies, "median", 1)
+
+
+@case(7)
+def tensor_parallelism_in_ddp_is_refused(rank: int, group: Any) -> None:
+    mesh = three_pairs(rank)
+    if rank == 6:
+        return
+    model = DistributedDataParallel(split(mesh), device_mesh=mesh["dp"])
+    with raises(ValueError, "tensor parallelism", "fully_shard"):
+        fgt.make_robust(model, "median", 1)
 
 
 # ------------------------------------------------------------------------------------------ FSDP2

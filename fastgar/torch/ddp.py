@@ -32,7 +32,24 @@ def ddp_in(model: nn.Module) -> DistributedDataParallel | None:
 
 
 def require_usable(ddp: Any) -> None:
-    """Raise where the hook would not get the gradients of this module."""
+    """Raise where gradients of this module would go around the rule."""
+    delayed = len(getattr(ddp, "_delay_all_reduce_params", ()))
+    if delayed:
+        raise ValueError(
+            f"DistributedDataParallel(delay_all_reduce_named_params=...) averages {delayed} "
+            "parameters without any hook, and so without the rule: leave that option out"
+        )
+    if getattr(ddp, "_use_python_reducer", False):
+        raise ValueError(
+            'torch._dynamo.config.optimize_ddp = "python_reducer" passes hooks single gradients in '
+            'place of buckets: set it to "ddp_optimizer" before DistributedDataParallel is made'
+        )
+    if any(hasattr(p, "device_mesh") or hasattr(p, "_st_info") for p in ddp.module.parameters()):
+        raise ValueError(
+            "some parameters are split by tensor parallelism, and under DistributedDataParallel "
+            "each part would be decided on alone: shard the model with fully_shard over the mesh "
+            "of the workers instead, where make_robust decides on all parts together"
+        )
     for hook, state in ddp._comm_hooks:
         if isinstance(state, RobustState):
             raise ValueError("this model is robust already: call make_robust once")

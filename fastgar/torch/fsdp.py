@@ -146,6 +146,11 @@ def _robust_fsdp(
         for _, group in kept
     ):
         raise ValueError("this model is robust already: call make_robust once")
+    if any(group.mesh_info.shard_mesh_dim is None for _, group in kept):
+        raise ValueError(
+            "replicate() averages gradients by an all-reduce that takes no rule: call fully_shard "
+            "over the same mesh instead, or use DistributedDataParallel"
+        )
     if any(group._is_hsdp for _, group in kept):
         raise ValueError(
             "over a mesh of two dimensions FSDP itself averages the replicas: give fully_shard the "
