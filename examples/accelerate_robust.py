@@ -30,8 +30,7 @@ def train(accelerator: Accelerator, rule: str | None, steps: int) -> float:
     model = nn.Sequential(nn.Linear(FEATURES, 64), nn.ReLU(), nn.Linear(64, CLASSES))
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.05))
     if rule is not None:
-        state = fgt.RobustState(rule, f=1)  # <- these two lines
-        model.register_comm_hook(state, fgt.robust_hook)  # <-
+        state = fgt.make_robust(model, rule, f=1)  # <- this line
     draw = torch.Generator().manual_seed(1 + accelerator.process_index)
     for _ in range(steps):
         x, y = batch(draw)

@@ -2,7 +2,7 @@
 
 Every rank trains the same network on its own share of the data with DistributedDataParallel. The
 last one is faulty: it sends NaN, numbers of 1e30, or the gradient of another model. Averaging is
-destroyed by it; with the two lines marked below nothing happens.
+destroyed by it; with the line marked below nothing happens.
 
 Needs matplotlib for the picture: pip install matplotlib
 """
@@ -63,8 +63,7 @@ def train(rule: str | None, fault: str, steps: int) -> list[float]:
     rank = dist.get_rank()
     model = DistributedDataParallel(network())
     if rule is not None:
-        state = fgt.RobustState(rule, f=1, momentum=0.9)  # <- these two lines
-        model.register_comm_hook(state, fgt.robust_hook)  # <-
+        state = fgt.make_robust(model, rule, f=1, momentum=0.9)  # <- this line
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.0 if rule else 0.9)
     task = Task(rank)
     x_test, y_test = Task(rank=99).batch(1000)

@@ -8,6 +8,7 @@ strict_cases.py runs them over another backend.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -23,12 +24,14 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 from unittest.mock import Mock
+from weakref import ref
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._composable.replicate_with_fsdp import replicate
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -477,6 +480,37 @@ def threads_are_shared_out(rank: int, group: Any) -> None:
     fg.set_threads(1)
 
 
+@case(7)
+def what_is_known_of_a_group_goes_with_it(rank: int, group: Any) -> None:
+    def use(again: Any, fails: bool) -> list[ref[Any]]:
+        model = parallel(network(), again)
+        state = fgt.make_robust(model, "median", 1)
+        trained(rank, again, state, range(2), model=model)
+        fgt.all_reduce(rows(7, 1000)[rank], "median", 1, group=again)
+        if fails:
+            with raises(ValueError, "f must be the same"):
+                fgt.all_reduce(torch.ones(3), "median", rank % 2, group=again)
+        peers = peers_of(again)
+        return [ref(again), ref(peers), ref(memory_of(peers)), ref(state)]
+
+    for fails in (False, True):
+        again = dist.new_group(list(range(7)), TIMEOUT)
+        kept = use(again, fails)
+        gc.collect()
+        assert [each() is None for each in kept] == [False, False, False, True]
+        peers = peers_of(again)
+        dist.barrier(group)
+        dist.destroy_process_group(again)
+        del again
+        gc.collect()
+        assert kept[0]() is None
+        with raises(RuntimeError, "this process group is gone"):
+            peers.exchange(np.ones(1))
+        del peers
+        gc.collect()
+        assert [each() for each in kept] == [None] * 4
+
+
 # ------------------------------------------------------------------------------------------- DDP
 
 
@@ -522,8 +556,7 @@ def the_hook_equals_the_rule_on_stacked_gradients(rank: int, group: Any) -> None
                         network(0, dtype), group, bucket_cap_mb=cap,
                         gradient_as_bucket_view=k % 2 == 0,
                     )  # fmt: skip
-                    state = fgt.RobustState(spec, f, group=group, mode=mode)
-                    model.register_comm_hook(state, fgt.robust_hook)
+                    state = fgt.make_robust(model, spec, f, mode=mode)
                     for step in range(2):  # buckets are cut anew after the first
                         model.zero_grad()
                         x, y = batch(rank, step, dtype)
@@ -569,6 +602,7 @@ def trained(
         model = parallel(network(), group, bucket_cap_mb=0.002)
         if state is not None:
             model.register_comm_hook(state, fgt.robust_hook)
+            state.registered = True  # spares a search for the model
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     for step in steps:
         optimizer.zero_grad()
@@ -912,6 +946,81 @@ def states_that_cannot_be_right(rank: int, group: Any) -> None:
         trained(rank, group, one, [2], model=model)
 
 
+@case(4)
+def a_model_in_ddp_is_made_robust_in_its_own_group(rank: int, group: Any) -> None:
+    own = [rank // 2 * 2, rank // 2 * 2 + 1]
+    pair = dist.new_group(own, TIMEOUT, use_local_synchronization=True)
+    model = parallel(network(), pair, bucket_cap_mb=0.002)
+    with raises(ValueError, "the largest f for 2 ranks is 0"):
+        fgt.make_robust(model, "median", 1)
+    for wrong in ({"scope": "group"}, {"replicas": group}):
+        with raises(ValueError, "are of FSDP2"):
+            fgt.make_robust(model, "median", 0, **wrong)
+    state = fgt.make_robust(nn.Sequential(model), "median", 0)  # as a wrapper has it
+    trained(rank, pair, state, range(2), model=model, lr=0.0)
+    wanted = fg.rule("median", 0)([gradient(network(), each, 1) for each in own])
+    for name, p in model.module.named_parameters():
+        expect(p.grad, wanted[name])
+    assert state.report.ranks == tuple(own)
+    with raises(ValueError, "robust already"):
+        fgt.make_robust(model, "median", 0)
+    other = parallel(network(), pair)
+    with raises(ValueError, "2 DistributedDataParallel modules"):
+        fgt.make_robust(nn.Sequential(model, other), "median", 0)
+    other.register_comm_hook(pair, default_hooks.allreduce_hook)
+    with raises(ValueError, "communication hook allreduce_hook already"):
+        fgt.make_robust(other, "median", 0)
+    with raises(TypeError, "DistributedDataParallel, or after", "fully_shard"):
+        fgt.make_robust(network(), "median", 0)
+
+
+@case(4)
+def a_state_of_another_group_than_the_model(rank: int, group: Any) -> None:
+    own = [rank // 2 * 2, rank // 2 * 2 + 1]
+    pair = dist.new_group(own, TIMEOUT, use_local_synchronization=True)
+    both = "of ranks 0, 1, 2, 3", f"has that of ranks {own[0]}, {own[1]}", "fgt.make_robust"
+    for mistaken in (own, own[:1]):  # one rank alone tells the other
+        model = parallel(network(), pair)
+        wrong = rank in mistaken
+        state = fgt.RobustState("median", 0, group=group if wrong else pair)
+        model.register_comm_hook(state, fgt.robust_hook)
+        with raises(ValueError, *(both if wrong else (f"rank {own[0]} could not take part",))):
+            trained(rank, pair, state, [0], model=model)
+        assert not any(p.grad.any() for p in model.parameters())
+    trained(rank, pair, fgt.RobustState("median", 0, group=pair), range(2))
+    alike = dist.new_group(own, TIMEOUT, use_local_synchronization=True)  # the same ranks do
+    trained(rank, pair, fgt.RobustState("median", 0, group=alike), range(2))
+
+
+@case(4)
+def models_that_would_average_around_the_rule(rank: int, group: Any) -> None:
+    inner, weights = network(), network()
+    known = [("4.weight", inner[4].weight), ("4.bias", inner[4].bias)]
+    delayed = parallel(
+        inner, group, delay_all_reduce_named_params=known, param_to_hook_all_reduce=inner[4].bias
+    )
+    with raises(ValueError, "averages 2 parameters", "leave that option out"):
+        fgt.make_robust(delayed, "median", 1)
+    with torch._dynamo.config.patch(optimize_ddp="python_reducer"):
+        single = parallel(network(), group)
+    with raises(ValueError, "python_reducer", '"ddp_optimizer"'):
+        fgt.make_robust(single, "median", 1)
+    mesh = DeviceMesh.from_group(group, "cpu")
+    copies = replicate(weights, mesh=mesh)
+    with raises(ValueError, "replicate()", "call fully_shard"):
+        fgt.make_robust(copies, "median", 1)
+
+
+@case(7)
+def tensor_parallelism_in_ddp_is_refused(rank: int, group: Any) -> None:
+    mesh = three_pairs(rank)
+    if rank == 6:
+        return
+    model = DistributedDataParallel(split(mesh), device_mesh=mesh["dp"])
+    with raises(ValueError, "tensor parallelism", "fully_shard"):
+        fgt.make_robust(model, "median", 1)
+
+
 # ------------------------------------------------------------------------------------------ FSDP2
 
 
@@ -1028,7 +1137,7 @@ def fsdp_survives_a_bad_rank_and_says_when_there_are_more(rank: int, group: Any)
         fgt.make_robust(model, "median", 1)
     with raises(ValueError, "the word of each rank for its shard", "replicas="):
         fgt.make_robust(sharded(group), "median", 1, mode="replicated")
-    with raises(TypeError, "fully_shard", "robust_hook"):
+    with raises(TypeError, "fully_shard", "DistributedDataParallel"):
         fgt.make_robust(network(), "median", 1)
     with raises(ValueError, "unknown scope", "global"):
         fgt.make_robust(sharded(group), "median", 1, scope="all")

@@ -2,9 +2,7 @@
 
     import fastgar.torch as fgt
 
-    state = fgt.RobustState("median", f=1)                  # DistributedDataParallel
-    model.register_comm_hook(state, fgt.robust_hook)
-    fgt.make_robust(fsdp_model, "trimmed_mean", f=1)        # FSDP2
+    state = fgt.make_robust(model, "median", f=1)           # DistributedDataParallel, or FSDP2
     out = fgt.all_reduce(tensors, "median", f=1)            # functional
     agg = torch.compile(lambda G: fgt.ops.krum(G, 2))       # under torch.compile
 

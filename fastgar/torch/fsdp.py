@@ -1,4 +1,4 @@
-"""Robust reduce-scatter for FSDP2 (`torch.distributed.fsdp.fully_shard`)."""
+"""`make_robust`: the rule in place of the average, in DistributedDataParallel and in FSDP2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import nn
 from fastgar.errors import require_name
 from fastgar.pipeline import Rule
 
+from .ddp import ddp_in, require_usable
 from .group import configured
+from .hook import robust_hook
 from .reduce_scatter import Backward, RobustAllReduce, RobustReduceScatter
 from .report import RankReport
 from .state import RobustState
@@ -32,7 +34,7 @@ def make_robust(
     rule: str | Rule,
     f: int | None = None,
     *,
-    scope: str = "group",
+    scope: str | None = None,
     replicas: Any = None,
     mode: str = "sharded",
     momentum: float = 0.0,
@@ -40,31 +42,34 @@ def make_robust(
     patience: int | None = None,
     callback: Callable[[RankReport], None] | None = None,
 ) -> RobustState:
-    """Aggregate the gradients of a model that `fully_shard` has sharded by a rule.
+    """Aggregate the gradients of a model in `DistributedDataParallel` or `fully_shard` by a rule.
 
     Parameters
     ----------
-    model : FSDPModule
-        After `fully_shard`; all FSDP modules in it are made robust.
+    model : DistributedDataParallel or FSDPModule
+        Or what wraps a `DistributedDataParallel`, as `torch.compile` does: its process group is
+        that of the workers, and `robust_hook` is registered. After `fully_shard`, all FSDP modules
+        in it are made robust.
     rule : str or Rule
         A rule's name or a pipeline, as `fastgar.rule` takes it; the same on every rank.
     f : int, optional
         How many ranks may send anything.
-    scope : {"group", "global"}
-        Of distance rules. "group": each parameter group (each module that `fully_shard` was called
-        on) is decided on by its own distances, as soon as its gradients are there. "global": by
-        the distances of the whole gradient, at the end of the backward pass.
+    scope : {"group", "global"}, optional
+        Of distance rules under FSDP2. "group" (the default): each parameter group (each module
+        that `fully_shard` was called on) is decided on by its own distances, as soon as its
+        gradients are there. "global": by the distances of the whole gradient, at the end of the
+        backward pass, as always under `DistributedDataParallel`.
     replicas : ProcessGroup, optional
-        The ranks that hold the same shard in other replicas of the model. Then the replicas are the
-        workers: within each, FSDP averages as usual, and what the rule aggregates are their
-        averages. `fully_shard` gets the one-dimensional mesh of a replica.
+        Under FSDP2, the ranks that hold the same shard in other replicas of the model. Then the
+        replicas are the workers: within each, FSDP averages as usual, and what the rule aggregates
+        are their averages. `fully_shard` gets the one-dimensional mesh of a replica.
     mode : {"sharded", "replicated"}
-        Sharded: ranks are trusted to aggregate their shards, as they are to hold them, and only
-        their gradients may be corrupt. Replicated, for `replicas` alone: each replica aggregates
-        for itself, so that none has to trust another; the ranks of one trust each other.
+        As for `RobustState`. Under FSDP2 ranks are trusted to aggregate their shards, as they are
+        to hold them, and "replicated" is for `replicas` alone: each replica aggregates for itself,
+        so that none has to trust another; the ranks of one trust each other.
     momentum : float
-        As for `RobustState`. It is of the whole gradient: d float32 numbers on each rank, as no
-        sharding can have it (with `replicas`, of a rank's shard).
+        As for `RobustState`. Under FSDP2 it is of the whole gradient: d float32 numbers on each
+        rank, as no sharding can have it (with `replicas`, of a rank's shard).
     too_many, patience, callback
         As for `RobustState`.
 
@@ -76,9 +81,10 @@ def make_robust(
     Raises
     ------
     TypeError
-        A model that is not sharded by `fully_shard`.
+        A model that is in neither.
     ValueError
-        Too few ranks for f, a model that is robust already, a rule that needs a reference.
+        Too few ranks for f, a model that is robust already or in which gradients would go around
+        the rule, a rule that needs a reference.
 
     Notes
     -----
@@ -86,22 +92,52 @@ def make_robust(
     of ``backward()``; gradients must then not be used. So do ranks that are not in the same step or
     parameter group, or of which one cannot take part; the error names them.
 
-    Traffic is that of FSDP's own reduce-scatter, and n^2 float64 numbers per group for distance
-    rules. Accumulate gradients with ``set_requires_gradient_sync(False)``: scope "global" needs
-    gradients that are None before, and reduced in the dtype of the parameters.
+    Under `DistributedDataParallel` gradients are zero then, as `robust_hook` says, and training may
+    go on. Under FSDP2 traffic is that of FSDP's own reduce-scatter, and n^2 float64 numbers per
+    group for distance rules. Accumulate gradients with ``set_requires_gradient_sync(False)``: scope
+    "global" needs gradients that are None before, and reduced in the dtype of the parameters.
 
     Examples
     --------
+    >>> model = DistributedDataParallel(model)  # doctest: +SKIP
+    >>> state = fgt.make_robust(model, "median", f=1, momentum=0.9)  # doctest: +SKIP
+
     >>> fully_shard(model)  # doctest: +SKIP
     >>> state = fgt.make_robust(model, "trimmed_mean", f=1)  # doctest: +SKIP
     """
+    options: dict[str, Any] = {
+        "mode": mode, "momentum": momentum, "too_many": too_many, "patience": patience,
+        "callback": callback,
+    }  # fmt: skip
+    if scope is not None:
+        require_name("scope", scope, SCOPES)
+    ddp = ddp_in(model)
+    if ddp is None:
+        return _robust_fsdp(model, rule, f, scope or "group", replicas, options)
+    if scope == "group" or replicas is not None:
+        raise ValueError(
+            'scope="group" and replicas= are of FSDP2: with DistributedDataParallel every rank is '
+            "a worker, and a rule decides on the whole gradient"
+        )
+    require_usable(ddp)
+    n = dist.get_world_size(ddp.process_group)
+    state = RobustState(configured(rule, f, n), group=ddp.process_group, **options)
+    ddp.register_comm_hook(state, robust_hook)
+    state.registered = True
+    return state
+
+
+def _robust_fsdp(
+    model: nn.Module, rule: str | Rule, f: int | None, scope: str, replicas: Any,
+    options: dict[str, Any],
+) -> RobustState:  # fmt: skip
+    """Make the modules robust that `fully_shard` has sharded."""
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not modules or not hasattr(FSDPModule, "set_custom_reduce_scatter"):
         raise TypeError(
-            "make_robust takes a model after torch.distributed.fsdp.fully_shard (of torch 2.9 or "
-            "later); for DistributedDataParallel, register_comm_hook(state, fgt.robust_hook)"
+            "make_robust takes a model in DistributedDataParallel, or after "
+            "torch.distributed.fsdp.fully_shard (of torch 2.9 or later)"
         )
-    require_name("scope", scope, SCOPES)
     groups = [_param_group(module) for module in modules]
     kept = [(module, group) for module, group in zip(modules, groups, strict=True) if group]
     if any(
@@ -110,6 +146,11 @@ def make_robust(
         for _, group in kept
     ):
         raise ValueError("this model is robust already: call make_robust once")
+    if any(group.mesh_info.shard_mesh_dim is None for _, group in kept):
+        raise ValueError(
+            "replicate() averages gradients by an all-reduce that takes no rule: call fully_shard "
+            "over the same mesh instead, or use DistributedDataParallel"
+        )
     if any(group._is_hsdp for _, group in kept):
         raise ValueError(
             "over a mesh of two dimensions FSDP itself averages the replicas: give fully_shard the "
@@ -120,7 +161,7 @@ def make_robust(
         group = kept[0][1]._reduce_scatter_process_group
     elif scope == "global":
         raise ValueError('scope="global" does not go with replicas=: use scope="group"')
-    if mode == "replicated" and replicas is None:
+    if options["mode"] == "replicated" and replicas is None:
         raise ValueError(
             "FSDP takes the word of each rank for its shard of the parameters, so that it is no "
             'use to take none for gradients: mode="replicated" is for replicas=, or for '
@@ -134,10 +175,7 @@ def make_robust(
             "together, and then no others"
         )
     checked = configured(rule, f, dist.get_world_size(group))
-    state = RobustState(
-        checked, group=group, mode=mode, momentum=momentum, too_many=too_many, patience=patience,
-        callback=callback,
-    )  # fmt: skip
+    state = RobustState(checked, group=group, **options)
     step = Backward(state, scope == "global" and state.rule.reads > 1, near)
     for module, parameters in kept:
         if replicas is None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from fastgar.pipeline import Rule, rule
 from fastgar.stages import names
 
 CPU = torch.device("cpu")
-__all__ = ["SMALL", "TEXT", "Peers", "configured", "peers_of", "short"]
+__all__ = ["SMALL", "TEXT", "Peers", "configured", "named", "peers_of", "ranks_of", "short"]
 
 SIGN = 3.0  # seconds in which ranks say that they are alive, when an exchange broke off
 SMALL = 400_000  # bytes up to which one exchange takes less time than one from every rank
@@ -47,19 +47,17 @@ class Peers:
         How many calls this rank has begun.
     broken : str
         Why this rank left a call that the others may still be in; "" if it left none.
-    known : exception or None
-        The error in which this call ended on all ranks.
     """
 
     def __init__(self, group: Any) -> None:
-        self.group = group
+        self._group = ref(group)  # what is known of a group must not keep it
         self.rank = dist.get_rank(group)
         if self.rank < 0:
             raise ValueError(
                 f"rank {dist.get_rank()} is not in this process group: only its ranks may call"
             )
         self.n = dist.get_world_size(group)
-        self.ranks = tuple(dist.get_process_group_ranks(group))
+        self.ranks = ranks_of(group)
         self.rules: dict[Rule, Rule] = {}  # of calls with a string: they count the calls
         pairs = dist.get_backend_config(group).split(",")
         self.backends = dict(pair.split(":") for pair in pairs)  # by the kind of device
@@ -69,10 +67,18 @@ class Peers:
         gpu = "cpu" not in self.devices
         self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else CPU
         self.calls, self.broken = 0, ""
-        self.known: BaseException | None = None
+        self._ending = object()
         # Ranks on one machine that may run on the same cores share them.
         here = self.exchange(np.array([_cores()], np.uint64).view(np.float64))
         share(int((here.view(np.uint64) == np.uint64(_cores())).sum()))
+
+    @property
+    def group(self) -> Any:
+        """Return the process group, which its users keep."""
+        group = self._group()
+        if group is None:
+            raise RuntimeError("this process group is gone: it was destroyed")
+        return group
 
     def all_to_all(
         self, out: Tensor, own: Tensor, received: list[int], sent: list[int]
@@ -193,16 +199,29 @@ class Peers:
                 "the job anew, or make a new group on all ranks"
             )
 
+    def know(self, error: BaseException | None) -> None:
+        """Note that this call ends in an error on all ranks; None: that a call begins.
+
+        The error gets the mark: a reference to it would keep its frames, and so the group.
+        """
+        self._ending = object()
+        if error is not None:
+            error.__dict__["fastgar_ending"] = self._ending
+
+    def knows(self, error: BaseException) -> bool:
+        """Return whether this call ended in that error on all ranks."""
+        return getattr(error, "fastgar_ending", None) is self._ending
+
     @contextmanager
     def exchanging(self, *alike: type[Exception]) -> Iterator[None]:
         """Note that this rank leaves a call, where an error comes that others may not have."""
         try:
             yield
         except alike as error:  # on every rank
-            self.known = error
+            self.know(error)
             raise
         except BaseException as error:
-            if not self.broken and error is not self.known:
+            if not self.broken and not self.knows(error):
                 self.broken = short(error)
                 with suppress(RuntimeError, AttributeError):
                     self._tell(self.broken)
@@ -210,9 +229,7 @@ class Peers:
 
     def name(self, positions: Any) -> str:
         """Return "rank 3" or "ranks 1, 3" for positions in the group."""
-        names = ", ".join(str(self.ranks[int(i)]) for i in positions[:20])
-        more = ", ..." if len(positions) > 20 else ""
-        return f"rank{'' if len(positions) == 1 else 's'} {names}{more}"
+        return named([self.ranks[int(i)] for i in positions])
 
 
 def short(error: BaseException) -> str:
@@ -249,6 +266,17 @@ def peers_of(group: Any) -> Peers:
     if peers is None:
         peers = _known[group] = Peers(group)
     return peers
+
+
+def ranks_of(group: Any) -> tuple[int, ...]:
+    """Return the numbers in the whole job of a group's ranks (None: of the default group)."""
+    return tuple(dist.get_process_group_ranks(group))
+
+
+def named(ranks: Sequence[int]) -> str:
+    """Return "rank 3" or "ranks 1, 3"."""
+    names, more = ", ".join(map(str, ranks[:20])), ", ..." if len(ranks) > 20 else ""
+    return f"rank{'' if len(ranks) == 1 else 's'} {names}{more}"
 
 
 def configured(spec: str | Rule, f: int | None, n: int) -> Rule:

@@ -11,6 +11,7 @@ from fastgar.errors import SearchLimit
 
 from .aggregation import Aggregation
 from .backward import postponed_errors, raise_after_backward
+from .ddp import group_of_model
 from .errors import TooManyFaultyRanks
 from .state import RobustState
 
@@ -19,6 +20,8 @@ __all__ = ["robust_hook"]
 
 def robust_hook(state: RobustState, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """Aggregate a bucket of gradients by a rule: for ``model.register_comm_hook(state, hook)``.
+
+    `make_robust` registers it, and refuses modules in which gradients go around the hook.
 
     Parameters
     ----------
@@ -38,7 +41,8 @@ def robust_hook(state: RobustState, bucket: GradBucket) -> torch.futures.Future[
         Out of ``backward()``, on every rank at the same step. All gradients are zero then, and
         training may go on with the next batch.
     ValueError
-        Too few ranks for f, or a state that serves two models. Buckets that are not alike on all
+        Too few ranks for f, a state that serves two models, or one that is of another process
+        group than the model (found at the first bucket). Buckets that are not alike on all
         ranks, or that one rank cannot send: on every rank, with its name, and then the next step
         works.
     RuntimeError
@@ -98,7 +102,7 @@ class _Step:
         state, buffer = self.state, bucket.buffer()
         if self.aggregation is None:
             state.memory.tidy()
-            self.aggregation = state.begin(buffer.device, state.group)
+            self.aggregation = state.begin(buffer.device, group_of_model(state))
         aggregation, last = self.aggregation, bucket.is_last()
         place = {"the bucket": bucket.index(), "whether it is the last bucket": last}
         with aggregation.peers.exchanging():

@@ -18,7 +18,7 @@ from fastgar.pipeline import Rule, rule
 from .aggregation import Aggregation
 from .calls import Call, agree, hashes
 from .exchange import MODES, Ranges, exchange_of
-from .group import Peers, configured, peers_of
+from .group import Peers, configured, named, peers_of, ranks_of
 from .memory import Memory
 from .momentum import Momentum
 from .report import RankReport, distrust
@@ -36,6 +36,8 @@ FIELDS = ("the rule", "f", "the step", "the mode", "momentum", "too_many")
 class RobustState:
     """The state of `robust_hook`: the rule, momentum at the workers, and who was believed.
 
+    `make_robust` makes and returns one.
+
     Parameters
     ----------
     rule : str or Rule
@@ -43,7 +45,8 @@ class RobustState:
     f : int, optional
         How many ranks may send anything.
     group : ProcessGroup, optional
-        The process group of the model, if that is not the default group.
+        The process group of the model, if that is not the default group. The hook raises at the
+        first bucket where the model has another.
     mode : {"sharded", "replicated"}
         Sharded: rank r aggregates the r-th range of columns for all. Ranks are trusted to
         aggregate, and only their gradients may be corrupt (bad data, a faulty GPU). Replicated:
@@ -75,7 +78,7 @@ class RobustState:
 
     Examples
     --------
-    >>> state = fgt.RobustState("median", f=1, momentum=0.9)  # doctest: +SKIP
+    >>> state = fgt.RobustState("median", f=1, group=model.process_group)  # doctest: +SKIP
     >>> model.register_comm_hook(state, fgt.robust_hook)  # doctest: +SKIP
     """
 
@@ -114,6 +117,7 @@ class RobustState:
         self.alike = 0  # steps in a row in which all ranks sent the same
         self.memory = Memory()
         self.peers: Peers | None = None
+        self.registered = False  # by `make_robust`: the group is that of the model
         self.underway: object = None  # of the hook: the buckets of this backward pass
 
     def begin(
@@ -171,6 +175,13 @@ class RobustState:
             raise ValueError(
                 f"this state has seen {known} ranks, and the group has {peers.n}: momentum and "
                 "suspicion belong to ranks, so make a new RobustState for them"
+            )
+        own = ranks_of(self.group)
+        if own != peers.ranks:
+            raise ValueError(
+                f"this RobustState is for the process group of {named(own)}, and the model's "
+                f"DistributedDataParallel has that of {named(peers.ranks)}: call "
+                "fgt.make_robust(model, ...), which takes it from there, or pass it as group="
             )
         configured(self.rule, None, peers.n)
         return hashes(
