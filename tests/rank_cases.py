@@ -8,6 +8,7 @@ strict_cases.py runs them over another backend.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 from unittest.mock import Mock
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -476,6 +478,37 @@ def threads_are_shared_out(rank: int, group: Any) -> None:
     fg.set_threads(3)
     assert fg.get_threads() == 3
     fg.set_threads(1)
+
+
+@case(7)
+def what_is_known_of_a_group_goes_with_it(rank: int, group: Any) -> None:
+    def use(again: Any, fails: bool) -> list[ref[Any]]:
+        model = parallel(network(), again)
+        state = fgt.make_robust(model, "median", 1)
+        trained(rank, again, state, range(2), model=model)
+        fgt.all_reduce(rows(7, 1000)[rank], "median", 1, group=again)
+        if fails:
+            with raises(ValueError, "f must be the same"):
+                fgt.all_reduce(torch.ones(3), "median", rank % 2, group=again)
+        peers = peers_of(again)
+        return [ref(again), ref(peers), ref(memory_of(peers)), ref(state)]
+
+    for fails in (False, True):
+        again = dist.new_group(list(range(7)), TIMEOUT)
+        kept = use(again, fails)
+        gc.collect()
+        assert [each() is None for each in kept] == [False, False, False, True]
+        peers = peers_of(again)
+        dist.barrier(group)
+        dist.destroy_process_group(again)
+        del again
+        gc.collect()
+        assert kept[0]() is None
+        with raises(RuntimeError, "this process group is gone"):
+            peers.exchange(np.ones(1))
+        del peers
+        gc.collect()
+        assert [each() for each in kept] == [None] * 4
 
 
 # ------------------------------------------------------------------------------------------- DDP

@@ -34,6 +34,7 @@ LEFT_OUT = {
     "nobody_waits_longer_than_the_timeout_of_fsdp": "is of what gloo does at its timeout",
     "a_rank_that_dies_is_noticed": "is of how gloo notices that a process ends",
     "a_rank_that_dies_under_fsdp_is_noticed": "is of how gloo notices that a process ends",
+    "what_is_known_of_a_group_goes_with_it": "destroys a group, whose name torch asks for after",
     "compiled_models": "torch cannot compile what calls a group that is written in Python",
 }
 # They pass too, but take two thirds of the time; what they do is done in a shorter one as well.

@@ -108,7 +108,7 @@ class Aggregation:
         try:
             call.check()
         except BaseException as error:
-            if error is self.peers.known:
+            if self.peers.knows(error):
                 self._leave()
                 self._left = True
             raise
@@ -244,11 +244,12 @@ class Aggregation:
         absent = np.flatnonzero(everyone[:, -1])
         if len(absent) and not leaving:
             self._leave()
-            self.peers.known = ValueError(
+            complaint = ValueError(
                 f"{beside.name(absent)} could not take part, and nothing was aggregated of the "
                 "other shards of the same replica"
             )
-            raise self.peers.known
+            self.peers.know(complaint)
+            raise complaint
         return total(everyone[:, :-1]).reshape(partial.shape)
 
     def _share_notes(self) -> None:

@@ -62,7 +62,8 @@ class Call:
     def post(self) -> None:
         """Begin to tell the others: only now this counts as a call."""
         self.peers.calls += 1
-        self.peers.known, self.header[0] = None, self.peers.calls
+        self.peers.know(None)
+        self.header[0] = self.peers.calls
         self._finish = self.peers.begin_exchange(self.header)
 
     def check(self) -> NDArray[np.float64]:
@@ -80,8 +81,9 @@ class Call:
             everyone = self._finish()
             compared = everyone[:, :-1]
             if compared[:, 1].any() or (compared != compared[0]).any():
-                self.peers.known = self._complaint(compared)
-                raise self.peers.known
+                complaint = self._complaint(compared)
+                self.peers.know(complaint)
+                raise complaint
             self._numbers = everyone[:, -1]
         return self._numbers
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -47,12 +47,10 @@ class Peers:
         How many calls this rank has begun.
     broken : str
         Why this rank left a call that the others may still be in; "" if it left none.
-    known : exception or None
-        The error in which this call ended on all ranks.
     """
 
     def __init__(self, group: Any) -> None:
-        self.group = group
+        self._group = ref(group)  # what is known of a group must not keep it
         self.rank = dist.get_rank(group)
         if self.rank < 0:
             raise ValueError(
@@ -69,10 +67,18 @@ class Peers:
         gpu = "cpu" not in self.devices
         self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else CPU
         self.calls, self.broken = 0, ""
-        self.known: BaseException | None = None
+        self._ending = object()
         # Ranks on one machine that may run on the same cores share them.
         here = self.exchange(np.array([_cores()], np.uint64).view(np.float64))
         share(int((here.view(np.uint64) == np.uint64(_cores())).sum()))
+
+    @property
+    def group(self) -> Any:
+        """Return the process group, which its users keep."""
+        group = self._group()
+        if group is None:
+            raise RuntimeError("this process group is gone: it was destroyed")
+        return group
 
     def all_to_all(
         self, out: Tensor, own: Tensor, received: list[int], sent: list[int]
@@ -193,16 +199,29 @@ class Peers:
                 "the job anew, or make a new group on all ranks"
             )
 
+    def know(self, error: BaseException | None) -> None:
+        """Note that this call ends in an error on all ranks; None: that a call begins.
+
+        The error gets the mark: a reference to it would keep its frames, and so the group.
+        """
+        self._ending = object()
+        if error is not None:
+            error.__dict__["fastgar_ending"] = self._ending
+
+    def knows(self, error: BaseException) -> bool:
+        """Return whether this call ended in that error on all ranks."""
+        return getattr(error, "fastgar_ending", None) is self._ending
+
     @contextmanager
     def exchanging(self, *alike: type[Exception]) -> Iterator[None]:
         """Note that this rank leaves a call, where an error comes that others may not have."""
         try:
             yield
         except alike as error:  # on every rank
-            self.known = error
+            self.know(error)
             raise
         except BaseException as error:
-            if not self.broken and error is not self.known:
+            if not self.broken and not self.knows(error):
                 self.broken = short(error)
                 with suppress(RuntimeError, AttributeError):
                     self._tell(self.broken)

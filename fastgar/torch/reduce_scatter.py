@@ -212,7 +212,7 @@ class Backward:
 
     def _give_up(self, error: Exception, peers: Peers, outputs: Sequence[Tensor]) -> None:
         """Leave no gradient where all ranks have the error: zeros and an error, or NaN."""
-        if error is not peers.known:
+        if not peers.knows(error):
             raise error
         if self.aggregation is not None and not self.together:
             self.aggregation.tell_beside()
