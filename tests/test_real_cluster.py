@@ -27,12 +27,13 @@ from fastgar.network import make_key
 from fastgar.protocols.cluster import Address as Place
 from fastgar.protocols.cluster import Group
 from fastgar.protocols.file import cluster_of, hash_of, read_cluster, to_toml
-from fastgar.protocols.inbox import ASK, NodeInbox, Pool
+from fastgar.protocols.inbox import ASK, NodeInbox
 from fastgar.protocols.launch import Launch
 from fastgar.protocols.learning import Learning
 from fastgar.protocols.lies import work_of
 from fastgar.protocols.one_process import in_one_process
 from fastgar.protocols.outcome import Outcome
+from fastgar.protocols.pool import Pool
 from fastgar.protocols.process import NodeProcess
 from fastgar.protocols.record import Record
 from fastgar.protocols.simulated import Simulation

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..network import LATER, Heard, Later
 from .encoding import land, landing
 from .mailbox import Verdict
 from .node import Node
+from .pool import Pool
 
-__all__ = ["ASKS", "AT", "CONTROL", "NodeInbox", "Pool"]
+__all__ = ["ASKS", "AT", "CONTROL", "NodeInbox"]
 
 Vector = NDArray[Any]
 
 # Kinds beyond those of a protocol: messages without numbers, or the step that a hello tells.
 ASK, OVER, AT = CONTROL = (0x1000, 0x1001, 0x1002)
 ASKS = 0x2000  # more than the number of a kind that is only sent to who asks for it
-
-
-class Pool:
-    """Vectors that are there already, so that a message needs no new memory.
-
-    Parameters
-    ----------
-    d : int
-    dtype
-    """
-
-    def __init__(self, d: int, dtype: Any = np.float32) -> None:
-        self.d, self.dtype = d, dtype
-        self.vectors: list[Vector] = []
-        self._lock = threading.Lock()
-
-    def take(self) -> Vector:
-        """Return a vector that nobody else refers to, or a new one if there is none."""
-        with self._lock:
-            for _ in range(len(self.vectors)):
-                vector = self.vectors.pop(0)
-                self.vectors.append(vector)
-                if sys.getrefcount(vector) <= 3:  # the list, this name, and the question itself
-                    return vector
-            vector = np.empty(self.d, self.dtype)
-            self.vectors.append(vector)
-            return vector
 
 
 class NodeInbox:

@@ -20,10 +20,11 @@ from ..dtypes import ITEMSIZE
 from ..network import Address, Kind, Limits, Links, Signer
 from .cluster import Cluster
 from .file import hash_of
-from .inbox import ASK, ASKS, CONTROL, OVER, NodeInbox, Pool
+from .inbox import ASK, ASKS, CONTROL, OVER, NodeInbox
 from .learning import Learning
 from .lies import lie_of, work_of
 from .node import GaveUp, Node
+from .pool import Pool
 from .seals import Keys, Trial
 from .storage import Storage
 
