@@ -153,14 +153,15 @@ def rounds(rank, folder, columns):
     import torch
     import torch.distributed as dist
 
-    from fastgar.protocols.encoding import encoded
+    from fastgar.protocols.encoding import BITS, encoded
+    from fastgar.protocols.pool import Pool
 
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", RANKS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
     links, inbox = links_of(rank, store, folder, columns)
     model, gradient = torch.randn(columns), torch.randn(columns)
-    received = torch.empty(columns)
+    received, pool = torch.empty(columns), Pool(columns, BITS)
     gathered = [torch.empty(columns) for _ in range(RANKS)] if rank == 0 else None
 
     def over_gloo(step, dtype):
@@ -180,13 +181,13 @@ def rounds(rank, folder, columns):
     def over_links(step, dtype):
         to, back = CODES[dtype]
         if rank == 0:
-            payload = encoded(model.numpy(), dtype).data
+            payload = encoded(model.numpy(), dtype, pool).data
             for peer in links.peers:
                 links.post(peer, to, step, payload)
             inbox.wait(step)
         else:
             inbox.wait(step)
-            links.post("node 0", back, step, encoded(gradient.numpy(), dtype).data)
+            links.post("node 0", back, step, encoded(gradient.numpy(), dtype, pool).data)
 
     ways = {"gloo": over_gloo, "isend": by_isend}
     found = {name: {"wall": [], "cpu": []} for name in WAYS}

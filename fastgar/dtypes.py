@@ -32,4 +32,8 @@ def stored(dtype: str) -> np.dtype[Any]:
 
 def widened(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Return what is `stored` as numbers: the bits of bfloat16 as float32, others as they are."""
-    return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else values
+    if dtype != "bfloat16":
+        return values
+    wide = values.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)

@@ -9,6 +9,7 @@ import textwrap
 import tomllib
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from fastgar.protocols.pace import Pace
 from fastgar.protocols.perturb import read_perturbation
 from fastgar.protocols.pool import Pool
 from fastgar.protocols.results import Results
-from fastgar.protocols.storage import Damaged, Disk, State, pack, unpack
+from fastgar.protocols.speech import Speaker
+from fastgar.protocols.storage import Damaged, Disk, Memory, State, pack, unpack
 
 SMALL: dict[str, Any] = {
     "servers": {"count": 5, "f": 1},
@@ -559,6 +561,25 @@ def test_what_arrives_as_bfloat16_becomes_numbers_in_place(d: int) -> None:
     landing(vector)[:] = bits
     land(vector)
     assert vector.tobytes() == numbers(bits).tobytes()
+
+
+def test_a_node_rounds_into_memory_that_nobody_holds_any_more() -> None:
+    """What is kept, or under way to a slow peer, stays as it was sent."""
+    cluster = cluster_of({**SMALL, "protocol": {"wire": "bfloat16"}})
+    slow, owners = [], set()
+    outbox = SimpleNamespace(post=lambda *message: slow.append(message[-1].data))
+    me = Speaker("ps0", cluster, Memory(), outbox)  # type: ignore[arg-type]
+    vectors = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
+    for step, each in enumerate(vectors):
+        me.send(("w0",), "model", step, each)
+        owners.add(id(me.kept["model"][step][0]))
+        if step != 3:
+            slow.pop()
+        held = [vector for vector, _ in me.kept["model"].values()]
+        for want, got in zip(vectors[max(0, step - 1) : step + 1], held, strict=True):
+            assert got.tobytes() == encoded(want, "bfloat16").tobytes()
+    assert slow[0].tobytes() == encoded(vectors[3], "bfloat16").tobytes()
+    assert [len(pool.vectors) for pool in me._pools.values()] == [len(owners)] == [4]
 
 
 def test_only_models_and_gradients_are_rounded() -> None:

@@ -14,6 +14,7 @@ from ..train.config import Config
 from ..train.rates import schedule
 from .encoding import WIRES, encoded
 from .mailbox import Want
+from .pool import Pool
 from .text import Kind, Text
 
 __all__ = ["TWINS", "Address", "Cluster", "Group"]
@@ -219,9 +220,9 @@ class Cluster:
         way = self.ways[kind.partition("/")[0]]
         return self.wire if way.model and not (way.more or way.each) else "float32"
 
-    def encoded(self, kind: str, vector: Any) -> Any:
+    def encoded(self, kind: str, vector: Any, pool: Pool | None = None) -> Any:
         """Return a vector as it travels in a message of a kind."""
-        return encoded(vector, self.dtype(kind))
+        return encoded(vector, self.dtype(kind), pool)
 
     def ends(self, d: int) -> list[tuple[int, int]]:
         """Return where each piece of d numbers begins and ends."""

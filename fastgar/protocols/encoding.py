@@ -12,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dtypes import widened
+from .pool import Pool
 
-__all__ = ["ROUNDING", "WIRES", "encoded", "land", "landing", "numbers"]
+__all__ = ["BITS", "ROUNDING", "WIRES", "encoded", "land", "landing", "numbers"]
 
 Vector = NDArray[Any]
 
 WIRES = ("float32", "bfloat16")
 ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8}  # relative to what was rounded, at most
 BITS = np.dtype(np.uint16)  # of bfloat16, which numpy does not have
-BLOCK = 1 << 15  # numbers: those of a block stay in the cache
+BLOCK = 1 << 17  # numbers: with fewer, it is calls that take time
 
 
-def encoded(vector: Vector, dtype: str) -> Vector:
+def encoded(vector: Vector, dtype: str, pool: Pool | None = None) -> Vector:
     """Return a vector as it travels, itself if it does so already.
 
     Parameters
@@ -31,6 +32,8 @@ def encoded(vector: Vector, dtype: str) -> Vector:
     vector : array, shape (d,)
         Numbers, or the bits of bfloat16.
     dtype : {"float32", "bfloat16"}
+    pool : Pool, optional
+        Of vectors of d `BITS`, one of which is then the result.
 
     Returns
     -------
@@ -40,7 +43,8 @@ def encoded(vector: Vector, dtype: str) -> Vector:
 
     Notes
     -----
-    Torch rounds as fast as memory is read, and needs no memory but the result's.
+    Torch rounds as fast as memory is read, and needs no memory but the result's, which takes
+    longer to get anew than to fill.
     """
     if dtype == "float32":
         return np.asarray(vector, np.float32)
@@ -49,7 +53,8 @@ def encoded(vector: Vector, dtype: str) -> Vector:
     import torch  # whose import takes seconds, which who only reads a cluster file need not wait
 
     vector = np.require(vector, np.float32, ("C", "W"))
-    bits: Vector = torch.from_numpy(vector).to(torch.bfloat16).view(torch.int16).numpy().view(BITS)
+    bits: Vector = np.empty(len(vector), BITS) if pool is None else pool.take()
+    torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).copy_(torch.from_numpy(vector))
     return bits
 
 
@@ -72,6 +77,5 @@ def land(vector: Vector) -> None:
     wide, bits, done = vector.view(np.uint32), landing(vector), 0
     while done < len(wide):
         until = min(max((len(wide) + done) // 2, done + 1), done + BLOCK)
-        wide[done:until] = bits[done:until]
-        wide[done:until] <<= 16
+        np.left_shift(bits[done:until], 16, out=wide[done:until], dtype=np.uint32)
         done = until

@@ -1,4 +1,4 @@
-"""Memory for vectors that come again and again."""
+"""Vectors whose memory is used again: to touch new memory takes longer than to write into it."""
 
 from __future__ import annotations
 

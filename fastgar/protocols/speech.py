@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from .cluster import Cluster
 from .driver import Transport
-from .encoding import numbers
+from .encoding import BITS, numbers
 from .greetings import is_own_word
 from .mailbox import WINDOW
+from .pool import Pool
 from .storage import State, Storage
 
 __all__ = ["Speaker"]
@@ -53,6 +54,7 @@ class Speaker:
         self.arrays: dict[str, Vector] = {}
         self.kept: dict[str, dict[int, tuple[Vector, tuple[str, ...]]]] = {}
         self.lie: Any = None
+        self._pools: dict[int, Pool] = {}  # by length: of what is sent as bfloat16
         self._place = cluster.of_role(self.role).index(name) % (cluster.pieces or 1)
         self._followers: dict[tuple[str, str], int] = {}
         self._answered: dict[tuple[str, bool], float] = {}
@@ -85,7 +87,8 @@ class Speaker:
             if self._is_silent(kind, step):  # what is kept is said in another life
                 return numbers(self.cluster.encoded(kind, vector))
             others = tuple(peer for peer in peers if peer != self.name)
-            kept[step] = (self.cluster.encoded(kind, vector), others)
+            pool = self._pools.setdefault(len(vector), Pool(len(vector), BITS))
+            kept[step] = (self.cluster.encoded(kind, vector, pool), others)
             while len(kept) > WINDOW:
                 del kept[min(kept)]
             self.write()
