@@ -35,6 +35,8 @@ from torch.distributed._composable.replicate_with_fsdp import replicate
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
+from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -1220,6 +1222,27 @@ def replicas_of_shards_are_the_workers(rank: int, group: Any) -> None:
         expect(p.grad.full_tensor(), fg.median(rows, 1)[name])
     with raises(ValueError, "does not go with replicas="):
         fgt.make_robust(sharded(pairs[rank // 2]), "krum", 0, scope="global", replicas=across[0])
+
+
+@case(4)
+def several_meshes_in_one_model_are_refused(rank: int, group: Any) -> None:
+    everyone = DeviceMesh.from_group(group, "cpu")
+    pairs = [dist.new_group([2 * k, 2 * k + 1], use_local_synchronization=True) for k in range(2)
+             if rank // 2 == k]  # fmt: skip
+    pair = DeviceMesh.from_group(pairs[0], "cpu")
+
+    def placed(p: nn.Parameter) -> Any:
+        return ShardPlacementResult(Shard(0), FSDPMeshInfo(pair if p.ndim == 1 else everyone, 0))
+
+    model = nn.Linear(8, 4)
+    fully_shard(model, mesh=everyone, shard_placement_fn=placed)
+    with raises(ValueError, "2 meshes share one call of fully_shard", "of each mesh"):
+        fgt.make_robust(model, "median", 1)
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4))
+    fully_shard(model[1], mesh=pair)
+    fully_shard(model, mesh=everyone)
+    with raises(ValueError, "several groups of ranks", "(0, 1, 2, 3)", "for each part"):
+        fgt.make_robust(model, "median", 1)
 
 
 class Normed(nn.Module):

@@ -12,7 +12,7 @@ from fastgar.errors import require_name
 from fastgar.pipeline import Rule
 
 from .ddp import ddp_in, require_usable
-from .group import configured
+from .group import configured, ranks_of
 from .hook import robust_hook
 from .reduce_scatter import Backward, RobustAllReduce, RobustReduceScatter
 from .report import RankReport
@@ -138,7 +138,7 @@ def _robust_fsdp(
             "make_robust takes a model in DistributedDataParallel, or after "
             "torch.distributed.fsdp.fully_shard (of torch 2.9 or later)"
         )
-    groups = [_param_group(module) for module in modules]
+    groups = list(map(_param_group, modules))
     kept = [(module, group) for module, group in zip(modules, groups, strict=True) if group]
     if any(
         isinstance(group._reduce_scatter_comm, RobustReduceScatter)
@@ -167,6 +167,13 @@ def _robust_fsdp(
             'use to take none for gradients: mode="replicated" is for replicas=, or for '
             "DistributedDataParallel"
         )
+    others = {ranks_of(each._reduce_scatter_process_group) for _, each in kept}
+    if len(others) > 1:
+        raise ValueError(
+            f"modules of this model are sharded over several groups of ranks ({sorted(others)}), "
+            "as experts are, and one rule with one f is for one of them: call make_robust for "
+            "each part of the model that has one group"
+        )
     tensors = [each.sharded_param for _, group in kept for each in group.fsdp_params]
     near = beside(tensors, kept[0][1]._reduce_scatter_process_group)
     if near is not None and replicas is not None:
@@ -189,4 +196,9 @@ def _robust_fsdp(
 def _param_group(module: Any) -> Any:
     """Return the parameter group of an FSDP module; None if it manages no parameters."""
     found = module._get_fsdp_state()._fsdp_param_groups
+    if len(found) > 1:
+        raise ValueError(
+            f"{len(found)} meshes share one call of fully_shard (shard_placement_fn=), of which "
+            "only the first would be robust: call fully_shard on the modules of each mesh"
+        )
     return found[0] if found else None
