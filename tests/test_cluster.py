@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastgar as fg
@@ -344,6 +344,7 @@ def test_the_lowest_server_stands_for_the_next_term() -> None:
     assert leader_after(4 * c.span, led=False) == "ps0"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 40))
 def test_a_model_that_is_stored_keeps_its_number(number: int) -> None:
     c = cluster_of({**SMALL, "protocol": {"name": "crash_tolerant"}})
