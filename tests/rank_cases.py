@@ -1236,12 +1236,12 @@ def several_meshes_in_one_model_are_refused(rank: int, group: Any) -> None:
 
     model = nn.Linear(8, 4)
     fully_shard(model, mesh=everyone, shard_placement_fn=placed)
-    with raises(ValueError, "2 meshes share one call of fully_shard", "of each mesh"):
+    with raises(ValueError, "2 meshes share one call of fully_shard", "over one mesh"):
         fgt.make_robust(model, "median", 1)
     model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4))
     fully_shard(model[1], mesh=pair)
     fully_shard(model, mesh=everyone)
-    with raises(ValueError, "several groups of ranks", "(0, 1, 2, 3)", "for each part"):
+    with raises(ValueError, "several groups of ranks", "(0, 1, 2, 3)", "over one mesh"):
         fgt.make_robust(model, "median", 1)
 
 

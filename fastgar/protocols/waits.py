@@ -10,9 +10,7 @@ from .pace import Pace
 __all__ = ["Waits"]
 
 DOUBT, MOST_DOUBT = 1.0, 5.0  # so that a slow network is not taken for a dead leader for ever
-IN_VAIN = (
-    4.0  # deadlines for the others of a later step to come, until those that came first will do
-)
+IN_VAIN = 4.0  # deadlines in which others of a later step may come, after the first f_s + 2
 
 
 class Waits:

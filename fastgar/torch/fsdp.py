@@ -171,8 +171,8 @@ def _robust_fsdp(
     if len(others) > 1:
         raise ValueError(
             f"modules of this model are sharded over several groups of ranks ({sorted(others)}), "
-            "as experts are, and one rule with one f is for one of them: call make_robust for "
-            "each part of the model that has one group"
+            "as experts are, and one rule with one f is for one of them: shard all modules over "
+            "one mesh"
         )
     tensors = [each.sharded_param for _, group in kept for each in group.fsdp_params]
     near = beside(tensors, kept[0][1]._reduce_scatter_process_group)
@@ -199,6 +199,6 @@ def _param_group(module: Any) -> Any:
     if len(found) > 1:
         raise ValueError(
             f"{len(found)} meshes share one call of fully_shard (shard_placement_fn=), of which "
-            "only the first would be robust: call fully_shard on the modules of each mesh"
+            "only the first would be robust: shard all parameters over one mesh"
         )
     return found[0] if found else None
